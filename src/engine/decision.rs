@@ -1,0 +1,235 @@
+//! What the Judge says: decisions, notices about earlier decisions, and entries of the execution log.
+
+use super::time::Millis;
+use serde::{Deserialize, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+/// The four verdicts, the same words everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Evidence that the margin holds.
+    Safe,
+    /// Not enough evidence either way.
+    Watching,
+    /// Evidence that it does not hold.
+    Breach,
+    /// Nothing, or stale.
+    NoData,
+}
+
+/// What is done about a breach, mildest first: the derived order is the rank (`kill` outranks `rollback` …).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Action {
+    /// Gates stop saying "go"; nothing is undone.
+    Hold,
+    Notify,
+    Page,
+    Pause,
+    Rollback,
+    Kill,
+}
+
+impl Action {
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::Hold => "hold",
+            Action::Notify => "notify",
+            Action::Page => "page",
+            Action::Pause => "pause",
+            Action::Rollback => "rollback",
+            Action::Kill => "kill",
+        }
+    }
+
+    /// Whether it changes what users get, and is therefore withheld in [`Mode::Observe`].
+    pub fn intervenes(self) -> bool {
+        self >= Action::Pause
+    }
+}
+
+/// Whether interventions are delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    Observe,
+    Enforce,
+}
+
+/// One decision, as printed by `backtest`, kept in the execution log and sent inside webhooks.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decision {
+    /// `d-` and 20 hex digits: see [`decision_id`].
+    pub decision: String,
+    /// Event time: the end of the pane that tripped, or the record's own time where a single event trips.
+    #[serde(serialize_with = "rfc3339")]
+    pub decided_at: Millis,
+    pub experiment: String,
+    pub revision: u32,
+    pub phase: u32,
+    /// Empty for decisions about the whole experiment (silence, schema violations).
+    pub bucket: String,
+    /// Name of the guardrail, or key of the quality check, or `operator`.
+    pub guardrail: String,
+    /// `limit`, `max_increase`, a quality key, `operator` or `confirm_within`.
+    pub criterion: String,
+    pub verdict: Verdict,
+    pub action: Action,
+    pub mode: Mode,
+    pub baseline_value: Option<f64>,
+    pub bucket_value: Option<f64>,
+    pub unit: String,
+    /// Relative change of the bucket against the baseline: 0.233 is +23.3%.
+    pub change: Option<f64>,
+    /// Anytime-valid interval of what the margin bounds.
+    pub interval: Option<[f64; 2]>,
+    /// The limit or margin that was breached, in the metric's own unit (or relative, for a relative margin).
+    pub margin: Option<f64>,
+    pub alpha: Option<f64>,
+    /// Natural logarithm of the e-value.
+    pub log_e_value: Option<f64>,
+    /// Name of the test, as `guardraild stats` knows it; `count` where a bare count decides.
+    pub test: String,
+    /// When the breach began: the end of the first pane since which the criterion has held without a break.
+    #[serde(serialize_with = "rfc3339")]
+    pub since: Millis,
+    /// Units exposed to the bucket so far.
+    pub exposed_units: u64,
+    pub evidence: Evidence,
+    /// One sentence for people.
+    pub reason: String,
+    /// Arming epoch: how often an operator has re-armed the experiment.
+    #[serde(skip)]
+    pub epoch: u32,
+    /// Who asked, when a person did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+}
+
+/// Sufficient statistics of a decision, enough to recompute it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Evidence {
+    /// Values among `n` that exceed `threshold`, tested against the share `q0_ppm` of them that the quantile allows.
+    Exceedance { n: u64, s: u64, q0_ppm: u32, threshold: f64, bins: Vec<(u64, u64)> },
+    /// `x` hits among `n` observations, tested against `p0`.
+    Threshold { n: u64, x: u64, p0: f64 },
+    /// `x` events where `mu0` were allowed.
+    Poisson { x: u64, mu0: f64 },
+    /// `count` events where at most `allowed` are tolerated.
+    Count { count: u64, allowed: u64 },
+    /// Refused records among those that name the experiment.
+    Share { n: u64, x: u64, max: f64 },
+    /// Milliseconds without a record.
+    Silence { silent_ms: Millis },
+    /// Exposures of the bucket per second, before the action and at the end of the wait.
+    Exposures { before_per_s: f64, now_per_s: f64 },
+    /// An operator's request.
+    Operator { reason: String },
+}
+
+/// A later word on an earlier decision.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notice {
+    pub kind: NoticeKind,
+    pub at: Millis,
+    pub decision: Decision,
+    /// One sentence for people.
+    pub text: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NoticeKind {
+    /// Exposures to the bucket have stopped.
+    Confirmed,
+    /// They have not, within the time allowed.
+    Unconfirmed,
+    /// An operator re-armed the guardrail.
+    Resolved,
+}
+
+impl NoticeKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            NoticeKind::Confirmed => "confirmed",
+            NoticeKind::Unconfirmed => "unconfirmed",
+            NoticeKind::Resolved => "resolved",
+        }
+    }
+}
+
+/// An entry of the execution log. Decisions and notices make their own entries.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LogEntry {
+    #[serde(serialize_with = "rfc3339")]
+    pub at: Millis,
+    pub experiment: String,
+    pub kind: LogKind,
+    pub author: Option<String>,
+    pub text: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogKind {
+    Launch,
+    Phase,
+    Decision,
+    Confirmed,
+    Unconfirmed,
+    Resolved,
+    Verdict,
+    Operator,
+    Annotation,
+    Delivery,
+}
+
+/// All that a step of the engine says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    pub decisions: Vec<Decision>,
+    pub notices: Vec<Notice>,
+    pub log: Vec<LogEntry>,
+}
+
+impl Output {
+    pub fn is_empty(&self) -> bool {
+        self.decisions.is_empty() && self.notices.is_empty() && self.log.is_empty()
+    }
+}
+
+/// Id of a decision: the same facts give the same id, so that a replay after a crash cannot act twice.
+///
+/// `part` tells apart the follow-ups of one guardrail (`limit`, `unconfirmed/kill`, …).
+pub fn decision_id(experiment: &str, revision: u32, bucket: &str, guardrail: &str, epoch: u32, part: &str) -> String {
+    let mut hash = Sha256::new();
+    for text in [experiment, bucket, guardrail, part] {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    }
+    hash.update(revision.to_le_bytes());
+    hash.update(epoch.to_le_bytes());
+    let hex: String = hash.finalize().iter().take(10).map(|b| format!("{b:02x}")).collect();
+    format!("d-{hex}")
+}
+
+/// Serialises event time as RFC 3339 in UTC, with milliseconds where there are any.
+pub fn rfc3339<S: Serializer>(ts: &Millis, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&Timestamp(*ts))
+}
+
+/// RFC 3339 in UTC.
+pub struct Timestamp(pub Millis);
+
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(ts) => ts.fmt(f),
+            Err(_) => write!(f, "{}ms", self.0),
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! The pure half of guardraild: records and time in, decisions out.
+//!
+//! Nothing here reads a clock, a file, a socket or a random number; `tests/tidy.rs` holds that fence. The path of a record:
+//! [`event::Event`] -> [`aggregate::Aggregator`] (one per input partition) -> [`pane::PanePartial`] -> [`fleet::Fleet`]
+//! (sequences the partials of all partitions) -> [`judge::Judge`] (one per experiment) -> [`decision::Decision`].
+
+pub mod aggregate;
+pub mod decision;
+pub mod event;
+pub mod fleet;
+pub mod histogram;
+pub mod judge;
+pub mod outcome;
+pub mod pane;
+pub mod plan;
+pub mod state;
+pub mod stats;
+pub mod time;

@@ -1,0 +1,255 @@
+//! What the engine must know of a rule file: the checked, compiled form that `rules` makes and the Judge follows.
+
+use super::decision::{Action, Mode};
+use super::event::FieldId;
+use super::time::Millis;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// All live experiments, in the order of their names, and the fields that their metrics read.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    pub plans: Vec<Arc<Plan>>,
+    pub fields: FieldTable,
+}
+
+/// Fields that metrics read beyond the canonical ones. A [`FieldId`] is an index into `entries`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FieldTable {
+    /// Name of the event and the JSON Pointer (RFC 6901) into its record.
+    pub entries: Vec<(String, String)>,
+}
+
+impl FieldTable {
+    /// The id of a field, added on first use. `None` when the table is full (65,536 fields).
+    pub fn intern(&mut self, event: &str, pointer: &str) -> Option<FieldId> {
+        let found = self.entries.iter().position(|(e, p)| e == event && p == pointer);
+        let index = found.unwrap_or_else(|| {
+            self.entries.push((event.to_owned(), pointer.to_owned()));
+            self.entries.len() - 1
+        });
+        FieldId::try_from(index).ok()
+    }
+}
+
+/// One experiment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    pub experiment: String,
+    pub revision: u32,
+    /// At least two; exactly one is the baseline. At most [`MAX_BUCKETS`].
+    pub buckets: Vec<Bucket>,
+    /// Records outside `starts..ends` are counted `inactive`.
+    pub starts: Option<Millis>,
+    pub ends: Option<Millis>,
+    /// Names of the rollout's phases, in order; empty when the rule names none.
+    pub phases: Vec<String>,
+    /// What partials carry for each bucket.
+    pub signals: Vec<Signal>,
+    pub guardrails: Vec<Guardrail>,
+    pub quality: Vec<QualityCheck>,
+    /// False-alarm budget of the whole experiment, in (0, 1).
+    pub alpha: f64,
+    /// Exposed units per bucket before a relative test may act.
+    pub min_units: u64,
+    pub mode: Mode,
+    /// Exposures to a rolled-back bucket must stop within this span.
+    pub confirm_within: Millis,
+    /// What happens when they do not.
+    pub unconfirmed: Vec<Action>,
+}
+
+/// Buckets of one experiment at most.
+pub const MAX_BUCKETS: usize = 64;
+
+impl Plan {
+    /// Index of the baseline bucket.
+    pub fn baseline(&self) -> usize {
+        self.buckets.iter().position(|b| b.baseline).unwrap_or(0)
+    }
+
+    pub fn bucket(&self, name: &str) -> Option<usize> {
+        self.buckets.iter().position(|b| b.name == name)
+    }
+}
+
+/// An arm of the experiment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bucket {
+    pub name: String,
+    /// Designed share of traffic; the weights of an experiment add up to 1.
+    pub weight: f64,
+    pub baseline: bool,
+}
+
+/// A stream of observations that partials carry per bucket.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Signal {
+    /// Distribution of a value, binned.
+    Distribution { source: Source, value: Value },
+    /// Hits among observations.
+    Rate { source: Source, hit: Hit },
+    /// Number of events.
+    Count { source: Source },
+    /// Moments of a value.
+    Moments { source: Source, value: Value },
+    /// Workflows started, and among them those abandoned: explicitly, or not completed within the limit.
+    Abandonment { within: Millis, workflow: Option<String> },
+}
+
+/// Which events feed a signal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// The `event` field of the record.
+    pub event: String,
+    /// Fields that must have these values (the rule's `where`).
+    pub filter: Vec<(FieldId, Match)>,
+}
+
+/// A value that a `where` asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Match {
+    Bool(bool),
+    Number(f64),
+    Text(String),
+}
+
+/// Where a signal's value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// `latency_ms` of a request, in ms.
+    Latency,
+    /// `value` of an outcome.
+    Outcome,
+    /// Any numeric field.
+    Field(FieldId),
+}
+
+/// What makes an observation a hit.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Hit {
+    /// `error` of a request.
+    Error,
+    /// `value` of an outcome is true, or not 0.
+    Outcome,
+    /// The field is true, or not 0; absent is no hit.
+    Field(FieldId),
+}
+
+/// One guardrail of the rule file, for every bucket but the baseline.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guardrail {
+    /// Unique in the experiment: the metric's name, with `#2`, `#3` … when a metric has several guardrails.
+    pub name: String,
+    /// Index into [`Plan::signals`].
+    pub signal: usize,
+    pub statistic: Statistic,
+    /// Unit of the value as people read it: `ms`, `%`, `per unit`, or empty.
+    pub unit: String,
+    pub window: Millis,
+    /// Absolute bound in the metric's own unit (ms; a share 0..1; tickets per unit; a count).
+    pub limit: Option<f64>,
+    /// Bound against the baseline bucket.
+    pub max_increase: Option<Margin>,
+    /// Whether more of the metric is worse (`better: down`, the default) or better.
+    pub higher_is_worse: bool,
+    /// How long a limit must be exceeded before it counts (`for`).
+    pub hold: Millis,
+    pub on_breach: Action,
+}
+
+/// How a guardrail's value is read off its signal.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Statistic {
+    /// Quantile level in parts per million (p95 is 950,000) of a distribution.
+    Quantile { ppm: u32 },
+    /// Hits per observation, of a rate or of abandonment.
+    Share,
+    /// Events per exposed unit.
+    PerUnit,
+    /// Events.
+    Count,
+    /// Mean of a value.
+    Mean,
+    /// Exposures.
+    Exposures,
+}
+
+/// How far a bucket may exceed the baseline.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Margin {
+    /// 0.1 is 10% of the baseline's value.
+    Relative(f64),
+    /// In the metric's own unit (ms, or a share: 0.005 is 0.5pp).
+    Absolute(f64),
+}
+
+/// A check of the data itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QualityCheck {
+    pub kind: QualityKind,
+    pub action: Action,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum QualityKind {
+    Srm { alpha: f64 },
+    VolumeParity { max_gap: f64 },
+    MixedAssignment { max: f64 },
+    Ineligible { max: f64 },
+    Missing { fields: Vec<FieldId>, max: f64 },
+    SchemaViolations { max: f64 },
+    Silence { after: Millis },
+}
+
+impl QualityKind {
+    /// The key of the rule file's `quality` section, and the `guardrail` of its decisions.
+    pub fn name(&self) -> &'static str {
+        match self {
+            QualityKind::Srm { .. } => "srm",
+            QualityKind::VolumeParity { .. } => "volume_parity",
+            QualityKind::MixedAssignment { .. } => "mixed_assignment",
+            QualityKind::Ineligible { .. } => "ineligible",
+            QualityKind::Missing { .. } => "missing",
+            QualityKind::SchemaViolations { .. } => "schema_violations",
+            QualityKind::Silence { .. } => "silence",
+        }
+    }
+}
+
+/// Bounds and spans of the engine, the same for all experiments.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Length of a pane; every window is a whole number of panes.
+    pub pane: Millis,
+    /// A record this far behind its partition's watermark is still counted.
+    pub lateness: Millis,
+    /// A partition without records for this long stops holding the others back.
+    pub idle_after: Millis,
+    /// Event-time span in which ids are remembered.
+    pub dedupe_horizon: Millis,
+    /// Ids remembered per partition at most.
+    pub dedupe_max: usize,
+    /// Workflows open per partition at most.
+    pub workflows_max: usize,
+    /// Exposed units remembered per partition and experiment at most.
+    pub units_max: usize,
+    /// Panes that one partition may run ahead of the slowest live one.
+    pub max_skew_panes: i64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            pane: 1_000,
+            lateness: 30_000,
+            idle_after: 5_000,
+            dedupe_horizon: 600_000,
+            dedupe_max: 1_000_000,
+            workflows_max: 1_000_000,
+            units_max: 20_000_000,
+            max_skew_panes: 600,
+        }
+    }
+}

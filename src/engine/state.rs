@@ -1,0 +1,112 @@
+//! What people and controllers see of an experiment: the serialised form behind the API, the CLI and the dashboard.
+
+use super::decision::{Action, Mode, Verdict};
+use super::time::Millis;
+use serde::Serialize;
+
+/// Live state of one experiment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ExperimentState {
+    pub experiment: String,
+    pub revision: u32,
+    pub mode: Mode,
+    pub phase: u32,
+    /// Name of the phase, where the rule names phases.
+    pub phase_name: Option<String>,
+    /// The worst verdict of all guardrails: breach, then no_data, then watching, then safe.
+    pub verdict: Verdict,
+    /// A controller may go on: every guardrail safe or watching with fresh data, nothing held.
+    pub go: bool,
+    /// A controller must stop: some guardrail is breached with rollback or kill.
+    pub stop: bool,
+    /// One sentence for people: why not go, or why stop.
+    pub reason: String,
+    /// Data-quality or operator holds in force.
+    pub holds: Vec<HoldState>,
+    pub buckets: Vec<BucketState>,
+    pub guardrails: Vec<GuardrailState>,
+    pub quality: Vec<QualityState>,
+    /// Event time up to which the experiment has been judged, ms since the epoch; `null` before the first record.
+    pub judged_to: Option<Millis>,
+    /// Event time of the last record, ms since the epoch.
+    pub last_record: Option<Millis>,
+    /// Records accepted for, and refused in the name of, the experiment.
+    pub records: u64,
+    pub rejected: u64,
+    /// Ids of decisions in force, newest last.
+    pub decisions: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HoldState {
+    /// `operator` or the key of a quality check.
+    pub by: String,
+    pub reason: String,
+    pub author: Option<String>,
+    /// ms since the epoch; `null` means until resumed.
+    pub until: Option<Millis>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BucketState {
+    pub bucket: String,
+    pub baseline: bool,
+    pub weight: f64,
+    pub exposed_units: u64,
+    pub mixed_units: u64,
+    pub exposures: u64,
+    pub events: u64,
+    /// Exposures per second over the last ten seconds.
+    pub exposure_rate: f64,
+    /// Rolled back or killed, and what came of it.
+    pub stopped: Option<StopState>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StopState {
+    pub decision: String,
+    pub action: Action,
+    pub at: Millis,
+    /// `waiting`, `confirmed` or `unconfirmed`; `observed` where nothing was sent.
+    pub confirmation: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GuardrailState {
+    pub guardrail: String,
+    pub bucket: String,
+    pub verdict: Verdict,
+    /// One sentence for people: why this verdict.
+    pub reason: String,
+    pub statistic: String,
+    pub unit: String,
+    pub window_ms: Millis,
+    pub baseline_value: Option<f64>,
+    pub bucket_value: Option<f64>,
+    pub change: Option<f64>,
+    pub interval: Option<[f64; 2]>,
+    pub limit: Option<f64>,
+    pub max_increase: Option<super::plan::Margin>,
+    /// Observations in the window, bucket and baseline.
+    pub n: u64,
+    pub baseline_n: u64,
+    pub log_e_value: Option<f64>,
+    /// What [`Self::log_e_value`] must reach.
+    pub log_threshold: Option<f64>,
+    pub on_breach: Action,
+    /// Decision in force, if tripped.
+    pub decision: Option<String>,
+    /// Values moved to the nearest bound of the histogram, so far.
+    pub clamped: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QualityState {
+    pub check: String,
+    pub verdict: Verdict,
+    pub reason: String,
+    pub value: Option<f64>,
+    pub bound: Option<f64>,
+    pub action: Action,
+    pub decision: Option<String>,
+}

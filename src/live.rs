@@ -1,0 +1,114 @@
+//! The daemon's live view, shared by the thread that judges and those who look: an immutable snapshot, replaced about once a
+//! second, and the commands that operators send back.
+
+use crate::engine::decision::Action;
+use crate::engine::outcome::Counts;
+use crate::engine::state::ExperimentState;
+use crate::engine::time::Millis;
+use serde::Serialize;
+use std::sync::{Arc, RwLock};
+use tokio::sync::oneshot;
+
+/// The newest view; cheap to read and to replace.
+#[derive(Clone, Default)]
+pub struct Live(Arc<RwLock<Arc<View>>>);
+
+impl Live {
+    pub fn get(&self) -> Arc<View> {
+        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    pub fn set(&self, view: View) {
+        *self.0.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(view);
+    }
+}
+
+/// Everything that the API shows, at one instant.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct View {
+    /// Wall clock of this view, ms since the epoch.
+    pub at: Millis,
+    /// By name.
+    pub experiments: Vec<ExperimentState>,
+    pub counts: Counts,
+    pub partitions: Vec<PartitionView>,
+    /// What must hold before the daemon is ready.
+    pub checks: Vec<Check>,
+}
+
+impl View {
+    pub fn experiment(&self, name: &str) -> Option<&ExperimentState> {
+        self.experiments.iter().find(|e| e.experiment == name)
+    }
+}
+
+/// One input partition number (over all co-partitioned topics).
+#[derive(Clone, Debug, Serialize)]
+pub struct PartitionView {
+    pub partition: i32,
+    /// Largest event time seen, ms since the epoch.
+    pub watermark: Option<Millis>,
+    pub idle: bool,
+    pub counts: Counts,
+}
+
+/// A readiness check.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: &'static str,
+    pub ok: bool,
+    pub detail: String,
+}
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// Stop acting (never measuring) until `until`, or until resumed.
+    Hold {
+        until: Option<Millis>,
+    },
+    /// Lift holds and re-arm every guardrail that has tripped.
+    Resume,
+    /// Act now.
+    Act(Action),
+    /// The rollout moved.
+    Phase {
+        phase: String,
+        weights: Vec<(String, f64)>,
+    },
+    Annotate,
+}
+
+/// An operator's request on its way to the judge.
+#[derive(Debug)]
+pub struct Command {
+    pub experiment: String,
+    pub operation: Operation,
+    /// `None` means every bucket but the baseline.
+    pub bucket: Option<String>,
+    pub author: String,
+    /// The reason, or the text of an annotation.
+    pub reason: String,
+    pub reply: oneshot::Sender<Result<Accepted, Refusal>>,
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, Serialize)]
+pub struct Accepted {
+    pub experiment: String,
+    /// One sentence for people.
+    pub message: String,
+    /// Decisions that it made.
+    pub decisions: Vec<String>,
+}
+
+/// Why a command was refused.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refusal {
+    #[error("no experiment `{0}` in the loaded rules")]
+    UnknownExperiment(String),
+    #[error("{0}")]
+    NotPossible(String),
+    #[error("the decision could not be stored: {0}")]
+    NotStored(String),
+}

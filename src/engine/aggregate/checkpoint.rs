@@ -72,7 +72,13 @@ impl Aggregator {
 
     /// Rebuilds an Aggregator from its newest `state` and all `units` chunks, oldest first. What belongs to experiments that are gone
     /// is dropped; an experiment whose signals or buckets changed keeps its units, but not its open pane and workflows.
-    pub fn restore(partition: i32, catalog: Arc<Catalog>, settings: Settings, state: &[u8], units: &[Vec<u8>]) -> Result<Aggregator, String> {
+    pub fn restore(
+        partition: i32,
+        catalog: Arc<Catalog>,
+        settings: Settings,
+        state: &[u8],
+        units: &[Vec<u8>],
+    ) -> Result<Aggregator, String> {
         let mut new = Aggregator::new(partition, catalog, settings);
         let old: State = decode(state)?;
         let same: Vec<Option<u32>> = old.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();

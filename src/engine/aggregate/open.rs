@@ -93,7 +93,9 @@ impl OpenBucket {
     pub fn book(&mut self, plan: &Plan, signal: usize, event: &Event<'_>) -> bool {
         let cell = self.cell(plan, signal);
         match (&plan.signals[signal], cell) {
-            (Signal::Distribution { source, value: from }, OpenCell::Distribution { samples, binned, clamped }) if passes(source, event) => {
+            (Signal::Distribution { source, value: from }, OpenCell::Distribution { samples, binned, clamped })
+                if passes(source, event) =>
+            {
                 let Some(x) = value(from, event) else { return false };
                 let (x, out_of_range) = thousandths(x);
                 *clamped += u64::from(out_of_range);

@@ -22,7 +22,10 @@ pub struct Watcher {
 enum Flow {
     Open(SmallVec<[Watcher; 1]>),
     /// Its end overtook its start.
-    Ended { abandoned: bool, at: Millis },
+    Ended {
+        abandoned: bool,
+        at: Millis,
+    },
 }
 
 /// See the module. All times are event time.

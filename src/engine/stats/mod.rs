@@ -12,6 +12,7 @@
 //! An *arm* is a bucket of the experiment: T the treatment, C the control (the baseline). A *bin* is a cell of a histogram.
 
 pub mod exceedance;
+pub mod lift;
 pub mod numeric;
 pub mod rates;
 pub mod zero_tolerance;

@@ -1,31 +1,4 @@
-//! Numerical helpers and the grid of alternatives that the tests of rates and counts share.
-
-use std::sync::LazyLock;
-
-/// Points of the lift grid.
-pub const LIFTS: usize = 17;
-
-/// Alternatives that a mixture bets on, as log odds (or log rate) ratios over what is tolerated, with their prior weights.
-///
-/// Geometric from 0.005 (a lift of 0.5%) to 3.3 (26 times), each weighing 1.1 times its predecessor. A mixture of e-values is an
-/// e-value; the grid costs a factor of about 1.4 against an oracle that knows the lift.
-pub struct LiftGrid {
-    pub lift: [f64; LIFTS],
-    /// `exp(lift) - 1`.
-    pub expm1: [f64; LIFTS],
-    /// `exp(-lift) - 1`.
-    pub expm1_neg: [f64; LIFTS],
-    /// Logarithms of the weights, which add up to 1.
-    pub log_weight: [f64; LIFTS],
-}
-
-/// The grid of [`LiftGrid`].
-pub static LIFT_GRID: LazyLock<LiftGrid> = LazyLock::new(|| {
-    let lift: [f64; LIFTS] = std::array::from_fn(|j| 0.005 * 1.5f64.powi(j as i32));
-    let weight: [f64; LIFTS] = std::array::from_fn(|j| 1.1f64.powi(j as i32));
-    let total: f64 = weight.iter().sum();
-    LiftGrid { lift, expm1: lift.map(f64::exp_m1), expm1_neg: lift.map(|l| (-l).exp_m1()), log_weight: weight.map(|w| (w / total).ln()) }
-});
+//! Numerical helpers.
 
 /// `ln(sum(exp(terms)))` without overflow; `-inf` for no terms.
 pub fn log_sum_exp(terms: &[f64]) -> f64 {
@@ -65,6 +38,54 @@ pub fn crossing(mut low: f64, mut high: f64, f: impl Fn(f64) -> f64) -> f64 {
     }
 }
 
+/// `ln(1 + u) - u` for `u > -1`, without cancellation near 0.
+pub fn ln_1p_minus(u: f64) -> f64 {
+    if u.abs() > 0.3 {
+        return u.ln_1p() - u;
+    }
+    // ln(1 + u) = 2 atanh(r) with r = u / (2 + u), and 2 r - u = -r u. Here r^2 < 0.032, so 13 terms reach the last bit.
+    let r = u / (2.0 + u);
+    let r2 = r * r;
+    let series = (1..=13).rev().fold(0.0, |sum, k| r2 * (1.0 / f64::from(2 * k + 1) + sum));
+    r * (2.0 * series - u)
+}
+
+/// `(1 + u) ln(1 + u) - u` for `u >= -1`: the relative entropy of a Poisson mean `1 + u` to the mean 1.
+pub fn poisson_divergence(u: f64) -> f64 {
+    if u <= -1.0 {
+        1.0
+    } else if u.abs() > 0.3 {
+        (1.0 + u) * u.ln_1p() - u
+    } else {
+        u * u + (1.0 + u) * ln_1p_minus(u)
+    }
+}
+
+/// What Stirling's formula leaves of the log gamma function, `lgamma(z) - (z - 1/2) ln z + z - ln(2 pi) / 2`, for `z > 0`.
+pub fn stirling_remainder(z: f64) -> f64 {
+    if z < 15.0 {
+        return libm::lgamma(z) - ((z - 0.5) * z.ln() - z + HALF_LN_TAU);
+    }
+    // Bernoulli numbers over 2k (2k - 1), highest first.
+    const COEFFICIENTS: [f64; 6] = [-691.0 / 360_360.0, 1.0 / 1_188.0, -1.0 / 1_680.0, 1.0 / 1_260.0, -1.0 / 360.0, 1.0 / 12.0];
+    let y = 1.0 / (z * z);
+    COEFFICIENTS.iter().fold(0.0, |sum, c| sum * y + c) / z
+}
+
+/// `ln(exp(y^2 / 2) Phi(y))` with the standard normal distribution function Phi: near 0 at any evidence against the tail.
+pub fn ln_scaled_normal_cdf(y: f64) -> f64 {
+    if y > -20.0 {
+        return 0.5 * y * y + (0.5 * libm::erfc(-y * std::f64::consts::FRAC_1_SQRT_2)).ln();
+    }
+    // Asymptotic series of the Mills ratio: 1 - 1/y^2 + 3/y^4 - 15/y^6 ...
+    let inverse = 1.0 / (y * y);
+    let series = (1..=7).rev().fold(1.0, |sum, k| 1.0 - f64::from(2 * k - 1) * inverse * sum);
+    -(-y).ln() - HALF_LN_TAU + series.ln()
+}
+
+/// `ln(2 pi) / 2`.
+pub const HALF_LN_TAU: f64 = 0.918_938_533_204_672_8;
+
 /// A count or size as the tests use it: not negative, finite; `None` when it is not a number.
 pub fn count(value: f64) -> Option<f64> {
     if value.is_nan() { None } else { Some(value.clamp(0.0, 1e300)) }
@@ -84,13 +105,26 @@ mod tests {
     }
 
     #[test]
-    fn grid_weights_add_up_to_one() {
-        assert!(log_sum_exp(&LIFT_GRID.log_weight).abs() < 1e-14);
+    fn crossing_finds_the_root() {
+        assert!((crossing(0.0, 2.0, |x| 2.0 - x * x) - 2f64.sqrt()).abs() < 1e-15);
     }
 
     #[test]
-    fn crossing_finds_the_root() {
-        assert!((crossing(0.0, 2.0, |x| 2.0 - x * x) - 2f64.sqrt()).abs() < 1e-15);
+    fn special_functions_agree_with_known_values() {
+        // ln(1 + u) - u at u = 1e-8 and 0.25, 30-digit arithmetic.
+        assert!((ln_1p_minus(1e-8) + 4.999_999_966_666_667e-17).abs() < 1e-31);
+        assert!((ln_1p_minus(0.25) + 0.026_856_448_685_790_24).abs() < 1e-16);
+        assert!((ln_1p_minus(-0.3) - ((0.7f64).ln() + 0.3)).abs() < 1e-16);
+        assert!((poisson_divergence(1e-6) - 4.999_998_333_334_167e-13).abs() < 1e-26);
+        assert_eq!(poisson_divergence(-1.0), 1.0);
+        // 10! = 3,628,800; the two branches meet at 15.
+        let (z, factorial) = (11.0f64, 3_628_800f64);
+        assert!((stirling_remainder(z) - (factorial.ln() - (z - 0.5) * z.ln() + z - HALF_LN_TAU)).abs() < 1e-14);
+        assert!((stirling_remainder(15.0 - 1e-12) - stirling_remainder(15.0)).abs() < 1e-13);
+        assert!((ln_scaled_normal_cdf(0.0) + 2f64.ln()).abs() < 1e-16);
+        assert!((ln_scaled_normal_cdf(-20.0) - ln_scaled_normal_cdf(-20.0 + 1e-12)).abs() < 1e-12);
+        // Phi(-5) = 2.866515718791939e-7.
+        assert!((ln_scaled_normal_cdf(-5.0) - (12.5 + 2.866_515_718_791_939e-7f64.ln())).abs() < 1e-13);
     }
 
     #[test]

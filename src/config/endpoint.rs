@@ -119,7 +119,8 @@ fn signing_secret(item: &reader::Item<'_>) -> Result<SecretString, Fault> {
         Some(encoded) => STANDARD.decode(encoded).is_ok_and(|key| (24..=64).contains(&key.len())),
         None => text.len() >= 24,
     };
-    let fault = || Fault::new(code::UNUSABLE_SECRET, "a signing secret is `whsec_` and 24 to 64 bytes in base64, or a text of at least 24 bytes");
+    let fault =
+        || Fault::new(code::UNUSABLE_SECRET, "a signing secret is `whsec_` and 24 to 64 bytes in base64, or a text of at least 24 bytes");
     if sound { Ok(secret) } else { Err(fault().help("`echo whsec_$(openssl rand -base64 32)` makes one")) }
 }
 

@@ -81,7 +81,8 @@ const ELSEWHERE: [(&str, &str); 4] = [
 /// Settings on which exactly-once decisions rest: offsets are kept with the state that reflects them.
 const FIXED: [&str; 3] = ["enable.auto.commit", "enable.auto.offset.store", "enable.partition.eof"];
 /// Endings of the names of librdkafka's secret settings.
-const SECRET: [&str; 6] = ["password", "client.secret", "ssl.key.pem", "keystore.pem", "sasl.oauthbearer.config", "assertion.private.key.pem"];
+const SECRET: [&str; 6] =
+    ["password", "client.secret", "ssl.key.pem", "keystore.pem", "sasl.oauthbearer.config", "assertion.private.key.pem"];
 
 pub fn read(mut s: Section<'_>) -> Kafka {
     let words = &[("earliest", OffsetReset::Earliest), ("latest", OffsetReset::Latest)];

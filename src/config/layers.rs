@@ -29,11 +29,7 @@ pub struct Layers {
 type Positions = BTreeMap<String, [(u64, u64); 2]>;
 
 impl Layers {
-    pub fn merge(
-        path: Option<&Path>,
-        overrides: &[(String, String)],
-        env: &BTreeMap<String, String>,
-    ) -> Result<Layers, ConfigErrors> {
+    pub fn merge(path: Option<&Path>, overrides: &[(String, String)], env: &BTreeMap<String, String>) -> Result<Layers, ConfigErrors> {
         let mut figment = Figment::from(Data::<serde_saphyr::figment::Yaml>::string(DEFAULTS));
         let mut text = String::new();
         let mut positions = BTreeMap::new();
@@ -101,7 +97,12 @@ fn foreign(name: &str) -> bool {
 enum Layer<'a> {
     File(&'a str),
     /// A scalar stays text (its reader knows the type); `[…]` and `{…}` are lists and maps.
-    Pair { kind: &'static str, name: &'a str, key: String, value: &'a str },
+    Pair {
+        kind: &'static str,
+        name: &'a str,
+        key: String,
+        value: &'a str,
+    },
 }
 
 impl Provider for Layer<'_> {

@@ -126,11 +126,7 @@ impl Config {
     ///
     /// # Errors
     /// All faults that could be found at once.
-    pub fn load_with(
-        path: Option<&Path>,
-        overrides: &[(String, String)],
-        env: &BTreeMap<String, String>,
-    ) -> Result<Config, ConfigErrors> {
+    pub fn load_with(path: Option<&Path>, overrides: &[(String, String)], env: &BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
         let layers = layers::Layers::merge(path, overrides, env)?;
         let reader = Reader::new(&layers, env);
         let config = read(reader.root());
@@ -215,7 +211,10 @@ fn tokens(http: &mut Section<'_>) -> Vec<Token> {
         } else if tokens.iter().any(|other| other.token.expose_secret() == token.expose_secret() && !token.expose_secret().is_empty()) {
             s.fault("token", Fault::new(code::INCONSISTENT, "another name has the same token"));
         } else if (1..16).contains(&token.expose_secret().len()) {
-            s.fault("token", Fault::new(code::UNUSABLE_SECRET, "a token has at least 16 characters").help("`openssl rand -hex 32` makes one"));
+            s.fault(
+                "token",
+                Fault::new(code::UNUSABLE_SECRET, "a token has at least 16 characters").help("`openssl rand -hex 32` makes one"),
+            );
         }
         s.finish();
         tokens.push(Token { name, role: role.unwrap_or(Role::Read), token });
@@ -274,7 +273,9 @@ fn check_url(text: &str) -> Result<(), Fault> {
         return Err(Fault::new(code::OUT_OF_RANGE, "must begin with http:// or https://"));
     }
     if url.username() != "" || url.password().is_some() {
-        return Err(Fault::new(code::LITERAL_SECRET, "an address holds no user or password").help("use a header with {file: PATH} or {env: NAME}"));
+        return Err(
+            Fault::new(code::LITERAL_SECRET, "an address holds no user or password").help("use a header with {file: PATH} or {env: NAME}")
+        );
     }
     Ok(())
 }

@@ -56,7 +56,15 @@ impl<'a> Reader<'a> {
     }
 
     pub fn root(&self) -> Section<'_> {
-        Section { reader: self, path: String::new(), dict: self.layers.root.clone(), taken: Dict::new(), known: Vec::new(), unsound: Vec::new() }
+        Section {
+            reader: self,
+            path: String::new(),
+            dict: self.layers.root.clone(),
+            taken: Dict::new(),
+            known: Vec::new(),
+            unsound: Vec::new(),
+            broken: false,
+        }
     }
 
     /// All faults; each with its line of the file, unless that line holds a secret.
@@ -94,7 +102,11 @@ impl Item<'_> {
         match &self.value {
             Value::String(_, text) => Some(text.clone()),
             Value::Bool(_, b) => Some(b.to_string()),
-            Value::Num(_, n) => n.to_i128().map(|n| n.to_string()).or_else(|| n.to_u128().map(|n| n.to_string())).or_else(|| n.to_f64().map(|n| n.to_string())),
+            Value::Num(_, n) => n
+                .to_i128()
+                .map(|n| n.to_string())
+                .or_else(|| n.to_u128().map(|n| n.to_string()))
+                .or_else(|| n.to_f64().map(|n| n.to_string())),
             _ => None,
         }
     }
@@ -207,6 +219,8 @@ pub struct Section<'a> {
     taken: Dict,
     known: Vec<String>,
     unsound: Vec<String>,
+    /// It was no map at all: what is missing inside is not worth a word.
+    broken: bool,
 }
 
 impl<'a> Section<'a> {
@@ -260,15 +274,17 @@ impl<'a> Section<'a> {
 
     pub fn section(&mut self, key: &str) -> Section<'a> {
         let path = join(&self.path, key);
+        let mut broken = false;
         let dict = match self.take(key).map(|item| item.value) {
             Some(Value::Dict(_, dict)) => dict,
             other => {
                 let origin = self.reader.layers.origin(&path, other.as_ref(), false);
-                self.reader.note(origin, named(&path, wrong("a map of settings").help("leave the key out to keep the defaults")));
+                self.note(origin, named(&path, wrong("a map of settings").help("leave the key out to keep the defaults")));
+                broken = true;
                 Dict::new()
             }
         };
-        Section { reader: self.reader, path, dict, taken: Dict::new(), known: Vec::new(), unsound: Vec::new() }
+        Section { reader: self.reader, path, dict, taken: Dict::new(), known: Vec::new(), unsound: Vec::new(), broken }
     }
 
     /// A map that may be absent or null.
@@ -296,7 +312,15 @@ impl<'a> Section<'a> {
             }
         };
         let section = |(i, value)| {
-            let mut parent = Section { reader: self.reader, path: path.clone(), dict: Dict::new(), taken: Dict::new(), known: Vec::new(), unsound: Vec::new() };
+            let mut parent = Section {
+                reader: self.reader,
+                path: path.clone(),
+                dict: Dict::new(),
+                taken: Dict::new(),
+                known: Vec::new(),
+                unsound: Vec::new(),
+                broken: false,
+            };
             let index = format!("[{i}]");
             parent.dict.insert(index.clone(), value);
             parent.section(&index)
@@ -304,10 +328,12 @@ impl<'a> Section<'a> {
         values.into_iter().enumerate().map(section).collect()
     }
 
-    /// The keys that are left, with dots between those of nested maps: `{sasl: {mechanism: PLAIN}}` is `sasl.mechanism`.
+    /// The keys that are left, with dots between those of nested maps: `{sasl: {mechanism: PLAIN}}` is `sasl.mechanism`. Variables and
+    /// flags nest, so nested ones win.
     pub fn flatten(&mut self) -> Vec<String> {
         let mut flat = Dict::new();
-        for (key, value) in std::mem::take(&mut self.dict) {
+        let (nested, dotted): (Dict, Dict) = std::mem::take(&mut self.dict).into_iter().partition(|(_, v)| v.as_dict().is_some());
+        for (key, value) in dotted.into_iter().chain(nested) {
             flatten(key, value, &mut flat);
         }
         self.dict = flat;
@@ -319,10 +345,16 @@ impl<'a> Section<'a> {
         let layers = self.reader.layers;
         if key.is_empty() {
             let any = self.taken.values().chain(self.dict.values()).next();
-            return self.reader.note(layers.origin(&self.path, any, true), fault);
+            return self.note(layers.origin(&self.path, any, true), fault);
         }
         let path = join(&self.path, key);
-        self.reader.note(layers.origin(&path, self.taken.get(key), false), named(&path, fault));
+        self.note(layers.origin(&path, self.taken.get(key), false), named(&path, fault));
+    }
+
+    fn note(&self, origin: Origin, fault: Fault) {
+        if !self.broken {
+            self.reader.note(origin, fault);
+        }
     }
 
     /// Notes every key that nobody asked for.

@@ -39,10 +39,7 @@ pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
         seen.push(node);
         out.add(node, context, faults);
     }
-    if !context.routes.contains_key(&Action::Rollback)
-        && !context.routes.contains_key(&Action::Notify)
-        && context.mode == Some(Mode::Enforce)
-    {
+    if context.mode == Some(Mode::Enforce) && ![Action::Rollback, Action::Notify].iter().any(|a| context.names_route(*a)) {
         warn_unheard(context, list, faults);
     }
     out

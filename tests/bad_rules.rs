@@ -2,6 +2,8 @@
 //!
 //! `GUARDRAILD_UPDATE=1 cargo test --test bad_rules` writes the texts anew.
 
+#![allow(clippy::unwrap_used)]
+
 use guardraild::engine::plan::FieldTable;
 use guardraild::rules::codes::CODES;
 use guardraild::rules::{load, parse_str};
@@ -156,6 +158,12 @@ fn bombs_are_refused() {
     }
     let wide = format!("guardrail: [{}]", "x,".repeat(100_000));
     assert_eq!(codes(&wide), ["GR1008"]);
+}
+
+#[test]
+fn a_fault_that_aliases_repeat_is_told_once() {
+    let text = GOOD.replace("treatment: {}", "treatment: &b {wieght: 50%}, third: *b");
+    assert_eq!(codes(&text), ["GR1001"]);
 }
 
 #[test]

@@ -18,7 +18,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2002", "relative margin on a rare event (warning)"),
     ("GR2003", "unit that does not fit the metric"),
     ("GR2004", "negative number"),
-    ("GR2005", "guardrail without a criterion, none at all, or `for` without `limit` (warning)"),
+    ("GR2005", "no guardrails, one without a criterion, a check without fields, or `for` without `limit` (warning)"),
     ("GR2101", "weights do not add to 100%, or only some buckets have one"),
     ("GR2102", "no baseline bucket, or more than one"),
     ("GR2103", "too many buckets or guardrails"),

@@ -81,3 +81,21 @@ fn color(terminal: bool) -> bool {
 pub(super) fn color_stderr() -> bool {
     color(io::stderr().is_terminal())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(path: &str, deny_warnings: bool) -> i32 {
+        run(&CheckArgs { paths: vec![path.into()], format: Format::Json, deny_warnings, config: None }, None)
+    }
+
+    #[test]
+    fn the_exit_status_tells_what_was_found() {
+        assert_eq!(status("rules", true), 0);
+        assert_eq!(status("tests/bad_rules/unknown_key.yaml", false), 1);
+        assert_eq!(status("tests/bad_rules/rare_event.yaml", false), 0);
+        assert_eq!(status("tests/bad_rules/rare_event.yaml", true), 3);
+        assert_eq!(status("no/such/rules", false), 2);
+    }
+}

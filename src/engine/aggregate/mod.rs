@@ -261,9 +261,9 @@ impl Aggregator {
                 Some(Exposed::Full) => self.units_dropped += 1,
                 Some(Exposed::Again) | None => {}
             }
-            return;
+        } else {
+            cells.events += 1;
         }
-        cells.events += 1;
         for signal in feeds.signals(&event.kind) {
             let booked = cells.book(&feeds.plan, usize::from(signal), event);
             if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[usize::from(bucket)].baseline {

@@ -1,5 +1,7 @@
 //! The dispatcher against real receivers on loopback.
 
+#![allow(clippy::unwrap_used)]
+
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Response, Uri};
 use guardraild::delivery::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Endpoint, Kind};

@@ -256,21 +256,28 @@ async fn a_redirect_is_a_failure_and_is_not_followed() {
 #[tokio::test]
 async fn gone_disables_the_endpoint_and_pages() {
     let mut bench = Bench::new();
-    let mut gone = Receiver::always(410).await;
+    let answers = |hit: Hit| async move { if hit.number == 1 { (503, Some(("retry-after", "600"))) } else { (410, None) } };
+    let mut gone = Receiver::start(answers).await;
     let mut pager = Receiver::always(202).await;
     let pager_url = pager.url.clone();
     let endpoints = |url: &str| vec![endpoint("flags", url), endpoint("pager", &pager_url)];
-    bench.send("d-1", "flags", Priority::Rollback);
+    bench.send("d-0", "flags", Priority::Rollback);
     let dispatcher = bench.dispatcher(endpoints(&gone.url));
+    assert_eq!(bench.event().await.status, Some(503));
+    bench.send("d-1", "flags", Priority::Inform);
+    dispatcher.waker().wake();
     let event = bench.event().await;
     assert_eq!((event.result, event.status), (DeliveryResult::Dead, Some(410)));
     let page = pager.hit().await;
     assert_eq!(page.id(), "d-1-x-undelivered");
     let body: serde_json::Value = serde_json::from_slice(&page.body).unwrap();
     assert_eq!((&body["type"], &body["data"]["undelivered"]["endpoint"]), (&"guardrail.alert".into(), &"flags".into()));
-    assert_eq!(bench.event().await.result, DeliveryResult::Delivered);
+    // What waits for its next attempt is given up with it.
+    assert_eq!(pager.hit().await.id(), "d-0-x-undelivered");
     dispatcher.stop(Duration::from_secs(5)).await;
-    gone.hit().await;
+    assert_eq!(bench.delivery("d-0-x").delivery.state, DeliveryState::Dead);
+    assert_eq!((gone.hit().await.id(), gone.hit().await.id()), ("d-0-x", "d-1-x"));
+    while bench.events.try_recv().is_ok() {}
 
     // Still disabled after a restart: what comes later is given up at once, and pages as well.
     let dispatcher = bench.dispatcher(endpoints(&gone.url));

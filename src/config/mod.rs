@@ -10,6 +10,7 @@ mod units;
 
 pub use endpoint::{Endpoint, EndpointKind};
 pub use error::{ConfigError, ConfigErrors, Origin};
+pub use units::span;
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, Topics};
 
 use crate::engine::plan::Settings;

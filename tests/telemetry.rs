@@ -1,5 +1,7 @@
 //! Telemetry to a real collector's socket: one process, one subscriber, one test.
 
+#![allow(clippy::unwrap_used)]
+
 use guardraild::config::Config;
 use guardraild::telemetry::{self, Telemetry, names};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -22,7 +24,8 @@ fn collector() -> (String, mpsc::Receiver<(String, Vec<u8>)>) {
                     if head.is_empty() {
                         return;
                     }
-                    let length = head.to_ascii_lowercase().lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
+                    let length =
+                        head.to_ascii_lowercase().lines().find_map(|l| l.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
                     let mut body = vec![0; length];
                     reader.read_exact(&mut body).unwrap();
                     let _ = sender.send((head, body));

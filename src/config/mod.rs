@@ -10,8 +10,8 @@ mod units;
 
 pub use endpoint::{Endpoint, EndpointKind};
 pub use error::{ConfigError, ConfigErrors, Origin};
-pub use units::span;
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, Topics};
+pub use units::span;
 
 use crate::engine::plan::Settings;
 use reader::{Fault, Reader, Section, code};

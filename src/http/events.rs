@@ -68,7 +68,8 @@ struct Stream {
 pub async fn stream(State(app): State<App>, headers: HeaderMap) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
     let permit = Arc::clone(&app.streams).try_acquire_owned();
-    let permit = permit.map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open", "poll /api/v1/experiments"))?;
+    let permit =
+        permit.map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many streams are open", "poll /api/v1/experiments"))?;
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stream = Stream { closing: app.closing.clone(), app, ticks, told: None, _permit: permit };

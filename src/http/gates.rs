@@ -54,7 +54,11 @@ struct Canary {
 }
 
 /// 200 rolls back.
-pub async fn flagger_rollback(State(app): State<App>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Response, Failure> {
+pub async fn flagger_rollback(
+    State(app): State<App>,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Failure> {
     flagger(&app, &headers, body, |gate| gate.stop)
 }
 

@@ -15,9 +15,14 @@ const DEAD: Millis = 60_000;
 
 /// 200 while the judge makes its rounds.
 pub async fn live(State(app): State<App>, headers: HeaderMap, RawQuery(query): RawQuery) -> Response {
-    let silent = clock::now() - app.api.live.get().at.max(app.started);
-    let check = ("judge", silent <= DEAD, format!("last round {} s ago", silent / 1000));
+    let check = heartbeat(clock::now(), app.api.live.get().at, app.started);
     answer(&app, &headers, query, vec![check])
+}
+
+/// A judge that has not begun yet has its minute from the start on.
+fn heartbeat(now: Millis, last: Millis, started: Millis) -> (&'static str, bool, String) {
+    let silent = now - last.max(started);
+    ("judge", silent <= DEAD, format!("last round {} s ago", silent / 1000))
 }
 
 /// 200 while everything holds that the daemon needs to do its work.
@@ -63,4 +68,17 @@ pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Respo
     let open = accept.split(',').any(|part| part.trim_start().starts_with("application/openmetrics-text"));
     let format = if open { Format::OpenMetrics } else { Format::Prometheus };
     Ok(([(header::CONTENT_TYPE, format.content_type())], app.api.metrics.text(format)).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_judge_that_hangs_is_dead_after_a_minute() {
+        assert!(heartbeat(160_000, 100_000, 1).1);
+        assert!(!heartbeat(160_001, 100_000, 1).1);
+        assert!(heartbeat(160_001, 0, 101_000).1, "it may take its time to start");
+        assert!(!heartbeat(161_002, 0, 101_000).1);
+    }
 }

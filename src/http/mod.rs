@@ -34,8 +34,6 @@ use tokio::sync::{Semaphore, mpsc, watch};
 pub const MAX_BODY: usize = 64 << 10;
 /// A request is answered within this time, reading its body included; a stream of events only has to begin.
 const ANSWER: Duration = Duration::from_secs(15);
-/// Requests being worked on at once; those that exceed it are turned away.
-const CONCURRENT: usize = 256;
 /// Streams of events open at once.
 const STREAMS: usize = 64;
 /// A view older than this is stale: not ready, and never "go".
@@ -82,7 +80,6 @@ struct Shared {
     started: Millis,
     /// True once the daemon drains: streams end.
     closing: watch::Receiver<bool>,
-    requests: Semaphore,
     streams: Arc<Semaphore>,
 }
 
@@ -98,13 +95,7 @@ impl Shared {
 }
 
 fn router(api: Api, closing: watch::Receiver<bool>) -> Router {
-    let app = Arc::new(Shared {
-        api,
-        started: clock::now(),
-        closing,
-        requests: Semaphore::new(CONCURRENT),
-        streams: Arc::new(Semaphore::new(STREAMS)),
-    });
+    let app = Arc::new(Shared { api, started: clock::now(), closing, streams: Arc::new(Semaphore::new(STREAMS)) });
     Router::new()
         .route("/", get(page::status))
         .route("/assets/{file}", get(page::asset))
@@ -131,15 +122,12 @@ fn router(api: Api, closing: watch::Receiver<bool>) -> Router {
         .with_state(app)
 }
 
-/// Bounds every request in number and time, and counts it.
+/// Bounds every request in time, and counts it.
 async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
-    let response = match app.requests.try_acquire() {
-        Err(_) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests at once", "try again").into_response(),
-        Ok(_permit) => match tokio::time::timeout(ANSWER, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "the request took too long", "").into_response(),
-        },
+    let response = match tokio::time::timeout(ANSWER, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "the request took too long", "").into_response(),
     };
     app.api.metrics.add(&names::HTTP_REQUESTS, &[&path, response.status().as_str()], 1.0);
     response

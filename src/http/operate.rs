@@ -89,14 +89,21 @@ fn operation(verb: &str, asked: &Asked) -> Result<Operation, Failure> {
         "kill" => (Operation::Act(Action::Kill), &["bucket"]),
         "annotations" => (Operation::Annotate, &[]),
         "phase" => {
-            let phase = asked.phase.as_deref().ok_or_else(|| Failure::bad_request("`phase` is missing", "the name of the phase that begins"))?;
+            let phase =
+                asked.phase.as_deref().ok_or_else(|| Failure::bad_request("`phase` is missing", "the name of the phase that begins"))?;
             let weights: Vec<_> = asked.weights.clone().unwrap_or_default().into_iter().collect();
             if weights.iter().any(|(_, weight)| !(0.0..=1.0).contains(weight)) {
                 return Err(Failure::bad_request("a weight lies between 0 and 1", "{\"control\": 0.75, \"treatment\": 0.25}"));
             }
             (Operation::Phase { phase: bounded("phase", phase, MAX_NAME)?.to_owned(), weights }, &["phase", "weights"])
         }
-        verb => return Err(Failure::new(StatusCode::NOT_FOUND, format!("no action `{verb}`"), "hold, resume, rollback, kill, phase or annotations")),
+        verb => {
+            return Err(Failure::new(
+                StatusCode::NOT_FOUND,
+                format!("no action `{verb}`"),
+                "hold, resume, rollback, kill, phase or annotations",
+            ));
+        }
     };
     let given = [
         ("bucket", asked.bucket.is_some()),
@@ -115,7 +122,10 @@ fn until(text: Option<&str>) -> Result<Option<i64>, Failure> {
     let Some(text) = text else { return Ok(None) };
     match config::span(text) {
         Some(span) if !span.is_zero() && span <= MAX_HOLD => Ok(Some(clock::now() + span.as_millis() as i64)),
-        _ => Err(Failure::bad_request(format!("`for` is {text:?}"), "a span such as 30m, 2h or 3d, at most 90d; leave it out to hold until `resume`")),
+        _ => Err(Failure::bad_request(
+            format!("`for` is {text:?}"),
+            "a span such as 30m, 2h or 3d, at most 90d; leave it out to hold until `resume`",
+        )),
     }
 }
 
@@ -127,7 +137,11 @@ fn bounded<'t>(field: &str, text: &'t str, max: usize) -> Result<&'t str, Failur
 pub fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<T, Failure> {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
     if !kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
-        return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body is not declared as JSON", "send `Content-Type: application/json`"));
+        return Err(Failure::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "the body is not declared as JSON",
+            "send `Content-Type: application/json`",
+        ));
     }
     let body = body.map_err(|rejection| Failure::new(rejection.status(), rejection.body_text(), "a body has at most 64 KiB"))?;
     serde_json::from_slice(&body).map_err(|error| Failure::bad_request(format!("the body is not what is expected: {error}"), ""))

@@ -14,8 +14,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-/// Connections open at once; those that exceed it are closed at once, and counted.
-const CONNECTIONS: usize = 512;
+/// Connections open at once, each with one request at a time; those that exceed it are closed at once, and counted.
+const CONNECTIONS: usize = 256;
 /// A request's head must be there within this time; also how long an idle connection is kept.
 const HEAD: Duration = Duration::from_secs(30);
 /// How long requests under way may take once the daemon stops.

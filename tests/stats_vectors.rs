@@ -3,6 +3,8 @@
 //! Tolerances: log values 1e-9 of the larger of 1 and the value; p 1e-9, relative, times the larger of 1 and |log_e|; bounds 1e-8
 //! relative (those of differences and means 1e-9 absolute at least); sets, integers, booleans and nulls exactly.
 
+#![allow(clippy::unwrap_used)]
+
 use serde_json::Value;
 
 const VECTORS: &str = include_str!("data/stats-vectors.jsonl");
@@ -83,4 +85,48 @@ fn a_wrong_value_is_noticed() {
     assert!(!agrees("design_effect", "ready", &value("true"), &value("false"), 1.0));
     assert!(!agrees("rate", "log_e", &Value::Null, &value("5.0"), 5.0));
     assert!(!agrees("mean", "lower", &value("-7.0"), &value("\"-inf\""), 1.0));
+}
+
+/// Paths of the first numbers below `value`.
+fn number_paths(value: &Value, path: String, found: &mut Vec<String>) {
+    let children: Vec<(String, &Value)> = match value {
+        Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), v)).collect(),
+        Value::Array(items) => items.iter().enumerate().map(|(i, v)| (i.to_string(), v)).collect(),
+        Value::Number(_) => return found.push(path),
+        _ => return,
+    };
+    for (key, child) in children.into_iter().take(12) {
+        number_paths(child, format!("{path}/{key}"), found);
+    }
+}
+
+/// Whether a number became null, which is how JSON writes what is not a number. A bound may be unknown.
+fn has_nan(out: &Value) -> bool {
+    match out {
+        Value::Object(map) => map.iter().any(|(k, v)| if v.is_null() { !["lower", "upper", "point"].contains(&&**k) } else { has_nan(v) }),
+        Value::Array(items) => items.iter().any(|v| v.is_null() || has_nan(v)),
+        _ => false,
+    }
+}
+
+#[test]
+fn extreme_values_in_any_field_get_an_answer_or_an_error() {
+    let extremes = ["0", "-1", "1", "0.5", "1e-300", "1e15", "1e300", "9007199254740993", "18446744073709551615", "null", "\"x\"", "[]"];
+    let mut lines = String::new();
+    for line in VECTORS.lines() {
+        let mut case: Value = serde_json::from_str(line).unwrap();
+        let mut paths = Vec::new();
+        number_paths(&case["in"], String::new(), &mut paths);
+        for path in paths.iter().take(12) {
+            let original = case["in"].pointer(path).unwrap().clone();
+            for extreme in extremes {
+                *case["in"].pointer_mut(path).unwrap() = serde_json::from_str(extreme).unwrap();
+                lines.push_str(&format!("{case}\n"));
+            }
+            *case["in"].pointer_mut(path).unwrap() = original;
+        }
+    }
+    for (line, answer) in lines.lines().zip(run(&lines)) {
+        assert!(answer["error"].is_string() || answer["out"].is_object() && !has_nan(&answer["out"]), "{line}\n{answer}");
+    }
 }

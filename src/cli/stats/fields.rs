@@ -179,7 +179,11 @@ impl TryFrom<u8> for Digits {
     type Error = String;
 
     fn try_from(value: u8) -> Result<Self, String> {
-        if (1..=5).contains(&value) { Ok(Digits(quantiles::Resolution::digits(value))) } else { Err(format!("{value} significant digits: from 1 to 5")) }
+        if (1..=5).contains(&value) {
+            Ok(Digits(quantiles::Resolution::digits(value)))
+        } else {
+            Err(format!("{value} significant digits: from 1 to 5"))
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! What clustered users cost: many requests of one user are worth fewer independent ones.
 //!
 //! Randomisation units are hashed into batches; how much more the batches' counts vary than independent requests would is the design
-//! effect, and all counts are divided by it (Rao and Scott, Biometrics 48, 1992). **Asymptotic**: many users per arm, none of which dominates.
+//! effect, and all counts are divided by it (Rao and Scott, Biometrics 48, 1992). **Asymptotic**: many users per arm, none of which
+//! dominates.
 
 use serde::{Deserialize, Serialize};
 

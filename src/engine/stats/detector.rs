@@ -171,10 +171,14 @@ mod tests {
         assert!(log_sr(&evidence) > log_cusum(&evidence) && evidence[4] > 2.0 * evidence[54]);
     }
 
+    fn pane() -> impl Strategy<Value = Vec<(u64, u64)>> {
+        prop::collection::vec((0u64..300, 0u64..50), 0..8)
+    }
+
     proptest! {
         #[test]
         fn suffixes_are_sums_of_their_panes(
-            panes in prop::collection::vec((prop::collection::vec((0u64..300, 0u64..50), 0..8), prop::collection::vec((0u64..300, 0u64..50), 0..8)), 0..12),
+            panes in prop::collection::vec((pane(), pane()), 0..12),
             needed in -5.0..20.0f64,
         ) {
             let test = Relative { level: Exceedance::of_quantile(900_000), r_ppm: 50_000, d: 0, bins: Resolution::digits(2) };

@@ -199,7 +199,7 @@ fn mixture(z: f64, n_h: f64) -> f64 {
 fn critical_z(n_h: f64, alpha: f64) -> f64 {
     let needed = log_inverse(alpha);
     let gap = |z: f64| needed - mixture(z, n_h);
-    if !(n_h > 0.0) || needed.is_infinite() {
+    if n_h.is_nan() || n_h <= 0.0 || needed.is_infinite() {
         return f64::INFINITY;
     }
     let mut high = 4.0;

@@ -1,8 +1,9 @@
 //! One false-alarm budget for many hypotheses (guardrail by arm by segment).
 //!
-//! Everything rests on the anytime p-value `exp(-M)` of the running maximum M of a test's `log_e`, and needs only that it is below u with
-//! probability at most u: any dependence, shared controls and different filtrations are fine. Rejections are never taken back, since M
-//! only grows. Weights are shares of `alpha`, not negative, and add up to at most 1; where a list is shorter than another the rest is ignored.
+//! Everything rests on the anytime p-value `exp(-M)` of the running maximum M of a test's `log_e`, and needs only that it is below u
+//! with probability at most u: any dependence, shared controls and different filtrations are fine. Rejections are never taken back,
+//! since M only grows. Weights are shares of `alpha`, not negative, and add up to at most 1; where a list is shorter than another the
+//! rest is ignored.
 
 use super::numeric::log_inverse;
 
@@ -23,8 +24,8 @@ pub fn bonferroni(max_log_e: &[f64], weights: &[f64], alpha: f64) -> Vec<usize> 
     pairs.filter(|(_, (m, w))| **w > 0.0 && **m >= log_threshold(alpha, **w)).map(|(i, _)| i).collect()
 }
 
-/// Weighted Holm (Scandinavian Journal of Statistics 6, 1979), stepping down by p-value over weight: strong control of the chance of any false
-/// rejection, at any time. Ascending indices.
+/// Weighted Holm (Scandinavian Journal of Statistics 6, 1979), stepping down by p-value over weight: strong control of the chance of
+/// any false rejection, at any time. Ascending indices.
 pub fn holm(max_log_e: &[f64], weights: &[f64], alpha: f64) -> Vec<usize> {
     let score = |i: usize| max_log_e[i] + weights[i].ln();
     let mut order: Vec<usize> = (0..max_log_e.len().min(weights.len())).filter(|&i| weights[i] > 0.0).collect();
@@ -45,8 +46,8 @@ pub fn holm(max_log_e: &[f64], weights: &[f64], alpha: f64) -> Vec<usize> {
 
 /// Turns a running maximum into the logarithm of an e-value: `(M - 1 - ln M) / (ln M)^2` at `ln M = max_log_e`.
 ///
-/// An adjuster (Dawid et al., Statistics and Probability Letters 81, 2011; admissible by Tavyrikov, Goeman and de Heide, arXiv 2501.19360, eq. 5): a running maximum itself
-/// is no e-value. At least `ln(1/2)`.
+/// An adjuster (Dawid et al., Statistics and Probability Letters 81, 2011; that suprema need one: Tavyrikov, Goeman and de Heide,
+/// arXiv 2501.19360, eq. 5): a running maximum itself is no e-value. At least `ln(1/2)`.
 pub fn log_adjusted(max_log_e: f64) -> f64 {
     let x = max_log_e.max(0.0);
     if x == f64::INFINITY {

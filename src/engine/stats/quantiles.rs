@@ -287,7 +287,7 @@ mod tests {
         let tail = Tail::new((1..=1_000).map(|v| (v, 10)));
         let (low, high) = confidence(&tail, &Exceedance::of_quantile(950_000), 0.05, 1.0);
         let (low, high) = (low.unwrap(), high.unwrap());
-        assert!(930 < low && low < 950 && 950 <= high && high < 970, "{low} {high}");
+        assert!((931..950).contains(&low) && (950..970).contains(&high), "{low} {high}");
         assert_eq!(confidence(&Tail::default(), &Exceedance::of_quantile(950_000), 0.05, 1.0), (None, None));
     }
 
@@ -320,7 +320,10 @@ mod tests {
         }
 
         #[test]
-        fn never_nan(c in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9), t in prop::collection::vec((any::<u64>(), any::<u64>()), 0..9), ppm: u32, limit: u64, x: [f64; 3]) {
+        fn never_nan(
+            c in prop::collection::vec(any::<(u64, u64)>(), 0..9), t in prop::collection::vec(any::<(u64, u64)>(), 0..9),
+            ppm: u32, limit: u64, x: [f64; 3],
+        ) {
             let test = relative(ppm, limit);
             let (control, treatment) = (Tail::new(c), Tail::new(t));
             let arms = Arms { control: &control, treatment: &treatment, deff_c: x[0], deff_t: x[1] };

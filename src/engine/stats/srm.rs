@@ -18,7 +18,7 @@ pub struct Stratum<'a> {
 ///
 /// H0: in every stratum labels are multinomial with its weights. Bayes factor of a Dirichlet prior around the weights (Lindon and
 /// Malek, NeurIPS 2022), averaged over three concentrations. An exposure of a bucket with weight 0 is infinite evidence. A stratum
-/// whose weights are all 0 or not numbers is left out.
+/// whose weights are all 0, or among them one that is negative or not a number, is left out.
 pub fn log_e(strata: &[Stratum<'_>]) -> f64 {
     let per_concentration = CONCENTRATIONS.map(|c| strata.iter().map(|s| log_bayes_factor(s, c)).sum::<f64>());
     log_sum_exp(&per_concentration) - (CONCENTRATIONS.len() as f64).ln()

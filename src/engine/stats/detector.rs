@@ -8,9 +8,8 @@
 //! A start is named by the length of its suffix in panes, the running pane included: 1 is the youngest.
 
 use super::numeric::log_sum_exp;
-use super::quantiles::{Arms, Relative, Tail};
+use super::quantiles::{Arms, Relative, Tail, add_up};
 use super::rates::label_log_e;
-use std::collections::BTreeMap;
 
 /// Log of the Shiryaev-Roberts sum over starts; -inf without any.
 pub fn log_sr(log_e: &[f64]) -> f64 {
@@ -83,23 +82,25 @@ pub struct QuantileSuffixes {
     starts: Vec<(usize, Tail, Tail)>,
 }
 
-/// The bins of one arm in one pane: edge and count, in any order.
+/// The bins of one arm in one pane: edge and count; fastest in ascending order.
 pub type PaneBins<'a> = &'a [(u64, u64)];
 
 impl QuantileSuffixes {
     /// `panes`: control and treatment of each pane, oldest first. `lengths`: ascending; those beyond the panes are left out.
     pub fn new<'a>(panes: impl DoubleEndedIterator<Item = (PaneBins<'a>, PaneBins<'a>)>, lengths: &[usize]) -> QuantileSuffixes {
-        let (mut control, mut treatment) = (BTreeMap::new(), BTreeMap::new());
+        let (mut control, mut treatment) = (Vec::new(), Vec::new());
         let mut wanted = lengths.iter().copied().peekable();
         let mut starts = Vec::with_capacity(lengths.len());
         for (i, (c, t)) in panes.rev().enumerate() {
             if wanted.peek().is_none() {
                 break;
             }
-            add_bins(&mut control, c);
-            add_bins(&mut treatment, t);
+            control.extend_from_slice(c);
+            treatment.extend_from_slice(t);
             while wanted.next_if(|length| *length <= i + 1).is_some_and(|length| length == i + 1) {
-                starts.push((i + 1, tail(&control), tail(&treatment)));
+                add_up(&mut control);
+                add_up(&mut treatment);
+                starts.push((i + 1, Tail::new(control.iter().copied()), Tail::new(treatment.iter().copied())));
             }
         }
         QuantileSuffixes { starts }
@@ -121,17 +122,6 @@ impl QuantileSuffixes {
     fn map(&self, deff_c: f64, deff_t: f64, f: impl Fn(Arms<'_>) -> f64) -> Vec<(usize, f64)> {
         self.starts.iter().map(|(length, control, treatment)| (*length, f(Arms { control, treatment, deff_c, deff_t }))).collect()
     }
-}
-
-fn add_bins(sum: &mut BTreeMap<u64, u64>, bins: PaneBins<'_>) {
-    for (edge, count) in bins {
-        let total = sum.entry(*edge).or_insert(0u64);
-        *total = total.saturating_add(*count);
-    }
-}
-
-fn tail(bins: &BTreeMap<u64, u64>) -> Tail {
-    Tail::new(bins.iter().map(|(edge, count)| (*edge, *count)))
 }
 
 #[cfg(test)]

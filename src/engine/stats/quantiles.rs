@@ -52,6 +52,18 @@ pub struct Tail {
     from: Vec<u64>,
 }
 
+/// Sorts bins by edge and adds up those of the same edge. Fast on bins that are a few sorted runs.
+pub fn add_up(bins: &mut Vec<(u64, u64)>) {
+    bins.sort_by_key(|bin| bin.0);
+    bins.dedup_by(|next, kept| {
+        let same = next.0 == kept.0;
+        if same {
+            kept.1 = kept.1.saturating_add(next.1);
+        }
+        same
+    });
+}
+
 impl Default for Tail {
     fn default() -> Self {
         Tail::new([])
@@ -62,16 +74,7 @@ impl Tail {
     /// From pairs of a bin's edge (its largest value, see [`Resolution::upper`]) and its count, in any order; equal edges add up.
     pub fn new(bins: impl IntoIterator<Item = (u64, u64)>) -> Tail {
         let mut bins: Vec<(u64, u64)> = bins.into_iter().filter(|bin| bin.1 > 0).collect();
-        if !bins.is_sorted_by_key(|bin| bin.0) {
-            bins.sort_unstable_by_key(|bin| bin.0);
-        }
-        bins.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            if same {
-                kept.1 = kept.1.saturating_add(next.1);
-            }
-            same
-        });
+        add_up(&mut bins);
         let mut from = vec![0; bins.len() + 1];
         for j in (0..bins.len()).rev() {
             from[j] = bins[j].1.saturating_add(from[j + 1]);

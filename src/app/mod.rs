@@ -5,11 +5,12 @@ mod judging;
 mod recovery;
 
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, OAuth, OffsetReset, Property};
 use crate::delivery::{self, DeliveryEvent, DeliveryResult, Dispatcher};
 use crate::http::{self, Access, Api};
 use crate::ingest::decode::Limits;
-use crate::ingest::kafka::{Ingest, KafkaConfig};
+use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
+use crate::ingest::oauth::OauthConfig;
 use crate::live::Live;
 use crate::rules::{self, Loaded};
 use crate::store::Store;
@@ -18,7 +19,7 @@ use crate::tools::demo::Daemon;
 use anyhow::Context;
 use judging::{Court, Stop};
 use secrecy::ExposeSecret;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -99,12 +100,13 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let (sender, inbox) = crossbeam_channel::bounded(INBOX);
     let catalog = Arc::new(loaded.catalog);
     let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
-    let kafka = kafka_config(&config)?;
-    let ingest = Ingest::start(kafka, Arc::clone(&catalog), config.engine.settings.clone(), limits, recovered.resume, clock::now, sender)?;
+    let kafka = kafka_config(&config.kafka);
+    let engine = Engine { catalog, settings: config.engine.settings.clone(), limits };
+    let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
     let live = Live::default();
     let (commands, orders) = mpsc::channel(64);
-    let rejects = ingest.rejects();
+    let readable = Arc::clone(&ingest);
     let court = Court {
         fleet: recovered.fleet,
         operations_seq: recovered.operations_seq,
@@ -115,6 +117,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         live: live.clone(),
         metrics: metrics.clone(),
         checkpoint_every: config.checkpoint.every,
+        workers: kafka.workers,
     };
     let stop = Stop::default();
     let signal = stop.clone();
@@ -123,9 +126,9 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let api = Api {
         live: live.clone(),
         commands,
-        backend: Arc::new(backend::StoreBackend::new(open()?, dispatcher.waker(), rejects)),
+        backend: Arc::new(backend::StoreBackend::new(open()?, dispatcher.waker(), readable)),
         metrics: metrics.clone(),
-        access: Access::new(&config.http, address),
+        access: Access::new(&config.http),
     };
     let (close_http, closed) = oneshot::channel();
     let served = runtime.spawn(http::serve(listener, api, async move {
@@ -188,13 +191,13 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
             DeliveryResult::Dead => "dead",
         };
         metrics.add(&names::DELIVERY_ATTEMPTS, &[&event.endpoint, result], 1.0);
-        metrics.observe(&names::DELIVERY_ATTEMPT_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0);
+        metrics.observe(&names::DELIVERY_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0);
         if let Some(delay) = event.first_attempt_delay_ms {
-            metrics.observe(&names::DECISION_DELAY_SECONDS, &[], delay as f64 / 1_000.0);
+            metrics.observe(&names::DECISION_DELAY, &[], delay as f64 / 1_000.0);
         }
     };
     let _guard = runtime.enter();
-    Ok(Dispatcher::start(store, endpoints, clock::now, Arc::new(observe))?)
+    Ok(Dispatcher::start(store, endpoints, Arc::new(clock::now), Arc::new(observe))?)
 }
 
 fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint {
@@ -214,17 +217,28 @@ fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint 
     }
 }
 
-fn kafka_config(config: &Config) -> anyhow::Result<KafkaConfig> {
-    let kafka = &config.kafka;
-    let properties: BTreeMap<String, String> = kafka.properties.iter().map(|(k, v)| (k.clone(), v.expose().to_owned())).collect();
-    Ok(KafkaConfig {
+fn kafka_config(kafka: &config::Kafka) -> KafkaConfig {
+    let plain = |property: &Property| match property {
+        Property::Plain(text) => text.clone(),
+        Property::Secret(secret) => secret.expose_secret().to_owned(),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    KafkaConfig {
         brokers: kafka.brokers.join(","),
         group: kafka.group.clone(),
         topics: kafka.topics.all().into_iter().map(str::to_owned).collect(),
-        auto_offset_reset: kafka.auto_offset_reset.name().to_owned(),
-        properties,
-        workers: kafka.workers,
+        auto_offset_reset: match kafka.auto_offset_reset {
+            OffsetReset::Earliest => AutoOffsetReset::Earliest,
+            OffsetReset::Latest => AutoOffsetReset::Latest,
+        },
+        properties: kafka.properties.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
+        workers: if kafka.workers == 0 { cores } else { kafka.workers },
         max_future: kafka.max_future,
-        oauth: None,
-    })
+        oauth: kafka.oauth.clone().map(|oauth| match oauth {
+            OAuth::TokenFile(path) => OauthConfig::TokenFile(path),
+            OAuth::ClientCredentials { token_url: url, client_id, client_secret, scope } => {
+                OauthConfig::Endpoint { url, client_id, client_secret, scope }
+            }
+        }),
+    }
 }

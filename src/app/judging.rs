@@ -85,6 +85,8 @@ struct Session<'a> {
     /// Why the store could not be written last time.
     store_error: Option<String>,
     viewed: Instant,
+    failed: bool,
+    /// Nothing more will come.
     stopped: bool,
 }
 
@@ -115,10 +117,11 @@ impl Court {
             next_checkpoint,
             store_error: None,
             viewed: now,
+            failed: false,
             stopped: false,
         };
         session.publish();
-        while !stop.is_requested() && !session.stopped {
+        while !stop.is_requested() && !session.failed {
             session.step(&inbox);
             while let Ok(command) = commands.try_recv() {
                 session.command(command);
@@ -134,7 +137,10 @@ impl Session<'_> {
         match inbox.recv_timeout(TICK) {
             Ok(message) => self.receive(message),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => self.give_up("reading from Kafka has ended".into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.stopped = true;
+                self.give_up("reading from Kafka has ended".into());
+            }
         }
     }
 
@@ -148,8 +154,9 @@ impl Session<'_> {
         self.publish();
     }
 
+    /// Ends the daemon; what has been read is still judged and saved.
     fn give_up(&mut self, reason: String) {
-        self.stopped = true;
+        self.failed = true;
         self.stop.failed.send_replace(Some(reason));
     }
 

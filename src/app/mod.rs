@@ -20,6 +20,7 @@ use anyhow::Context;
 use judging::{Court, Stop};
 use secrecy::ExposeSecret;
 use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -50,6 +51,8 @@ pub struct App {
     served: tokio::task::JoinHandle<()>,
     stop: Stop,
     judging: JoinHandle<()>,
+    /// One daemon per state directory, for as long as it runs.
+    _lock: File,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -88,6 +91,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let loaded = load_rules(&config, &metrics)?;
     std::fs::create_dir_all(&config.state_dir).with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
+    let lock = lock(&config.state_dir)?;
     let database = config.state_dir.join("guardraild.db");
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
@@ -134,7 +138,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let served = runtime.spawn(http::serve(listener, api, async move {
         let _ = closed.await;
     }));
-    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging })
+    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging, _lock: lock })
 }
 
 impl App {
@@ -158,6 +162,17 @@ pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
     let config = Config::load(Some(path), &[])?;
     let app = start(config, Metrics::default())?;
     Ok(Daemon { live: app.live.clone(), http: app.http, stop: Box::new(move || app.shutdown()) })
+}
+
+/// Keeps a second daemon from the same state.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be made: is state_dir writable?", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!("another guardraild uses {}; give each its own state_dir", dir.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    }
 }
 
 /// Reads the rules: what is wrong is logged, and the good files are used. None at all is an error.

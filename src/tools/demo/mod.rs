@@ -21,7 +21,7 @@ use story::{BUCKET, EXPERIMENT, Story};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The longest that the demo runs. Without it: 55 s, or on a terminal until Ctrl-C.
+    /// The longest that the demo runs. Without it: 50 s, or on a terminal until Ctrl-C.
     pub limit: Option<Duration>,
     /// No terminal, and the whole story or failure.
     pub ci: bool,
@@ -65,7 +65,7 @@ pub enum DemoError {
 
 /// Traffic is healthy for this long before the fault.
 const HEALTHY: Duration = Duration::from_secs(8);
-const LIMIT: Duration = Duration::from_secs(55);
+const LIMIT: Duration = Duration::from_secs(50);
 /// Wait for the last records to be counted.
 const SETTLE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(50);
@@ -78,7 +78,7 @@ pub fn run(options: &Options, start: impl FnOnce(&Path) -> anyhow::Result<Daemon
     let interrupted = on_interrupt();
     let screen = Screen::new(options.ci);
     let broker = Broker::start(PARTITIONS)?;
-    let feed = Feed::start(traffic(options.seed)?, Writer::new(&broker.servers(), &[])?)?;
+    let feed = Feed::start(traffic(options.seed)?, Writer::new(&broker.servers(), "", &[])?)?;
     let secret = format!("whsec_{}", base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 24]>()));
     let switch = feed.switch();
     let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));

@@ -48,6 +48,13 @@ pub struct Experiment {
     pub buckets: Vec<Bucket>,
 }
 
+impl Experiment {
+    /// The name of every copy.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        (0..self.copies).map(|n| if self.copies == 1 { self.name.clone() } else { format!("{}-{n:04}", self.name) })
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bucket {

@@ -350,8 +350,7 @@ impl Traffic {
 fn expand(experiments: &[Experiment]) -> Vec<Live> {
     let mut live = Vec::new();
     for experiment in experiments {
-        for copy in 0..experiment.copies {
-            let name = if experiment.copies == 1 { experiment.name.clone() } else { format!("{}-{copy:04}", experiment.name) };
+        for name in experiment.names() {
             let total: f64 = experiment.buckets.iter().map(|b| b.weight).sum();
             let mut upto = 0.0;
             let mut buckets = Vec::new();

@@ -11,5 +11,4 @@ mod sign;
 
 pub use dispatcher::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Observer, Waker};
 pub use endpoint::{Endpoint, EndpointError, EndpointFault, Kind};
-pub use payload::LARGEST_BODY;
 pub use route::Router;

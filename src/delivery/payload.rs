@@ -1,13 +1,10 @@
 //! Webhook bodies.
 
 use super::schedule::rfc3339;
-use crate::engine::decision::{Decision, Evidence, Notice};
+use crate::engine::decision::{Decision, Notice};
 use crate::engine::time::Millis;
 use serde::Serialize;
 use serde_json::{Value, json};
-
-/// Receivers expect bodies below 20 KB.
-pub const LARGEST_BODY: usize = 20_000;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -24,9 +21,6 @@ struct Data<'a> {
     notice: Option<Word<'a>>,
     body: Option<&'a Value>,
     links: &'a Links,
-    /// What was left out because the body would be too large.
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    trimmed: &'a [&'a str],
 }
 
 /// A later word on the decision.
@@ -48,24 +42,11 @@ pub(super) struct Links {
     pub runbook: Option<String>,
 }
 
-/// The body for a decision, or for a notice about it. The bins of its evidence are left out, and `data.trimmed` says so, when it
-/// would be larger than [`LARGEST_BODY`]; a rule's own body is never cut.
+/// The body for a decision, or for a notice about it. A few KB: evidence is sufficient statistics, and a rule's own body is bounded.
 pub(super) fn body(event_type: &str, decision: &Decision, notice: Option<&Notice>, own: Option<&Value>, links: &Links) -> String {
-    let whole = render(event_type, decision, notice, own, links, &[]);
-    if whole.len() <= LARGEST_BODY || !matches!(decision.evidence, Evidence::Exceedance { .. }) {
-        return whole;
-    }
-    let mut less = decision.clone();
-    if let Evidence::Exceedance { bins, .. } = &mut less.evidence {
-        bins.clear();
-    }
-    render(event_type, &less, notice, own, links, &["evidence.bins"])
-}
-
-fn render(event_type: &str, decision: &Decision, notice: Option<&Notice>, own: Option<&Value>, links: &Links, trimmed: &[&str]) -> String {
     let timestamp = rfc3339(notice.map_or(decision.decided_at, |n| n.at));
     let notice = notice.map(|n| Word { kind: n.kind.name(), at: rfc3339(n.at), text: &n.text });
-    let body = Body { r#type: event_type, timestamp, data: Data { decision, notice, body: own, links, trimmed } };
+    let body = Body { r#type: event_type, timestamp, data: Data { decision, notice, body: own, links } };
     // Serialising these types cannot fail: no maps with other keys than strings, and floats that are not finite become null.
     serde_json::to_string(&body).unwrap_or_default()
 }

@@ -19,10 +19,10 @@ pub struct Router {
 
 impl Router {
     /// Deliveries of a decision: to its action's own route, and to nobody else. Interventions are withheld in
-    /// [`Mode::Observe`].
+    /// [`Mode::Observe`], and where an earlier decision has done as much.
     pub fn decision(&self, rule: &RuleSet, decision: &Decision, traceparent: Option<&str>) -> Vec<NewDelivery> {
         let action = decision.action;
-        if action.intervenes() && decision.mode == Mode::Observe {
+        if action.intervenes() && (decision.mode == Mode::Observe || decision.covered_by.is_some()) {
             return Vec::new();
         }
         let unconfirmed = decision.criterion == CONFIRM_WITHIN;
@@ -49,13 +49,11 @@ impl Router {
         }]
     }
 
-    /// Deliveries of a notice: confirmation notifies, its absence pages (or notifies, where nobody is paged), and a resolved
-    /// decision goes to all who may have been alerted.
+    /// Deliveries of a notice: confirmation notifies, and a resolved decision goes to all who may have been alerted.
     pub fn notice(&self, rule: &RuleSet, notice: &Notice, traceparent: Option<&str>) -> Vec<NewDelivery> {
         let (page, notify) = (rule.routes.get(&Action::Page), rule.routes.get(&Action::Notify));
         let (routes, event_type): (Vec<&Route>, _) = match notice.kind {
             NoticeKind::Confirmed => (notify.into_iter().collect(), "guardrail.confirmed"),
-            NoticeKind::Unconfirmed => (page.or(notify).into_iter().collect(), "guardrail.unconfirmed"),
             NoticeKind::Resolved => {
                 let paged = page.filter(|_| notice.decision.action >= Action::Page);
                 let told = notify.filter(|_| notice.decision.action != Action::Page);

@@ -73,7 +73,6 @@ fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice) -> Result<b
     }
     let kind = match notice.kind {
         NoticeKind::Confirmed => LogKind::Confirmed,
-        NoticeKind::Unconfirmed => LogKind::Unconfirmed,
         NoticeKind::Resolved => LogKind::Resolved,
     };
     insert_log(tx, &entry_of(&notice.decision, notice.at, kind, notice.text.clone()))?;

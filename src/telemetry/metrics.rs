@@ -101,7 +101,8 @@ impl Metrics {
         self.replace(&names::WATERMARK, view.partitions.iter().filter_map(|p| Some((p.partition.to_string(), seconds(p.watermark?)))));
         let judged = view.experiments.iter().filter_map(|e| e.judged_to).max();
         self.set(&names::JUDGED_TO, &[], seconds(judged.unwrap_or(0)));
-        let verdicts = [(Verdict::Safe, "safe"), (Verdict::Watching, "watching"), (Verdict::Breach, "breach"), (Verdict::NoData, "no_data")];
+        let verdicts =
+            [(Verdict::Safe, "safe"), (Verdict::Watching, "watching"), (Verdict::Breach, "breach"), (Verdict::NoData, "no_data")];
         for (verdict, name) in verdicts {
             let n = view.experiments.iter().filter(|e| e.verdict == verdict).count();
             self.set(&names::EXPERIMENTS, &[name], n as f64);
@@ -300,7 +301,8 @@ mod tests {
 
     #[test]
     fn promtool_has_nothing_to_say() {
-        let child = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let child =
+            Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let Ok(mut child) = child else {
             eprintln!("promtool is not installed: not checked");
             return;

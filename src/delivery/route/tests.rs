@@ -68,9 +68,10 @@ fn decision(action: Action, mode: Mode, criterion: &str) -> Decision {
         test: "count".to_owned(),
         since: 1_764_666_845_000,
         exposed_units: 18_402,
-        evidence: Evidence::Exceedance { n: 10, s: 3, q0_ppm: 50_000, threshold: 1.0, bins: vec![(1, 2)] },
+        evidence: Evidence::Exceedance { side: "over".into(), n: 10, s: 3, q0_ppm: 50_000 },
         reason: "slower".to_owned(),
         epoch: 0,
+        covered_by: None,
         author: None,
     }
 }
@@ -125,16 +126,12 @@ fn notices_go_to_those_who_care() {
     let pair = |id: &str, endpoint: &str| (id.to_owned(), endpoint.to_owned());
     let all = whole();
     assert_eq!(noticed(&all, NoticeKind::Confirmed, Action::Rollback), [pair("d-1-confirmed", "chat")]);
-    assert_eq!(noticed(&all, NoticeKind::Unconfirmed, Action::Rollback), [pair("d-1-unconfirmed", "pager")]);
     assert_eq!(noticed(&all, NoticeKind::Resolved, Action::Rollback), [pair("d-1-resolved", "pager"), pair("d-1-resolved-2", "chat")]);
     assert_eq!(noticed(&all, NoticeKind::Resolved, Action::Page), [pair("d-1-resolved", "pager")]);
     assert_eq!(noticed(&all, NoticeKind::Resolved, Action::Notify), [pair("d-1-resolved", "chat")]);
 
-    let chat = rule(&[(Action::Notify, "chat"), (Action::Rollback, "flags")]);
-    assert_eq!(noticed(&chat, NoticeKind::Unconfirmed, Action::Rollback), [pair("d-1-unconfirmed", "chat")]);
     let same = rule(&[(Action::Notify, "chat"), (Action::Page, "chat")]);
     assert_eq!(noticed(&same, NoticeKind::Resolved, Action::Rollback), [pair("d-1-resolved", "chat")]);
-    assert_eq!(noticed(&rule(&[]), NoticeKind::Unconfirmed, Action::Rollback), []);
 }
 
 #[test]
@@ -160,14 +157,12 @@ fn the_body_is_the_decision_with_the_rules_body_and_links() {
 }
 
 #[test]
-fn evidence_that_is_too_large_is_trimmed_and_says_so() {
-    let mut d = decision(Action::Rollback, Mode::Enforce, "limit");
-    d.evidence = Evidence::Exceedance { n: 10, s: 3, q0_ppm: 50_000, threshold: 1.0, bins: (0..5_000).map(|i| (i, i)).collect() };
-    let row = &Router::default().decision(&whole(), &d, None)[0];
-    assert!(row.payload.len() <= payload::LARGEST_BODY);
-    let body: Value = serde_json::from_str(&row.payload).unwrap();
-    assert_eq!((&body["data"]["trimmed"], &body["data"]["evidence"]["bins"]), (&json!(["evidence.bins"]), &json!([])));
-    assert_eq!(body["data"]["evidence"]["n"], 10);
+fn what_an_earlier_decision_has_done_is_not_sent_again() {
+    let mut covered = decision(Action::Rollback, Mode::Enforce, "limit");
+    covered.covered_by = Some("d-0".to_owned());
+    assert_eq!(Router::default().decision(&whole(), &covered, None), []);
+    covered.action = Action::Page;
+    assert_eq!(Router::default().decision(&whole(), &covered, None).len(), 1, "people are told of each");
 }
 
 #[test]

@@ -61,11 +61,10 @@ pub struct Decoder {
 /// What the pass over a record noted.
 struct Noted<'a> {
     values: [Value<'a>; SLOTS],
-    attributes: Attributes<'a>,
+    attributes: SmallVec<[(Text<'a>, Text<'a>); 4]>,
+    /// Why `attributes` cannot be accepted.
+    fault: Option<Reject>,
 }
-
-type Pairs<'a> = SmallVec<[(Text<'a>, Text<'a>); 4]>;
-type Attributes<'a> = Result<Pairs<'a>, Reject>;
 
 impl Decoder {
     /// A decoder that also reads the `fields` that live rules ask for.
@@ -94,12 +93,15 @@ impl Decoder {
             return Err(self.broken(bytes, Reject::TooLarge));
         }
         let Ok(text) = std::str::from_utf8(bytes) else { return Err(self.broken(bytes, Reject::NotJson)) };
-        let noted = match self.note(text) {
-            Ok(noted) => noted,
-            Err(reason) => return Err(self.broken(bytes, reason)),
-        };
+        let mut noted = Noted { values: [Value::Absent; SLOTS], attributes: SmallVec::new(), fault: None };
+        if let Err(reason) = self.note(text, &mut noted) {
+            return Err(self.broken(bytes, reason));
+        }
         let experiment = noted.values[Slot::Experiment as usize];
-        self.event(text, noted).map_err(|reason| Refused { reason, experiment: self.text(experiment).ok().flatten().map(Cow::into_owned) })
+        match self.event(text, noted) {
+            Ok(event) => Ok(event),
+            Err(reason) => Err(Refused { reason, experiment: self.text(experiment).ok().flatten().map(Cow::into_owned) }),
+        }
     }
 
     #[cold]
@@ -108,7 +110,7 @@ impl Decoder {
     }
 
     /// The pass over the whole text.
-    fn note<'a>(&mut self, text: &'a str) -> Result<Noted<'a>, Reject> {
+    fn note<'a>(&mut self, text: &'a str, noted: &mut Noted<'a>) -> Result<(), Reject> {
         let mut scan = Scanner::new(text, self.limits.max_depth);
         scan.space();
         if scan.peek() != b'{' {
@@ -119,10 +121,9 @@ impl Decoder {
                 Err(fault) => fault.into(),
             });
         }
-        let mut noted = Noted { values: [Value::Absent; SLOTS], attributes: Ok(SmallVec::new()) };
-        self.members(&mut scan, &mut noted)?;
+        self.members(&mut scan, noted)?;
         scan.space();
-        if scan.at_end() { Ok(noted) } else { Err(Reject::NotJson) }
+        if scan.at_end() { Ok(()) } else { Err(Reject::NotJson) }
     }
 
     /// The members of the record, each key guessed first.
@@ -140,9 +141,7 @@ impl Decoder {
                 slot
             };
             if slot == Slot::Attributes {
-                let (value, attributes) = self.attributes(scan)?;
-                noted.values[slot as usize] = value;
-                noted.attributes = attributes;
+                self.attributes(scan, noted)?;
             } else {
                 noted.values[slot as usize] = scan.value(1)?;
             }
@@ -155,17 +154,17 @@ impl Decoder {
     }
 
     /// The value of `attributes`: its faults wait until the whole record has proved to be JSON.
-    #[inline]
-    fn attributes<'a>(&self, scan: &mut Scanner<'a>) -> Result<(Value<'a>, Attributes<'a>), Fault> {
+    fn attributes<'a>(&self, scan: &mut Scanner<'a>, noted: &mut Noted<'a>) -> Result<(), Fault> {
+        let Noted { attributes: pairs, fault, .. } = noted;
+        pairs.clear();
+        *fault = None;
         scan.space();
         if scan.peek() != b'{' {
-            return Ok(match scan.value(1)? {
-                Value::Absent => (Value::Absent, Ok(SmallVec::new())),
-                other => (other, Err(Reject::WrongType)),
-            });
+            if scan.value(1)? != Value::Absent {
+                *fault = Some(Reject::WrongType);
+            }
+            return Ok(());
         }
-        let mut pairs = Pairs::new();
-        let mut fault = None;
         let limits = self.limits;
         scan.object(1, |key, value| {
             let name = key.decode();
@@ -174,22 +173,25 @@ impl Decoder {
                 Value::String(raw) if name.len() <= limits.max_text && raw.text.len() <= limits.max_text => match at {
                     Some(at) => pairs[at].1 = raw.decode(),
                     None if pairs.len() < limits.max_attributes => pairs.push((name, raw.decode())),
-                    None => fault = fault.or(Some(Reject::TooManyAttributes)),
+                    None => *fault = fault.or(Some(Reject::TooManyAttributes)),
                 },
-                Value::String(_) => fault = fault.or(Some(Reject::TooLarge)),
+                Value::String(_) => *fault = fault.or(Some(Reject::TooLarge)),
                 Value::Absent => {
                     if let Some(at) = at {
                         pairs.remove(at);
                     }
                 }
-                _ => fault = fault.or(Some(Reject::WrongType)),
+                _ => *fault = fault.or(Some(Reject::WrongType)),
             }
-        })?;
-        Ok((Value::Absent, fault.map_or(Ok(pairs), Err)))
+        })
     }
 
     /// Checks the noted fields and makes the event of them.
+    #[inline(always)]
     fn event<'a>(&self, text: &'a str, noted: Noted<'a>) -> Result<Event<'a>, Reject> {
+        if let Some(fault) = noted.fault {
+            return Err(fault);
+        }
         let v = &noted.values;
         let name = self.required(v, Slot::Event)?;
         let ts = timestamp(v[Slot::Ts as usize])?;
@@ -213,11 +215,11 @@ impl Decoder {
         if !complete {
             return Err(Reject::MissingField);
         }
-        Ok(Event { ts, id, tenant_id, user_id, experiment, bucket, attributes: noted.attributes?, kind, fields })
+        Ok(Event { ts, id, tenant_id, user_id, experiment, bucket, attributes: noted.attributes, kind, fields })
     }
 
     /// What the event's name makes of the further fields.
-    #[inline]
+    #[inline(always)]
     fn kind<'a>(&self, name: Text<'a>, v: &[Value<'a>; SLOTS]) -> Result<Kind<'a>, Reject> {
         Ok(match &*name {
             "exposure" => Kind::Exposure,

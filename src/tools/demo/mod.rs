@@ -70,6 +70,8 @@ const LIMIT: Duration = Duration::from_secs(50);
 const SETTLE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(50);
 const PARTITIONS: i32 = 4;
+/// Everyone comes back every ten seconds.
+const USERS: u64 = 4_000;
 const USERS_PER_S: f64 = 400.0;
 const SLOWER: f64 = 1.5;
 
@@ -164,7 +166,7 @@ impl Stage<'_> {
 }
 
 fn traffic(seed: u64) -> Result<Traffic, FeedError> {
-    let case = Case { seed, visits_per_s: USERS_PER_S, ids: true, ..Case::default() };
+    let case = Case { seed, visits_per_s: USERS_PER_S, requests_per_visit: 2, users: USERS, ids: true, ..Case::default() };
     Ok(Traffic::new(case, clock::now())?)
 }
 

@@ -1,10 +1,10 @@
 //! The daemon's live view, shared by the thread that judges and those who look: an immutable snapshot, replaced about once a
 //! second, and the commands that operators send back.
 
+pub use crate::engine::judge::Operation;
 use crate::engine::outcome::Counts;
 use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
-pub use crate::engine::judge::Operation;
 use serde::Serialize;
 use std::sync::{Arc, RwLock};
 use tokio::sync::oneshot;

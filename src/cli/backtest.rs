@@ -111,8 +111,18 @@ fn print_summary(summary: &Summary, json: bool) {
         return;
     }
     let counts = &summary.counts;
-    let _ = writeln!(out, "\n{} records: {} accepted, {} late, {} duplicate, {} unattributed, {} of unknown experiments, {} inactive, {} rejected",
-        summary.records, counts.accepted, counts.late, counts.duplicate, counts.unattributed, counts.unknown_experiment, counts.inactive, counts.rejected.total());
+    let _ = writeln!(
+        out,
+        "\n{} records: {} accepted, {} late, {} duplicate, {} unattributed, {} of unknown experiments, {} inactive, {} rejected",
+        summary.records,
+        counts.accepted,
+        counts.late,
+        counts.duplicate,
+        counts.unattributed,
+        counts.unknown_experiment,
+        counts.inactive,
+        counts.rejected.total()
+    );
     if let (Some(first), Some(last)) = (summary.first, summary.last) {
         let _ = writeln!(out, "from {} to {}; decisions: {}", Timestamp(first), Timestamp(last), summary.decisions);
     }

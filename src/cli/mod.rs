@@ -1,1 +1,5 @@
-//! Placeholder.
+//! The command line: parses arguments and calls the app or a tool.
+
+pub mod check;
+pub mod demo;
+pub mod schema;

@@ -1,1 +1,281 @@
-//! Placeholder.
+//! Configuration: `config/default.yaml`, then a file, then `GUARDRAILD_` variables, then flags; checked as a whole.
+
+mod endpoint;
+mod error;
+mod kafka;
+mod layers;
+mod reader;
+mod secret;
+mod units;
+
+pub use endpoint::{Endpoint, EndpointKind};
+pub use error::{ConfigError, ConfigErrors, Origin};
+pub use kafka::{Kafka, OAuth, OffsetReset, Property, Topics};
+
+use crate::engine::plan::Settings;
+use reader::{Fault, Reader, Section, code};
+use secrecy::{ExposeSecret, SecretString};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The whole configuration. `config/default.yaml` describes every field.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub state_dir: PathBuf,
+    /// Files or directories; at least one.
+    pub rules: Vec<PathBuf>,
+    pub kafka: Kafka,
+    pub engine: Engine,
+    pub http: Http,
+    pub endpoints: BTreeMap<String, Endpoint>,
+    pub checkpoint: Checkpoint,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug)]
+pub struct Engine {
+    pub settings: Settings,
+    /// Bytes of a record's value, at most.
+    pub max_record: usize,
+}
+
+#[derive(Clone, Debug)]
+pub struct Http {
+    pub listen: SocketAddr,
+    /// Without a slash at its end.
+    pub base_url: String,
+    pub tokens: Vec<Token>,
+    pub open_reads: OpenReads,
+}
+
+/// Who may call the API.
+#[derive(Clone, Debug)]
+pub struct Token {
+    pub name: String,
+    pub role: Role,
+    pub token: SecretString,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Read,
+    /// Includes [`Role::Read`].
+    Operate,
+}
+
+/// When reads need no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenReads {
+    /// Where the daemon listens on loopback.
+    Loopback,
+    Never,
+    Always,
+}
+
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    pub every: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    pub log: Log,
+    pub otlp: Otlp,
+}
+
+#[derive(Clone, Debug)]
+pub struct Log {
+    pub format: LogFormat,
+    /// In the syntax of `tracing_subscriber::EnvFilter`.
+    pub level: String,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    #[default]
+    Auto,
+    Human,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Otlp {
+    /// Base address, without `/v1/traces`; `None` is off.
+    pub endpoint: Option<String>,
+    pub headers: BTreeMap<String, SecretString>,
+    pub traces: bool,
+    pub metrics: bool,
+    pub interval: Duration,
+}
+
+impl Config {
+    /// Reads the defaults, the file at `path`, the process's `GUARDRAILD_` variables and `overrides` (`kafka.brokers`, `k:9092`), in
+    /// this order, and every secret that they refer to.
+    ///
+    /// # Errors
+    /// All faults that could be found at once.
+    pub fn load(path: Option<&Path>, overrides: &[(String, String)]) -> Result<Config, ConfigErrors> {
+        let text = |s: std::ffi::OsString| s.into_string().ok();
+        let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
+        Config::load_with(path, overrides, &env)
+    }
+
+    /// [`Config::load`] with the given environment instead of the process's.
+    ///
+    /// # Errors
+    /// All faults that could be found at once.
+    pub fn load_with(path: Option<&Path>, overrides: &[(String, String)], env: &BTreeMap<String, String>) -> Result<Config, ConfigErrors> {
+        let layers = layers::Layers::merge(path, overrides, env)?;
+        let reader = Reader::new(&layers, env);
+        let config = read(reader.root());
+        let errors = reader.errors();
+        if errors.0.is_empty() { Ok(config) } else { Err(errors) }
+    }
+}
+
+fn read(mut root: Section<'_>) -> Config {
+    let config = Config {
+        state_dir: root.need("state_dir", reader::path),
+        rules: root.need("rules", reader::list(reader::path)),
+        kafka: kafka::read(root.section("kafka")),
+        engine: engine(root.section("engine")),
+        http: http(root.section("http")),
+        endpoints: endpoint::read(root.map("endpoints")),
+        checkpoint: checkpoint(root.section("checkpoint")),
+        telemetry: telemetry(root.section("telemetry")),
+    };
+    if root.has_taken("rules") && config.rules.is_empty() {
+        root.fault("rules", Fault::new(code::MISSING, "needs at least one file or directory"));
+    }
+    root.finish();
+    config
+}
+
+fn engine(mut s: Section<'_>) -> Engine {
+    let millis = |span: Duration| span.as_millis() as i64;
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let pane = millis(s.need("pane", reader::span("100ms", "1m"))).max(1);
+    let max_skew = millis(s.need("max_skew", reader::span("1s", "1d")));
+    let settings = Settings {
+        pane,
+        lateness: millis(s.need("lateness", reader::span("0", "1d"))),
+        idle_after: millis(s.need("idle_after", reader::span("1s", "1h"))),
+        dedupe_horizon: millis(s.need("dedupe_horizon", reader::span("0", "7d"))),
+        dedupe_max: count(s.need("dedupe_max", reader::whole(0..=1_000_000_000))),
+        workflows_max: count(s.need("workflows_max", reader::whole(1..=1_000_000_000))),
+        units_max: count(s.need("units_max", reader::whole(1..=10_000_000_000))),
+        max_skew_panes: max_skew / pane,
+    };
+    for (key, span) in [("lateness", settings.lateness), ("max_skew", max_skew)] {
+        if span % pane != 0 {
+            let pane = units::write_span(Duration::from_millis(pane.unsigned_abs()));
+            s.fault(key, Fault::new(code::INCONSISTENT, format!("must be a whole number of panes ({pane})")));
+        }
+    }
+    let max_record = count(s.need("max_record", reader::size("1KiB", "64MiB")));
+    s.finish();
+    Engine { settings, max_record }
+}
+
+fn http(mut s: Section<'_>) -> Http {
+    let listen = s.opt("listen", |item| {
+        let text = reader::text(item)?;
+        let fault = || Fault::new(code::WRONG_TYPE, "expected an address such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080");
+        text.replace("localhost:", "127.0.0.1:").parse::<SocketAddr>().map_err(|_| fault())
+    });
+    if listen.is_none() && !s.has_taken("listen") {
+        s.missing("listen");
+    }
+    let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
+    let base_url = s.opt("base_url", url).unwrap_or_else(|| format!("http://{listen}"));
+    let tokens = tokens(&mut s);
+    let words = &[("loopback", OpenReads::Loopback), ("never", OpenReads::Never), ("always", OpenReads::Always)];
+    let open_reads = s.opt("open_reads", reader::choice(words)).unwrap_or(OpenReads::Loopback);
+    s.finish();
+    Http { listen, base_url: base_url.trim_end_matches('/').to_owned(), tokens, open_reads }
+}
+
+fn tokens(http: &mut Section<'_>) -> Vec<Token> {
+    let mut tokens: Vec<Token> = Vec::new();
+    for mut s in http.list("tokens") {
+        let name: String = s.need("name", reader::text);
+        let role = s.opt("role", reader::choice(&[("read", Role::Read), ("operate", Role::Operate)]));
+        if role.is_none() && !s.has_taken("role") {
+            s.missing("role");
+        }
+        let token: SecretString = s.need("token", reader::secret);
+        if tokens.iter().any(|other| other.name == name) {
+            s.fault("name", Fault::new(code::INCONSISTENT, format!("two tokens are named `{name}`; the name tells authors apart")));
+        } else if tokens.iter().any(|other| other.token.expose_secret() == token.expose_secret() && !token.expose_secret().is_empty()) {
+            s.fault("token", Fault::new(code::INCONSISTENT, "another name has the same token"));
+        } else if (1..16).contains(&token.expose_secret().len()) {
+            s.fault(
+                "token",
+                Fault::new(code::UNUSABLE_SECRET, "a token has at least 16 characters").help("`openssl rand -hex 32` makes one"),
+            );
+        }
+        s.finish();
+        tokens.push(Token { name, role: role.unwrap_or(Role::Read), token });
+    }
+    tokens
+}
+
+fn checkpoint(mut s: Section<'_>) -> Checkpoint {
+    let every = s.need("every", reader::span("1s", "10m"));
+    s.finish();
+    Checkpoint { every }
+}
+
+fn telemetry(mut s: Section<'_>) -> Telemetry {
+    let telemetry = Telemetry { log: log(s.section("log")), otlp: otlp(s.section("otlp")) };
+    s.finish();
+    telemetry
+}
+
+fn log(mut s: Section<'_>) -> Log {
+    let words = &[("auto", LogFormat::Auto), ("human", LogFormat::Human), ("json", LogFormat::Json)];
+    let format = s.need("format", reader::choice(words));
+    let level = s.need("level", |item| {
+        let text = reader::text(item)?;
+        match text.parse::<tracing_subscriber::EnvFilter>() {
+            Ok(_) => Ok(text),
+            Err(error) => Err(Fault::new(code::OUT_OF_RANGE, format!("not a log level: {error}"))
+                .help("error, warn, info, debug or trace; per module: info,guardraild::delivery=debug")),
+        }
+    });
+    s.finish();
+    Log { format, level }
+}
+
+fn otlp(mut s: Section<'_>) -> Otlp {
+    let otlp = Otlp {
+        endpoint: s.opt("endpoint", url).map(|url| url.trim_end_matches('/').to_owned()),
+        headers: endpoint::headers(s.map("headers")),
+        traces: s.need("traces", reader::flag),
+        metrics: s.need("metrics", reader::flag),
+        interval: s.need("interval", reader::span("1s", "1h")),
+    };
+    s.finish();
+    otlp
+}
+
+/// An http or https address without a user or password in it.
+fn url(item: &reader::Item<'_>) -> Result<String, Fault> {
+    let text = reader::text(item)?;
+    check_url(&text).map(|()| text)
+}
+
+fn check_url(text: &str) -> Result<(), Fault> {
+    let url = reqwest::Url::parse(text).map_err(|error| Fault::new(code::WRONG_TYPE, format!("not an address: {error}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(Fault::new(code::OUT_OF_RANGE, "must begin with http:// or https://"));
+    }
+    if url.username() != "" || url.password().is_some() {
+        return Err(
+            Fault::new(code::LITERAL_SECRET, "an address holds no user or password").help("use a header with {file: PATH} or {env: NAME}")
+        );
+    }
+    Ok(())
+}

@@ -1,7 +1,7 @@
 //! What the Judge says: decisions, notices about earlier decisions, and entries of the execution log.
 
 use super::time::Millis;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 /// The four verdicts, the same words everywhere.
@@ -58,12 +58,12 @@ pub enum Mode {
 }
 
 /// One decision, as printed by `backtest`, kept in the execution log and sent inside webhooks.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
     /// `d-` and 20 hex digits: see [`decision_id`].
     pub decision: String,
     /// Event time: the end of the pane that tripped, or the record's own time where a single event trips.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "rfc3339")]
     pub decided_at: Millis,
     pub experiment: String,
     pub revision: u32,
@@ -92,7 +92,7 @@ pub struct Decision {
     /// Name of the test, as `guardraild stats` knows it; `count` where a bare count decides.
     pub test: String,
     /// When the breach began: the end of the first pane since which the criterion has held without a break.
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "rfc3339")]
     pub since: Millis,
     /// Units exposed to the bucket so far.
     pub exposed_units: u64,
@@ -100,19 +100,21 @@ pub struct Decision {
     /// One sentence for people.
     pub reason: String,
     /// Arming epoch: how often an operator has re-armed the experiment.
-    #[serde(skip)]
     pub epoch: u32,
+    /// An earlier decision in force that has already done as much for this bucket: this one is logged and not delivered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covered_by: Option<String>,
     /// Who asked, when a person did.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
 }
 
 /// Sufficient statistics of a decision, enough to recompute it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Evidence {
-    /// Values among `n` that exceed `threshold`, tested against the share `q0_ppm` of them that the quantile allows.
-    Exceedance { n: u64, s: u64, q0_ppm: u32, threshold: f64, bins: Vec<(u64, u64)> },
+    /// `s` of `n` values exceed the limit, where the quantile allows the share `q0_ppm` (parts per million); `side` is the side tested.
+    Exceedance { side: String, s: u64, n: u64, q0_ppm: u32 },
     /// `x` hits among `n` observations, tested against `p0`.
     Threshold { n: u64, x: u64, p0: f64 },
     /// `x` events where `mu0` were allowed.
@@ -144,8 +146,6 @@ pub struct Notice {
 pub enum NoticeKind {
     /// Exposures to the bucket have stopped.
     Confirmed,
-    /// They have not, within the time allowed.
-    Unconfirmed,
     /// An operator re-armed the guardrail.
     Resolved,
 }
@@ -154,7 +154,6 @@ impl NoticeKind {
     pub fn name(self) -> &'static str {
         match self {
             NoticeKind::Confirmed => "confirmed",
-            NoticeKind::Unconfirmed => "unconfirmed",
             NoticeKind::Resolved => "resolved",
         }
     }
@@ -163,7 +162,7 @@ impl NoticeKind {
 /// An entry of the execution log. Decisions and notices make their own entries.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LogEntry {
-    #[serde(serialize_with = "rfc3339")]
+    #[serde(with = "rfc3339")]
     pub at: Millis,
     pub experiment: String,
     pub kind: LogKind,
@@ -180,9 +179,9 @@ pub enum LogKind {
     Phase,
     Decision,
     Confirmed,
-    Unconfirmed,
     Resolved,
-    Verdict,
+    /// A breach that an operator's hold kept from acting.
+    Withheld,
     Operator,
     Annotation,
     Delivery,
@@ -217,9 +216,19 @@ pub fn decision_id(experiment: &str, revision: u32, bucket: &str, guardrail: &st
     format!("d-{hex}")
 }
 
-/// Serialises event time as RFC 3339 in UTC, with milliseconds where there are any.
-pub fn rfc3339<S: Serializer>(ts: &Millis, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&Timestamp(*ts))
+/// Event time as RFC 3339 in UTC, with milliseconds where there are any.
+pub mod rfc3339 {
+    use super::{Millis, Timestamp};
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(ts: &Millis, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&Timestamp(*ts))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Millis, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse::<jiff::Timestamp>().map(|ts| ts.as_millisecond()).map_err(D::Error::custom)
+    }
 }
 
 /// RFC 3339 in UTC.

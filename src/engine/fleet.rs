@@ -1,1 +1,255 @@
-//! Placeholder.
+//! All experiments: puts the panes of all partitions in order and hands them to the judges.
+//!
+//! A pane is judged when every live partition has passed it, so verdicts do not depend on how partitions interleave. A partition that
+//! is assigned but has not said anything yet holds the others back; one known to be empty does not.
+
+use super::decision::{Decision, Output};
+use super::judge::{Judge, Operator};
+use super::pane::{BucketPartial, Cell, Emission, PaneBatch, PanePartial};
+use super::plan::Catalog;
+use super::state::ExperimentState;
+use super::time::{Millis, Pane};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// See the module.
+pub struct Fleet {
+    judges: Vec<Judge>,
+    partitions: BTreeMap<i32, Progress>,
+    /// Partials of panes that have not been judged, and the partition that each is from.
+    pending: BTreeMap<Pane, Vec<(i32, PanePartial)>>,
+    /// Last pane judged.
+    judged: Option<Pane>,
+    pane_ms: Millis,
+}
+
+/// How far a partition has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Progress {
+    /// Assigned, nothing heard yet.
+    Waiting,
+    /// All panes up to this one are closed.
+    Closed(Pane),
+    /// Known to hold nothing: does not count.
+    Empty,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    experiments: Vec<(String, u64, Vec<u8>)>,
+    partitions: BTreeMap<i32, Progress>,
+    pending: BTreeMap<Pane, Vec<(i32, PanePartial)>>,
+    judged: Option<Pane>,
+}
+
+impl Fleet {
+    pub fn new(catalog: &Catalog, pane_ms: Millis) -> Fleet {
+        let judges = catalog.plans.iter().map(|plan| Judge::new(std::sync::Arc::clone(plan), pane_ms)).collect();
+        Fleet { judges, partitions: BTreeMap::new(), pending: BTreeMap::new(), judged: None, pane_ms }
+    }
+
+    /// A partition will be read: nothing is judged beyond it from now on.
+    pub fn assigned(&mut self, partition: i32) {
+        self.partitions.entry(partition).or_insert(Progress::Waiting);
+    }
+
+    /// A partition is not read any more.
+    pub fn revoked(&mut self, partition: i32, out: &mut Output) {
+        self.partitions.remove(&partition);
+        self.settle(out);
+    }
+
+    /// A partition holds no record, and so has no time of its own.
+    pub fn empty(&mut self, partition: i32, out: &mut Output) {
+        if let Some(progress @ Progress::Waiting) = self.partitions.get_mut(&partition) {
+            *progress = Progress::Empty;
+            self.settle(out);
+        }
+    }
+
+    /// Takes in what an Aggregator emitted.
+    pub fn take(&mut self, emission: Emission, out: &mut Output) {
+        match emission {
+            Emission::Urgent(urgent) => {
+                if let Some(judge) = self.judges.get_mut(urgent.experiment as usize) {
+                    judge.urgent(&urgent, out);
+                }
+            }
+            Emission::Pane(batch) => self.take_pane(batch, out),
+        }
+    }
+
+    fn take_pane(&mut self, batch: PaneBatch, out: &mut Output) {
+        // A partition that joins late may close panes that have been judged: its partials count in the next one.
+        let pane = self.judged.map_or(batch.pane, |judged| batch.pane.max(Pane(judged.0 + 1)));
+        if !batch.partials.is_empty() {
+            self.pending.entry(pane).or_default().extend(batch.partials.into_iter().map(|partial| (batch.partition, partial)));
+        }
+        let progress = self.partitions.entry(batch.partition).or_insert(Progress::Waiting);
+        *progress = match *progress {
+            Progress::Closed(before) => Progress::Closed(before.max(batch.pane)),
+            Progress::Waiting | Progress::Empty => Progress::Closed(batch.pane),
+        };
+        self.settle(out);
+    }
+
+    /// Judges every pane that all live partitions have passed.
+    fn settle(&mut self, out: &mut Output) {
+        let mut passed: Option<Pane> = None;
+        for progress in self.partitions.values() {
+            match progress {
+                Progress::Waiting => return,
+                Progress::Empty => {}
+                Progress::Closed(pane) => passed = Some(passed.map_or(*pane, |p| p.min(*pane))),
+            }
+        }
+        let Some(passed) = passed.filter(|p| self.judged.is_none_or(|judged| *p > judged)) else { return };
+        let start = (out.decisions.len(), out.notices.len(), out.log.len());
+        let mut ready = self.pending.split_off(&Pane(passed.0 + 1));
+        std::mem::swap(&mut ready, &mut self.pending);
+        for (pane, partials) in ready {
+            for partial in merged(partials) {
+                if let Some(judge) = self.judges.get_mut(partial.experiment as usize) {
+                    judge.pane(pane, &partial, out);
+                }
+            }
+        }
+        for judge in &mut self.judges {
+            judge.advance(passed, out);
+        }
+        self.judged = Some(passed);
+        // Judges run one after the other; what they said is put back in the order of event time.
+        out.decisions[start.0..].sort_by(|a, b| (a.decided_at, &a.experiment).cmp(&(b.decided_at, &b.experiment)));
+        out.notices[start.1..].sort_by(|a, b| (a.at, &a.decision.experiment).cmp(&(b.at, &b.decision.experiment)));
+        out.log[start.2..].sort_by(|a, b| (a.at, &a.experiment).cmp(&(b.at, &b.experiment)));
+    }
+
+    /// Event time up to which everything has been judged.
+    pub fn judged_to(&self) -> Option<Millis> {
+        self.judged.map(|pane| pane.end(self.pane_ms))
+    }
+
+    /// Panes waiting for slower partitions.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
+    }
+
+    pub fn views(&self) -> Vec<ExperimentState> {
+        self.judges.iter().map(Judge::view).collect()
+    }
+
+    /// Carries out an operator's request; `None` when no such experiment is loaded.
+    pub fn operate(&mut self, experiment: &str, operator: &Operator, out: &mut Output) -> Option<Result<String, String>> {
+        Some(self.judge_mut(experiment)?.operate(operator, out))
+    }
+
+    /// Takes up a stored decision after a restart.
+    pub fn adopt(&mut self, decision: &Decision) {
+        if let Some(judge) = self.judge_mut(&decision.experiment) {
+            judge.adopt(decision);
+        }
+    }
+
+    fn judge_mut(&mut self, experiment: &str) -> Option<&mut Judge> {
+        let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
+        self.judges.get_mut(index)
+    }
+
+    /// State as bytes.
+    pub fn snapshot(&self) -> Vec<u8> {
+        let experiments = self.judges.iter().map(|j| (j.plan().experiment.clone(), j.plan().signature(), j.snapshot())).collect();
+        let (partitions, pending) = (self.partitions.clone(), self.pending.clone());
+        // Serialising plain data into a growing vector has no way to fail.
+        postcard::to_stdvec(&Saved { experiments, partitions, pending, judged: self.judged }).unwrap_or_default()
+    }
+
+    /// Rebuilds a Fleet. Experiments that are gone, or whose rules changed, start anew.
+    pub fn restore(catalog: &Catalog, pane_ms: Millis, state: &[u8]) -> Result<Fleet, String> {
+        let saved: Saved = postcard::from_bytes(state).map_err(|e| format!("the judges' state cannot be read: {e}"))?;
+        let mut fleet = Fleet::new(catalog, pane_ms);
+        let mut new_index = BTreeMap::new();
+        for (old, (name, signature, state)) in saved.experiments.iter().enumerate() {
+            let Ok(index) = fleet.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(name)) else { continue };
+            if fleet.judges[index].plan().signature() == *signature {
+                fleet.judges[index].restore(state)?;
+                new_index.insert(old as u32, index as u32);
+            }
+        }
+        for (pane, partials) in saved.pending {
+            let kept = partials.into_iter().filter_map(|(partition, mut partial)| {
+                partial.experiment = *new_index.get(&partial.experiment)?;
+                Some((partition, partial))
+            });
+            fleet.pending.insert(pane, kept.collect());
+        }
+        fleet.partitions = saved.partitions;
+        fleet.judged = saved.judged;
+        Ok(fleet)
+    }
+}
+
+/// One partial for each experiment, in order. Partitions are added in their order, not that of arrival: sums of floats depend on it.
+fn merged(mut partials: Vec<(i32, PanePartial)>) -> Vec<PanePartial> {
+    partials.sort_by_key(|(partition, partial)| (partial.experiment, *partition));
+    let mut out: Vec<PanePartial> = Vec::new();
+    for (_, partial) in partials {
+        match out.last_mut() {
+            Some(last) if last.experiment == partial.experiment => merge(last, partial),
+            _ => out.push(partial),
+        }
+    }
+    out
+}
+
+/// Adds a partial of the same experiment and pane.
+fn merge(into: &mut PanePartial, from: PanePartial) {
+    into.records += from.records;
+    into.rejected += from.rejected;
+    into.controls.extend(from.controls);
+    if into.buckets.is_empty() {
+        into.buckets = from.buckets;
+        return;
+    }
+    for (into, from) in into.buckets.iter_mut().zip(from.buckets) {
+        merge_bucket(into, from);
+    }
+}
+
+fn merge_bucket(into: &mut BucketPartial, from: BucketPartial) {
+    into.exposures += from.exposures;
+    into.new_units += from.new_units;
+    into.mixed_units += from.mixed_units;
+    into.events += from.events;
+    if into.cells.is_empty() {
+        into.cells = from.cells;
+        return;
+    }
+    for (into, from) in into.cells.iter_mut().zip(from.cells) {
+        merge_cell(into, from);
+    }
+}
+
+fn merge_cell(into: &mut Cell, from: Cell) {
+    match (into, from) {
+        (Cell::Distribution { bins, clamped }, Cell::Distribution { bins: more, clamped: also }) => {
+            bins.merge(&more);
+            *clamped += also;
+        }
+        (Cell::Rate { n, x }, Cell::Rate { n: dn, x: dx }) => {
+            *n += dn;
+            *x += dx;
+        }
+        (Cell::Count(n), Cell::Count(more)) => *n += more,
+        (Cell::Moments { n, sum, sum_sq }, Cell::Moments { n: dn, sum: ds, sum_sq: dss }) => {
+            *n += dn;
+            *sum += ds;
+            *sum_sq += dss;
+        }
+        (Cell::Workflows { started, abandoned }, Cell::Workflows { started: more, abandoned: flips }) => {
+            *started += more;
+            abandoned.extend(flips);
+        }
+        (into @ Cell::Empty, from) => *into = from,
+        (_, _) => {}
+    }
+}

@@ -1,7 +1,254 @@
-//! Log-linear bins in the layout of HdrHistogram, sparse at rest.
+//! Log-linear bins in the layout of HdrHistogram at 3 significant digits: sparse at rest, and subtractable, so that a window can
+//! slide. (`hdrhistogram` itself cannot take a pane out again without a dense copy of it; it is the oracle of the tests below.)
+//!
+//! Values are whole thousandths of the metric's unit: microseconds for a latency in milliseconds.
 
 use serde::{Deserialize, Serialize};
 
-/// Bins of one pane: index of the bin and count, by index.
+/// Smallest value kept apart: 1 us for latencies.
+pub const LOWEST: u64 = 1;
+/// Largest value kept apart: 1 h for latencies, in us.
+pub const HIGHEST: u64 = 3_600_000_000;
+/// log2 of half the sub-bins of an octave: 2,048 sub-bins give 3 significant digits.
+const HALF_BITS: u32 = 10;
+const PAGE: usize = 64;
+
+/// The bin of a value, below 23,552. Values above [`HIGHEST`] must have been clamped.
+pub fn bin_of(value: u64) -> u16 {
+    let shift = (63 - (value | 1).leading_zeros()).saturating_sub(HALF_BITS);
+    (((shift as u64) << HALF_BITS) + (value >> shift)) as u16
+}
+
+/// Largest value of a bin.
+pub fn upper_edge(bin: u16) -> u64 {
+    let bin = u64::from(bin);
+    let shift = (bin >> HALF_BITS).saturating_sub(1);
+    let sub = bin - (shift << HALF_BITS);
+    ((sub + 1) << shift) - 1
+}
+
+/// A value in the metric's unit, in thousandths; the second part tells whether it was clamped to the range.
+pub fn thousandths(value: f64) -> (u64, bool) {
+    let scaled = (value * 1_000.0).round();
+    if scaled < LOWEST as f64 {
+        (LOWEST, scaled < 0.0)
+    } else if scaled > HIGHEST as f64 {
+        (HIGHEST, true)
+    } else {
+        (scaled as u64, false)
+    }
+}
+
+/// Bins of one pane: index and count, by index. A count over 65,535 takes several entries.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SparseBins(pub Vec<(u16, u32)>);
+pub struct SparseBins(Vec<(u16, u16)>);
+
+impl SparseBins {
+    /// From the bins of single values; `samples` is sorted and left empty, its memory kept.
+    pub fn from_samples(samples: &mut Vec<u16>) -> SparseBins {
+        samples.sort_unstable();
+        let mut out: Vec<(u16, u16)> = Vec::new();
+        for &bin in samples.iter() {
+            match out.last_mut() {
+                Some((last, count)) if *last == bin && *count < u16::MAX => *count += 1,
+                _ => out.push((bin, 1)),
+            }
+        }
+        samples.clear();
+        out.shrink_to_fit();
+        SparseBins(out)
+    }
+
+    /// Adds the counts of `other`.
+    pub fn merge(&mut self, other: &SparseBins) {
+        if self.0.is_empty() {
+            self.0.clone_from(&other.0);
+            return;
+        }
+        let mut merged: Vec<(u16, u16)> = Vec::with_capacity(self.0.len() + other.0.len());
+        let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
+        loop {
+            let next = match (a.peek(), b.peek()) {
+                (Some(x), Some(y)) if y.0 < x.0 => b.next(),
+                (Some(_), _) => a.next(),
+                (None, _) => b.next(),
+            };
+            let Some(&(bin, count)) = next else { break };
+            match merged.last_mut() {
+                Some((last, sum)) if *last == bin && u32::from(*sum) + u32::from(count) <= u32::from(u16::MAX) => *sum += count,
+                _ => merged.push((bin, count)),
+            }
+        }
+        self.0 = merged;
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (u16, u64)> + '_ {
+        self.0.iter().map(|&(bin, count)| (bin, u64::from(count)))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|&(_, count)| u64::from(count)).sum()
+    }
+}
+
+/// Running total of a window: dense inside pages of 64 bins that have seen a value.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Bins {
+    pages: Vec<Option<Box<Page>>>,
+    count: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Page {
+    sum: u64,
+    counts: Vec<u32>,
+}
+
+impl Bins {
+    pub fn add(&mut self, bins: &SparseBins) {
+        for (bin, count) in bins.iter() {
+            let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
+            if page >= self.pages.len() {
+                self.pages.resize(page + 1, None);
+            }
+            let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: vec![0; PAGE] }));
+            page.sum += count;
+            page.counts[slot] = page.counts[slot].saturating_add(count as u32);
+            self.count += count;
+        }
+    }
+
+    /// Takes out bins that were added before.
+    pub fn subtract(&mut self, bins: &SparseBins) {
+        for (bin, count) in bins.iter() {
+            let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
+            if let Some(Some(page)) = self.pages.get_mut(page) {
+                page.sum = page.sum.saturating_sub(count);
+                page.counts[slot] = page.counts[slot].saturating_sub(count as u32);
+                self.count = self.count.saturating_sub(count);
+            }
+        }
+    }
+
+    /// Number of values.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Upper edge of the bin that holds the quantile `ppm` (parts per million), in thousandths; `None` when empty.
+    pub fn quantile(&self, ppm: u32) -> Option<u64> {
+        if self.count == 0 {
+            return None;
+        }
+        let wanted = ((u128::from(self.count) * u128::from(ppm)).div_ceil(1_000_000) as u64).max(1);
+        let mut below = 0;
+        for (index, page) in self.pages.iter().enumerate() {
+            let Some(page) = page else { continue };
+            if below + page.sum < wanted {
+                below += page.sum;
+                continue;
+            }
+            for (slot, &count) in page.counts.iter().enumerate() {
+                below += u64::from(count);
+                if below >= wanted {
+                    return Some(upper_edge((index * PAGE + slot) as u16));
+                }
+            }
+        }
+        None
+    }
+
+    /// Number of values in bins wholly above the bin that holds `value` (thousandths).
+    pub fn above(&self, value: u64) -> u64 {
+        let bin = usize::from(bin_of(value.min(HIGHEST)));
+        let mut sum = 0;
+        for (index, page) in self.pages.iter().enumerate().skip(bin / PAGE) {
+            let Some(page) = page else { continue };
+            if index == bin / PAGE {
+                sum += page.counts.iter().skip(bin % PAGE + 1).map(|&c| u64::from(c)).sum::<u64>();
+            } else {
+                sum += page.sum;
+            }
+        }
+        sum
+    }
+
+    /// Upper edge (thousandths) and count of each bin that is not empty, by edge.
+    pub fn edges(&self) -> Vec<(u64, u64)> {
+        let filled = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?)));
+        filled
+            .flat_map(|(i, page)| page.counts.iter().enumerate().map(move |(slot, &count)| (i * PAGE + slot, count)))
+            .filter(|&(_, count)| count > 0)
+            .map(|(bin, count)| (upper_edge(bin as u16), u64::from(count)))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn oracle(values: &[u64]) -> hdrhistogram::Histogram<u64> {
+        let mut h = hdrhistogram::Histogram::new_with_bounds(LOWEST, HIGHEST, 3).unwrap();
+        for &v in values {
+            h.record(v).unwrap();
+        }
+        h
+    }
+
+    fn sparse(values: &[u64]) -> SparseBins {
+        SparseBins::from_samples(&mut values.iter().map(|&v| bin_of(v)).collect())
+    }
+
+    #[test]
+    fn bins_span_the_range() {
+        assert!(bin_of(HIGHEST) < 23_552);
+        assert_eq!(thousandths(0.0), (1, false));
+        assert_eq!(thousandths(1e18), (HIGHEST, true));
+        assert_eq!(thousandths(420.0), (420_000, false));
+    }
+
+    proptest! {
+        #[test]
+        fn edges_agree_with_hdrhistogram(v in LOWEST..=HIGHEST) {
+            let h = oracle(&[]);
+            prop_assert_eq!(upper_edge(bin_of(v)), h.highest_equivalent(v));
+        }
+
+        #[test]
+        fn quantiles_agree_with_hdrhistogram(values in prop::collection::vec(1u64..50_000_000, 1..400), ppm in 1u32..1_000_000) {
+            let mut bins = Bins::default();
+            bins.add(&sparse(&values));
+            let mut sorted = values.clone();
+            sorted.sort_unstable();
+            let rank = ((sorted.len() as u64 * u64::from(ppm)).div_ceil(1_000_000) as usize).max(1);
+            prop_assert_eq!(bins.quantile(ppm), Some(oracle(&values).highest_equivalent(sorted[rank - 1])));
+            prop_assert_eq!(bins.count(), values.len() as u64);
+        }
+
+        #[test]
+        fn what_was_added_can_be_taken_out(a in prop::collection::vec(1u64..5_000_000, 0..200), b in prop::collection::vec(1u64..5_000_000, 0..200)) {
+            let (mut both, mut only) = (Bins::default(), Bins::default());
+            both.add(&sparse(&a));
+            both.add(&sparse(&b));
+            both.subtract(&sparse(&b));
+            only.add(&sparse(&a));
+            prop_assert_eq!(both.edges(), only.edges());
+            prop_assert_eq!(both.above(70_000), only.above(70_000));
+        }
+
+        #[test]
+        fn merging_equals_binning_together(a in prop::collection::vec(1u64..3_000, 0..300), b in prop::collection::vec(1u64..3_000, 0..300)) {
+            let mut merged = sparse(&a);
+            merged.merge(&sparse(&b));
+            let together: Vec<u64> = a.iter().chain(&b).copied().collect();
+            prop_assert_eq!(merged, sparse(&together));
+        }
+    }
+}

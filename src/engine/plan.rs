@@ -71,6 +71,13 @@ impl Plan {
     pub fn bucket(&self, name: &str) -> Option<usize> {
         self.buckets.iter().position(|b| b.name == name)
     }
+
+    /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.
+    pub fn signature(&self) -> u64 {
+        let names: Vec<&str> = self.buckets.iter().map(|b| b.name.as_str()).collect();
+        let text = format!("{} {names:?} {:?} {:?}", self.revision, self.signals, self.guardrails);
+        xxhash_rust::xxh3::xxh3_64(text.as_bytes())
+    }
 }
 
 /// An arm of the experiment.

@@ -1,4 +1,26 @@
 //! Rule files: YAML in, checked plans out, or located diagnostics.
+//!
+//! The way of a file: [`load`] finds and reads it; `yaml` makes a tree that knows its places; `shape` holds the tree against the
+//! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `quality`) make the [`RuleSet`].
+//! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
+
+mod custom;
+pub mod diagnostic;
+mod guardrails;
+mod keys;
+mod load;
+mod lower;
+mod metric;
+mod quality;
+mod quantity;
+mod routes;
+
+pub mod schema;
+mod shape;
+mod yaml;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use load::{Loaded, Parsed, load, parse_str};
 
 use crate::engine::decision::Action;
 use crate::engine::plan::Plan;
@@ -33,3 +55,6 @@ pub enum Channel {
     Pagerduty,
     Slack,
 }
+
+#[cfg(test)]
+mod tests;

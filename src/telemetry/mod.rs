@@ -1,1 +1,4 @@
 //! Placeholder.
+
+pub mod metrics;
+pub mod names;

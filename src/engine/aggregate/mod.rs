@@ -1,81 +1,339 @@
 //! One input partition: remembers units, workflows and ids, and turns records into partials of panes.
+//!
+//! The open pane is the one that holds the partition's watermark, its largest event time. A record behind the watermark, but inside
+//! the allowed lateness, is booked into the open pane, never into one already emitted: so what a partition emits depends on its own
+//! records alone, and lateness costs no waiting. The order of the questions that each record is asked is that of [`Aggregator::observe`].
 
-use super::event::Event;
+mod checkpoint;
+mod feeds;
+mod ids;
+pub mod keys;
+mod open;
+mod units;
+mod workflows;
+
+pub use checkpoint::Snapshot;
+
+use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
-use super::pane::Emission;
-use super::plan::{Catalog, Settings};
-use super::time::Millis;
+use super::pane::{Control, Emission, PaneBatch, PhaseName, Urgent};
+use super::plan::{Catalog, Settings, Signal};
+use super::time::{Millis, Pane};
+use feeds::Feeds;
+use hashbrown::HashMap;
+use ids::Ids;
+use keys::Key;
+use open::Open;
+use smallvec::SmallVec;
 use std::sync::Arc;
+use units::{Exposed, Units};
+use workflows::{Started, Watcher, Workflows};
+
+/// Experiments and buckets that a record counts for.
+type Targets = SmallVec<[(u32, u8); 2]>;
 
 /// See the module.
 pub struct Aggregator {
+    partition: i32,
+    settings: Settings,
+    names: HashMap<String, u32, foldhash::fast::FixedState>,
+    feeds: Vec<Feeds>,
+    /// Largest event time seen, or advanced to.
+    watermark: Option<Millis>,
+    /// Open accumulators, one for each experiment.
+    open: Vec<Open>,
+    /// Experiments that the open pane has touched.
+    touched: Vec<u32>,
+    units: Units,
+    workflows: Workflows,
+    ids: Ids,
     counts: Counts,
-}
-
-/// State of an Aggregator, for a checkpoint.
-pub struct Snapshot {
-    /// Everything but the units: rewritten whole.
-    pub state: Vec<u8>,
-    /// Units exposed since the last snapshot: appended.
-    pub units: Vec<u8>,
+    /// Exposed units that there was no room to remember.
+    units_dropped: u64,
+    out: Vec<Emission>,
 }
 
 impl Aggregator {
     pub fn new(partition: i32, catalog: Arc<Catalog>, settings: Settings) -> Aggregator {
-        let _ = (partition, catalog, settings);
-        Aggregator { counts: Counts::default() }
+        let feeds = Feeds::of(&catalog);
+        Aggregator {
+            partition,
+            settings,
+            names: catalog.plans.iter().enumerate().map(|(i, p)| (p.experiment.clone(), i as u32)).collect(),
+            open: feeds.iter().map(|_| Open::default()).collect(),
+            feeds,
+            watermark: None,
+            touched: Vec::new(),
+            units: Units::default(),
+            workflows: Workflows::default(),
+            ids: Ids::new(),
+            counts: Counts::default(),
+            units_dropped: 0,
+            out: Vec::new(),
+        }
     }
 
-    /// Counts one decoded record and books it.
+    /// Counts one decoded record under one outcome, and books it if it is accepted.
     pub fn observe(&mut self, event: &Event<'_>) -> Outcome {
-        let _ = event;
-        self.counts.add(Outcome::Accepted);
-        Outcome::Accepted
+        let late = self.watermark.is_some_and(|w| event.ts < w.saturating_sub(self.settings.lateness));
+        self.advance(event.ts);
+        let outcome = if late { Outcome::Late } else { self.admit(event) };
+        self.counts.add(outcome);
+        outcome
     }
 
     /// Counts a record that could not be decoded; `experiment` is the one that it names, if that much could be read.
     pub fn refuse(&mut self, reason: Reject, experiment: Option<&str>) -> Outcome {
-        let _ = experiment;
-        self.counts.add(Outcome::Rejected(reason));
-        Outcome::Rejected(reason)
+        if let Some(&index) = experiment.and_then(|name| self.names.get(name)) {
+            self.reject(index);
+        }
+        let outcome = Outcome::Rejected(reason);
+        self.counts.add(outcome);
+        outcome
     }
 
-    /// Moves the partition's time to `to` without a record, so that panes close and timers fire while it is quiet.
+    /// Moves the partition's time to `to` (never back), so that panes close and timers fire.
     pub fn advance(&mut self, to: Millis) {
-        let _ = to;
+        let pane_ms = self.settings.pane;
+        let Some(from) = self.watermark else {
+            self.watermark = Some(to);
+            return;
+        };
+        if to <= from {
+            return;
+        }
+        let target = Pane::of(to, pane_ms);
+        let mut open = Pane::of(from, pane_ms);
+        while open < target {
+            let end = open.end(pane_ms) - 1;
+            self.close(open, from.max(end.min(to)));
+            let last_idle = Pane(target.0 - 1);
+            // Panes without records or timers need not be emitted, but the last of them tells how far the partition is.
+            open = match self.workflows.next_timer().filter(|t| *t < target) {
+                Some(timer) => timer.max(Pane(open.0 + 1)),
+                None if open < last_idle => last_idle,
+                None => target,
+            };
+        }
+        self.watermark = Some(to);
+    }
+
+    /// Closes the open pane: the end of a recording.
+    pub fn finish(&mut self) {
+        if let Some(watermark) = self.watermark {
+            self.close(Pane::of(watermark, self.settings.pane), watermark);
+        }
     }
 
     /// Largest event time seen, or advanced to; `None` before the first.
     pub fn watermark(&self) -> Option<Millis> {
-        None
+        self.watermark
     }
 
     /// Takes what has been emitted since the last call, in order.
     pub fn drain(&mut self) -> Vec<Emission> {
-        Vec::new()
+        std::mem::take(&mut self.out)
     }
-
-    /// Closes the open pane: the end of a recording.
-    pub fn finish(&mut self) {}
 
     /// Records by outcome, since the start (checkpoints keep it).
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    pub fn snapshot(&mut self) -> Snapshot {
-        Snapshot { state: Vec::new(), units: Vec::new() }
+    /// What a bound made this partition forget: name of the bound, and how often.
+    pub fn dropped(&self) -> [(&'static str, u64); 3] {
+        [("units", self.units_dropped), ("workflows", self.workflows.dropped), ("ids", self.ids.evicted)]
     }
 
-    /// Rebuilds an Aggregator from its newest `state` and all `units` chunks, oldest first.
-    pub fn restore(
-        partition: i32,
-        catalog: Arc<Catalog>,
-        settings: Settings,
-        state: &[u8],
-        units: &[Vec<u8>],
-    ) -> Result<Aggregator, String> {
-        let _ = (state, units);
-        Ok(Aggregator::new(partition, catalog, settings))
+    /// Assignments remembered: units times experiments.
+    pub fn assignments(&self) -> usize {
+        self.units.len()
+    }
+
+    fn admit(&mut self, event: &Event<'_>) -> Outcome {
+        let targets = match self.targets(event) {
+            Ok(targets) => targets,
+            Err(outcome) => return outcome,
+        };
+        let watermark = self.watermark.unwrap_or(event.ts);
+        if let Some(id) = &event.id
+            && !self.ids.insert(id, watermark, self.settings.dedupe_horizon, self.settings.dedupe_max)
+        {
+            return Outcome::Duplicate;
+        }
+        for &(experiment, bucket) in &targets {
+            if self.open[experiment as usize].record() {
+                self.touched.push(experiment);
+            }
+            self.book(experiment, bucket, event);
+        }
+        if let Kind::Workflow { step, workflow, workflow_id } = &event.kind {
+            let key = match unit(event) {
+                Some(unit) => unit ^ keys::pair(workflow, workflow_id),
+                None => keys::pair(workflow, workflow_id),
+            };
+            match step {
+                Step::Started => self.workflow_started(key, workflow, event.ts, &targets),
+                Step::Completed => self.workflow_ended(key, false, event.ts),
+                Step::Abandoned => self.workflow_ended(key, true, event.ts),
+            }
+        }
+        Outcome::Accepted
+    }
+
+    /// What a record counts for; or the outcome of one that counts for nothing.
+    fn targets(&mut self, event: &Event<'_>) -> Result<Targets, Outcome> {
+        let named = match event.experiment.as_deref() {
+            Some(name) => Some(*self.names.get(name).ok_or(Outcome::UnknownExperiment)?),
+            None => None,
+        };
+        match (named, event.bucket.as_deref(), &event.kind) {
+            (Some(experiment), _, Kind::Phase { .. } | Kind::Annotation { .. }) => Ok(SmallVec::from_elem((experiment, 0), 1)),
+            (Some(experiment), Some(bucket), _) => {
+                let Some(bucket) = self.feeds[experiment as usize].plan.bucket(bucket) else {
+                    self.reject(experiment);
+                    return Err(Outcome::Rejected(Reject::UnknownBucket));
+                };
+                if !self.active(experiment, event.ts) {
+                    return Err(Outcome::Inactive);
+                }
+                Ok(SmallVec::from_elem((experiment, bucket as u8), 1))
+            }
+            (only, _, _) => self.joined(event, only),
+        }
+    }
+
+    /// The buckets to which the event's unit had been exposed at event time.
+    fn joined(&self, event: &Event<'_>, only: Option<u32>) -> Result<Targets, Outcome> {
+        let mut inactive = false;
+        let mut targets = Targets::new();
+        for seen in unit(event).into_iter().flat_map(|unit| self.units.of(unit, event.ts)) {
+            if only.is_some_and(|only| only != seen.experiment) {
+                continue;
+            }
+            if self.active(seen.experiment, event.ts) {
+                targets.push((seen.experiment, seen.bucket));
+            } else {
+                inactive = true;
+            }
+        }
+        match (targets.is_empty(), inactive) {
+            (false, _) => Ok(targets),
+            (true, true) => Err(Outcome::Inactive),
+            (true, false) => Err(Outcome::Unattributed),
+        }
+    }
+
+    fn active(&self, experiment: u32, ts: Millis) -> bool {
+        let plan = &self.feeds[experiment as usize].plan;
+        plan.starts.is_none_or(|starts| ts >= starts) && plan.ends.is_none_or(|ends| ts < ends)
+    }
+
+    fn reject(&mut self, experiment: u32) {
+        if self.open[experiment as usize].reject() {
+            self.touched.push(experiment);
+        }
+    }
+
+    fn book(&mut self, experiment: u32, bucket: u8, event: &Event<'_>) {
+        let feeds = &self.feeds[experiment as usize];
+        let open = &mut self.open[experiment as usize];
+        if let Some(control) = control(event) {
+            open.control(control);
+            return;
+        }
+        let cells = open.bucket(&feeds.plan, usize::from(bucket));
+        if event.kind == Kind::Exposure {
+            cells.exposures += 1;
+            let exposed = unit(event).map(|unit| self.units.expose(unit, experiment, bucket, event.ts, self.settings.units_max));
+            match exposed {
+                Some(Exposed::First) => cells.new_units += 1,
+                Some(Exposed::Mixed) => cells.mixed_units += 1,
+                Some(Exposed::Full) => self.units_dropped += 1,
+                Some(Exposed::Again) | None => {}
+            }
+            return;
+        }
+        cells.events += 1;
+        for signal in feeds.signals(&event.kind) {
+            let booked = cells.book(&feeds.plan, usize::from(signal), event);
+            if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[usize::from(bucket)].baseline {
+                let label = match &event.kind {
+                    Kind::ComplianceFlag { flag } => flag.to_string(),
+                    kind => kind.name().to_owned(),
+                };
+                let (bucket, signal) = (u32::from(bucket), u32::from(signal));
+                self.out.push(Emission::Urgent(Urgent { experiment, bucket, signal, at: event.ts, label }));
+            }
+        }
+    }
+
+    fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets) {
+        let pane = Pane::of(self.watermark.unwrap_or(ts), self.settings.pane);
+        for &(experiment, bucket) in targets {
+            let feeds = &self.feeds[experiment as usize];
+            for &signal in &feeds.workflow {
+                let Signal::Abandonment { within, workflow: only } = &feeds.plan.signals[usize::from(signal)] else { continue };
+                if only.as_deref().is_some_and(|only| only != workflow) {
+                    continue;
+                }
+                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within) };
+                let started = self.workflows.start(key, watcher, self.settings.pane, self.settings.workflows_max);
+                let cells = self.open[experiment as usize].bucket(&feeds.plan, usize::from(bucket));
+                if !matches!(started, Started::Again | Started::Dropped) {
+                    cells.workflow_started(&feeds.plan, usize::from(signal));
+                }
+                if started == Started::Abandoned {
+                    cells.workflow_abandoned(&feeds.plan, usize::from(signal), pane);
+                }
+            }
+        }
+    }
+
+    fn workflow_ended(&mut self, key: Key, abandoned: bool, ts: Millis) {
+        let keep = Pane::of(self.watermark.unwrap_or(ts).saturating_add(self.settings.lateness), self.settings.pane);
+        for watcher in self.workflows.end(key, abandoned, ts, keep, self.settings.workflows_max) {
+            book_abandoned(&self.feeds, &mut self.open, &mut self.touched, watcher);
+        }
+    }
+
+    /// Emits the open pane.
+    fn close(&mut self, pane: Pane, watermark: Millis) {
+        let (feeds, open, touched) = (&self.feeds, &mut self.open, &mut self.touched);
+        self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, open, touched, watcher));
+        self.touched.sort_unstable();
+        let partials = self.touched.drain(..).map(|e| self.open[e as usize].close(e)).collect();
+        self.out.push(Emission::Pane(PaneBatch { partition: self.partition, pane, watermark, partials }));
+    }
+}
+
+fn book_abandoned(feeds: &[Feeds], open: &mut [Open], touched: &mut Vec<u32>, watcher: Watcher) {
+    let (plan, open) = (&feeds[watcher.experiment as usize].plan, &mut open[watcher.experiment as usize]);
+    if open.touch() {
+        touched.push(watcher.experiment);
+    }
+    open.bucket(plan, usize::from(watcher.bucket)).workflow_abandoned(plan, usize::from(watcher.signal), watcher.pane);
+}
+
+/// The key of the event's unit, if it names one.
+fn unit(event: &Event<'_>) -> Option<Key> {
+    Some(keys::pair(event.tenant_id.as_deref()?, event.user_id.as_deref()?))
+}
+
+fn control(event: &Event<'_>) -> Option<Control> {
+    match &event.kind {
+        Kind::Phase { phase, weights } => {
+            let phase = match phase {
+                PhaseRef::Index(index) => PhaseName::Index(*index),
+                PhaseRef::Name(name) => PhaseName::Name(name.to_string()),
+            };
+            let weights = weights.iter().map(|(bucket, share)| (bucket.to_string(), *share)).collect();
+            Some(Control::Phase { at: event.ts, phase, weights })
+        }
+        Kind::Annotation { text, author } => {
+            let author = author.as_ref().map(ToString::to_string);
+            Some(Control::Annotation { at: event.ts, text: text.to_string(), author })
+        }
+        _ => None,
     }
 }

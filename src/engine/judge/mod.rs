@@ -1,1 +1,304 @@
-//! Placeholder.
+//! One experiment: merges the partials of each pane, slides the windows, sets verdicts and returns decisions.
+//!
+//! The Judge knows no clock: [`Judge::pane`] and [`Judge::advance`] tell it how far event time has come.
+
+mod act;
+mod limit;
+mod quality;
+mod stop;
+mod traffic;
+mod view;
+mod window;
+
+use super::decision::{Action, Decision, LogEntry, LogKind, Output};
+use super::pane::{Cell, Control, PanePartial, PhaseName, Urgent};
+use super::plan::{Plan, Statistic};
+use super::time::{Millis, Pane};
+use limit::Reading;
+use quality::Quality;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use stop::Stop;
+use traffic::BucketTraffic;
+use window::Window;
+
+pub use act::{Operation, Operator};
+
+/// Planned life of an experiment that does not say when it ends: 30 days.
+const DEFAULT_LIFE: Millis = 30 * 86_400_000;
+
+/// See the module.
+pub struct Judge {
+    plan: Arc<Plan>,
+    pane_ms: Millis,
+    /// For each guardrail, its window among `State::windows`.
+    window_of: Vec<usize>,
+    /// What a log e-value of a limit must reach.
+    log_threshold: f64,
+    state: State,
+    /// Decisions in force, by id; after a restart they come from the store.
+    in_force: BTreeMap<String, Decision>,
+}
+
+/// Everything that a checkpoint keeps.
+#[derive(Serialize, Deserialize)]
+struct State {
+    /// Last pane judged.
+    at: Option<Pane>,
+    /// By window, then by bucket.
+    windows: Vec<Vec<Window>>,
+    traffic: Vec<BucketTraffic>,
+    /// By guardrail, then by bucket (the baseline's entry is unused).
+    guards: Vec<Vec<Guard>>,
+    quality: Quality,
+    /// By bucket.
+    stops: Vec<Option<Stop>>,
+    phase: u32,
+    weights: Vec<f64>,
+    epoch: u32,
+    hold: Option<OperatorHold>,
+    records: u64,
+    rejected: u64,
+    /// Last pane that held a record.
+    last_record: Option<Pane>,
+}
+
+/// One guardrail of one bucket.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Guard {
+    /// First pane since which the plain value has lain beyond the limit without a break.
+    beyond_since: Option<Pane>,
+    /// First pane since which the test has said so without a break.
+    tripping_since: Option<Pane>,
+    /// Decision in force.
+    tripped: Option<String>,
+    /// A hold has kept it from acting; said once.
+    withheld: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct OperatorHold {
+    until: Option<Millis>,
+    author: String,
+    reason: String,
+}
+
+impl Judge {
+    pub fn new(plan: Arc<Plan>, pane_ms: Millis) -> Judge {
+        let mut kinds: Vec<(usize, i64)> = Vec::new();
+        let mut window_of = Vec::new();
+        for guardrail in &plan.guardrails {
+            let kind = (guardrail.signal, (guardrail.window / pane_ms).max(1));
+            let known = kinds.iter().position(|k| *k == kind);
+            window_of.push(known.unwrap_or(kinds.len()));
+            if known.is_none() {
+                kinds.push(kind);
+            }
+        }
+        let buckets = plan.buckets.len();
+        let of_signal = |&(signal, panes): &(usize, i64)| vec![Window::new(&plan.signals[signal], panes, pane_ms); buckets];
+        let state = State {
+            at: None,
+            windows: kinds.iter().map(of_signal).collect(),
+            traffic: vec![BucketTraffic::default(); buckets],
+            guards: vec![vec![Guard::default(); buckets]; plan.guardrails.len()],
+            quality: Quality::new(&plan),
+            stops: vec![None; buckets],
+            phase: 0,
+            weights: plan.buckets.iter().map(|b| b.weight).collect(),
+            epoch: 0,
+            hold: None,
+            records: 0,
+            rejected: 0,
+            last_record: None,
+        };
+        let log_threshold = log_threshold(&plan, pane_ms);
+        Judge { plan, pane_ms, window_of, log_threshold, state, in_force: BTreeMap::new() }
+    }
+
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Takes in the merged partial of a pane that all partitions have passed. Panes come in ascending order.
+    pub fn pane(&mut self, pane: Pane, partial: &PanePartial, out: &mut Output) {
+        self.advance(Pane(pane.0 - 1), out);
+        let first = self.state.records == 0 && partial.records > 0;
+        if first {
+            let text = "first record: the experiment is being watched".to_owned();
+            self.log(pane.end(self.pane_ms), LogKind::Launch, None, text, out);
+        }
+        self.state.records += partial.records;
+        self.state.rejected += partial.rejected;
+        self.state.quality.add(pane, partial.records, partial.rejected);
+        if partial.records > 0 {
+            self.state.last_record = Some(pane);
+        }
+        for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
+            self.state.traffic[bucket].add(pane, part);
+        }
+        for (index, &window) in self.window_of.iter().enumerate() {
+            // Guardrails may share a window: the first of them fills it.
+            if self.window_of[..index].contains(&window) {
+                continue;
+            }
+            let signal = self.plan.guardrails[index].signal;
+            for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
+                if let Some(cell) = part.cells.get(signal).filter(|c| **c != Cell::Empty) {
+                    self.state.windows[window][bucket].add(pane, cell);
+                }
+            }
+        }
+        for control in &partial.controls {
+            self.control(control, out);
+        }
+        self.tick(pane, true, out);
+    }
+
+    /// Event time has come to the end of `pane` without further records of the experiment.
+    pub fn advance(&mut self, pane: Pane, out: &mut Output) {
+        while let Some(at) = self.state.at.filter(|at| *at < pane) {
+            match self.next_wake(at).filter(|wake| *wake <= pane) {
+                Some(wake) => self.tick(wake, false, out),
+                None => self.state.at = Some(pane),
+            }
+        }
+        // Before the first record there is nothing to slide, but a start without data is silence.
+        if self.state.at.is_none() && self.plan.starts.is_some_and(|starts| starts <= pane.start(self.pane_ms)) {
+            self.tick(pane, false, out);
+        }
+    }
+
+    /// The next pane at whose end something may change without a record.
+    fn next_wake(&self, at: Pane) -> Option<Pane> {
+        let next = Pane(at.0 + 1);
+        let live = self.state.windows.iter().flatten().any(Window::is_live);
+        let waiting = self.state.stops.iter().flatten().any(Stop::is_waiting);
+        let held = self.state.hold.as_ref().is_some_and(|h| h.until.is_some());
+        if live || waiting || held || self.state.quality.is_live() {
+            return Some(next);
+        }
+        self.silence_deadline().map(|deadline| deadline.max(next))
+    }
+
+    /// Closes `pane`: windows, tests, quality, confirmations.
+    fn tick(&mut self, pane: Pane, mut changed: bool, out: &mut Output) {
+        self.state.at = Some(pane);
+        for window in self.state.windows.iter_mut().flatten() {
+            changed |= window.slide(pane);
+        }
+        let now = pane.end(self.pane_ms);
+        if self.state.hold.as_ref().is_some_and(|h| h.until.is_some_and(|until| until <= now)) {
+            self.state.hold = None;
+            self.log(now, LogKind::Operator, None, "hold expired: actions are live again".into(), out);
+            changed = true;
+        }
+        let pending = self.state.guards.iter().flatten().any(|g| g.tripping_since.is_some() && g.tripped.is_none());
+        if changed || pending {
+            self.judge_limits(pane, out);
+        }
+        self.judge_quality(pane, out);
+        self.watch_stops(pane, out);
+    }
+
+    fn judge_limits(&mut self, pane: Pane, out: &mut Output) {
+        let baseline = self.plan.baseline();
+        for index in 0..self.plan.guardrails.len() {
+            for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
+                if self.state.guards[index][bucket].tripped.is_some() {
+                    continue;
+                }
+                let Some(reading) = self.read(index, bucket, pane) else { continue };
+                let trips = reading.over >= self.log_threshold;
+                let guard = &mut self.state.guards[index][bucket];
+                guard.beyond_since = reading.beyond.then(|| guard.beyond_since.unwrap_or(pane));
+                guard.tripping_since = trips.then(|| guard.tripping_since.unwrap_or(pane));
+                let Some(since) = guard.tripping_since else {
+                    guard.withheld = false;
+                    continue;
+                };
+                if (pane.0 - since.0) * self.pane_ms >= self.plan.guardrails[index].hold {
+                    self.trip_limit(index, bucket, pane.end(self.pane_ms), &reading, out);
+                }
+            }
+        }
+    }
+
+    /// A single event that may decide at once.
+    pub fn urgent(&mut self, urgent: &Urgent, out: &mut Output) {
+        let bucket = urgent.bucket as usize;
+        for index in 0..self.plan.guardrails.len() {
+            let guardrail = &self.plan.guardrails[index];
+            let zero = guardrail.statistic == Statistic::Count && guardrail.limit == Some(0.0);
+            let mine = guardrail.signal == urgent.signal as usize && zero;
+            if !mine || self.state.guards[index].get(bucket).is_none_or(|g| g.tripped.is_some()) {
+                continue;
+            }
+            let evidence = super::decision::Evidence::Count { count: 1, allowed: 0 };
+            let reading = Reading { n: 1, over: f64::INFINITY, under: 0.0, beyond: true, test: "count", evidence };
+            self.trip_limit(index, bucket, urgent.at, &reading, out);
+        }
+    }
+
+    fn read(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<Reading> {
+        let window = &self.state.windows[self.window_of[guardrail]][bucket];
+        limit::read(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
+    }
+
+    fn value(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<f64> {
+        let window = &self.state.windows[self.window_of[guardrail]][bucket];
+        limit::value(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
+    }
+
+    fn seen(&self, bucket: usize) -> limit::Traffic {
+        let traffic = &self.state.traffic[bucket];
+        limit::Traffic { units: traffic.units, exposures: traffic.exposures, enough: traffic.size() >= self.plan.min_units }
+    }
+
+    fn control(&mut self, control: &Control, out: &mut Output) {
+        match control {
+            Control::Phase { at, phase, weights } => {
+                let index = match phase {
+                    PhaseName::Index(index) => Some(*index),
+                    PhaseName::Name(name) => self.plan.phases.iter().position(|p| p == name).map(|i| i as u32),
+                };
+                self.move_to(*at, index, weights, None, out);
+            }
+            Control::Annotation { at, text, author } => self.log(*at, LogKind::Annotation, author.clone(), text.clone(), out),
+        }
+    }
+
+    fn log(&self, at: Millis, kind: LogKind, author: Option<String>, text: String, out: &mut Output) {
+        out.log.push(LogEntry { at, experiment: self.plan.experiment.clone(), kind, author, text, decision: None });
+    }
+
+    /// An operator's hold is in force; it does not keep `kill` back.
+    fn held(&self, action: Action) -> bool {
+        action < Action::Kill && self.state.hold.is_some()
+    }
+
+    /// State as bytes, to be given to [`Judge::restore`].
+    pub fn snapshot(&self) -> Vec<u8> {
+        // Serialising plain data into a growing vector has no way to fail.
+        postcard::to_stdvec(&self.state).unwrap_or_default()
+    }
+
+    /// Takes up a state that a Judge of the same plan left.
+    pub fn restore(&mut self, state: &[u8]) -> Result<(), String> {
+        self.state = postcard::from_bytes(state).map_err(|e| format!("the state of `{}` cannot be read: {e}", self.plan.experiment))?;
+        Ok(())
+    }
+}
+
+/// `ln(criteria * starts / alpha)`: the experiment's budget, shared by all criteria and all positions of their windows.
+fn log_threshold(plan: &Plan, pane_ms: Millis) -> f64 {
+    let per_bucket: usize = plan.guardrails.iter().map(|g| usize::from(g.limit.is_some()) + usize::from(g.max_increase.is_some())).sum();
+    let criteria = (per_bucket * (plan.buckets.len() - 1)).max(1) as f64;
+    let life = match (plan.starts, plan.ends) {
+        (Some(starts), Some(ends)) if ends > starts => ends - starts,
+        _ => DEFAULT_LIFE,
+    };
+    let starts = (life / pane_ms).max(1) as f64;
+    (criteria * starts / plan.alpha).ln()
+}

@@ -1,0 +1,183 @@
+//! The `kafka` section.
+
+use super::reader::{self, Fault, Section, code};
+use secrecy::SecretString;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug)]
+pub struct Kafka {
+    /// `host:port`; at least one.
+    pub brokers: Vec<String>,
+    pub group: String,
+    pub topics: Topics,
+    pub auto_offset_reset: OffsetReset,
+    /// 0 means one per core.
+    pub workers: usize,
+    /// ms that a record may be ahead of the wall clock.
+    pub max_future: i64,
+    /// librdkafka's settings by name.
+    pub properties: BTreeMap<String, Property>,
+    pub oauth: Option<OAuth>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Topics {
+    pub exposures: Vec<String>,
+    pub events: Vec<String>,
+    pub control: Vec<String>,
+}
+
+impl Topics {
+    /// All of them, each once, in the order of their names.
+    pub fn all(&self) -> Vec<&str> {
+        let mut all: Vec<&str> = [&self.exposures, &self.events, &self.control].into_iter().flatten().map(String::as_str).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OffsetReset {
+    Earliest,
+    #[default]
+    Latest,
+}
+
+impl OffsetReset {
+    /// librdkafka's word.
+    pub fn name(self) -> &'static str {
+        match self {
+            OffsetReset::Earliest => "earliest",
+            OffsetReset::Latest => "latest",
+        }
+    }
+}
+
+/// The value of a librdkafka setting.
+#[derive(Clone, Debug)]
+pub enum Property {
+    Plain(String),
+    Secret(SecretString),
+}
+
+/// Where tokens for OAUTHBEARER come from.
+#[derive(Clone, Debug)]
+pub enum OAuth {
+    /// Something else keeps the file fresh; read at every refresh.
+    TokenFile(PathBuf),
+    /// The client credentials grant of OAuth 2.0.
+    ClientCredentials { token_url: String, client_id: String, client_secret: SecretString, scope: Option<String> },
+}
+
+/// Settings that are spelled elsewhere, and where.
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("bootstrap.servers", "kafka.brokers"),
+    ("metadata.broker.list", "kafka.brokers"),
+    ("group.id", "kafka.group"),
+    ("auto.offset.reset", "kafka.auto_offset_reset"),
+];
+/// Settings on which exactly-once decisions rest: offsets are kept with the state that reflects them.
+const FIXED: [&str; 3] = ["enable.auto.commit", "enable.auto.offset.store", "enable.partition.eof"];
+/// Endings of the names of librdkafka's secret settings.
+const SECRET: [&str; 6] =
+    ["password", "client.secret", "ssl.key.pem", "keystore.pem", "sasl.oauthbearer.config", "assertion.private.key.pem"];
+
+pub fn read(mut s: Section<'_>) -> Kafka {
+    let words = &[("earliest", OffsetReset::Earliest), ("latest", OffsetReset::Latest)];
+    let kafka = Kafka {
+        brokers: s.need("brokers", reader::list(broker)),
+        group: s.need("group", reader::text),
+        topics: topics(s.section("topics")),
+        auto_offset_reset: s.need("auto_offset_reset", reader::choice(words)),
+        workers: s.need("workers", reader::whole(0..=1024)) as usize,
+        max_future: s.need("max_future", reader::span("0", "365d")).as_millis() as i64,
+        properties: properties(s.map("properties")),
+        oauth: if s.has("oauth") { oauth(s.section("oauth")) } else { s.opt("oauth", |_| Ok(None)).flatten() },
+    };
+    if kafka.brokers.is_empty() && s.sound("brokers") {
+        let fault = Fault::new(code::MISSING, "names no broker");
+        s.fault("brokers", fault.help("write `brokers: [HOST:9092]`, or set GUARDRAILD_KAFKA__BROKERS=HOST:9092"));
+    }
+    let mechanism = match kafka.properties.get("sasl.mechanism").or(kafka.properties.get("sasl.mechanisms")) {
+        Some(Property::Plain(mechanism)) => mechanism.as_str(),
+        _ => "",
+    };
+    if kafka.oauth.is_some() && mechanism != "OAUTHBEARER" {
+        s.fault("oauth", Fault::new(code::INCONSISTENT, "needs `sasl.mechanism: OAUTHBEARER` in kafka.properties"));
+    }
+    s.finish();
+    kafka
+}
+
+fn broker(item: &reader::Item<'_>) -> Result<String, Fault> {
+    let text = reader::text(item)?;
+    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(port) if port > 0 => Ok(text),
+        _ => Err(Fault::new(code::OUT_OF_RANGE, format!("`{text}` is not host:port"))),
+    }
+}
+
+fn topics(mut s: Section<'_>) -> Topics {
+    let topics = Topics {
+        exposures: s.opt("exposures", reader::list(topic)).unwrap_or_default(),
+        events: s.opt("events", reader::list(topic)).unwrap_or_default(),
+        control: s.opt("control", reader::list(topic)).unwrap_or_default(),
+    };
+    let sound = ["exposures", "events"].iter().all(|key| s.sound(key));
+    if topics.exposures.is_empty() && topics.events.is_empty() && sound {
+        s.fault("", Fault::new(code::MISSING, "`kafka.topics` names no topic of exposures or events"));
+    }
+    s.finish();
+    topics
+}
+
+fn topic(item: &reader::Item<'_>) -> Result<String, Fault> {
+    let text = reader::text(item)?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if text.len() <= 249 && text.chars().all(legal) && text != "." && text != ".." {
+        Ok(text)
+    } else {
+        Err(Fault::new(code::OUT_OF_RANGE, format!("`{text}` is not a topic name (letters, digits, `.`, `_`, `-`; at most 249)")))
+    }
+}
+
+fn properties(mut s: Section<'_>) -> BTreeMap<String, Property> {
+    let mut properties = BTreeMap::new();
+    for name in s.flatten() {
+        let secret = SECRET.iter().any(|ending| name.ends_with(ending));
+        let value = s.opt(&name, |item| {
+            if let Some((_, instead)) = ELSEWHERE.iter().find(|(fixed, _)| *fixed == name) {
+                return Err(Fault::new(code::INCONSISTENT, format!("is set by `{instead}`")));
+            }
+            if FIXED.contains(&name.as_str()) {
+                return Err(Fault::new(code::INCONSISTENT, "is fixed: the daemon keeps offsets with the state that reflects them"));
+            }
+            match &item.value {
+                figment::value::Value::Dict(..) => reader::secret(item).map(Property::Secret),
+                _ if secret => reader::secret(item).map(Property::Secret),
+                _ => reader::text(item).map(Property::Plain),
+            }
+        });
+        properties.extend(value.map(|value| (name, value)));
+    }
+    s.finish();
+    properties
+}
+
+fn oauth(mut s: Section<'_>) -> Option<OAuth> {
+    if let Some(path) = s.opt("token_file", reader::path) {
+        s.finish();
+        return Some(OAuth::TokenFile(path));
+    }
+    let oauth = OAuth::ClientCredentials {
+        token_url: s.need("token_url", super::url),
+        client_id: s.need("client_id", reader::text),
+        client_secret: s.need("client_secret", reader::secret),
+        scope: s.opt("scope", reader::text),
+    };
+    s.finish();
+    Some(oauth)
+}

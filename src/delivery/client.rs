@@ -1,0 +1,148 @@
+//! One attempt: sign, post, judge the answer.
+
+use super::channel;
+use super::endpoint::{Endpoint, EndpointError, EndpointFault, is_link_local};
+use super::schedule::retry_after;
+use super::sign::{Key, signature};
+use crate::engine::time::Millis;
+use crate::store::Delivery;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, Url, redirect};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How much of an answer is read, and how much of that is kept.
+const READ_LIMIT: usize = 64 * 1024;
+const KEPT: usize = 512;
+
+/// How long the rest of a successful answer is waited for, so that the connection can be used again.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// What an endpoint answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub status: Option<u16>,
+    /// Absent for success, which only a 2xx is.
+    pub error: Option<String>,
+    pub retry_after: Option<Millis>,
+}
+
+impl Answer {
+    /// 410: the endpoint wants no more.
+    pub(super) fn is_gone(&self) -> bool {
+        self.status == Some(410)
+    }
+}
+
+/// An endpoint and its own pool of connections.
+pub(super) struct Sender {
+    pub endpoint: Endpoint,
+    url: Url,
+    keys: Vec<Key>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    client: Client,
+}
+
+impl Sender {
+    /// Needs a process-wide rustls provider.
+    pub(super) fn new(endpoint: Endpoint) -> Result<Sender, EndpointError> {
+        endpoint.check()?;
+        let faulty = |fault| EndpointError { endpoint: endpoint.name.clone(), fault };
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(endpoint.timeout.min(Duration::from_secs(5)))
+            .timeout(endpoint.timeout)
+            .user_agent(concat!("guardraild/", env!("CARGO_PKG_VERSION")))
+            .dns_resolver(Arc::new(Resolver { allow_link_local: endpoint.allow_link_local }))
+            .build()
+            .map_err(|e| faulty(EndpointFault::Client(e.to_string())))?;
+        let (url, keys) = (endpoint.target().map_err(faulty)?, endpoint.keys().map_err(faulty)?);
+        let headers = endpoint.header_values().map_err(faulty)?;
+        Ok(Sender { url, keys, headers, client, endpoint })
+    }
+
+    /// Posts the delivery once. `now` is the wall clock, ms since the epoch.
+    pub(super) async fn attempt(&self, delivery: &Delivery, now: Millis) -> Answer {
+        let content = channel::content(&self.endpoint, delivery);
+        let seconds = now.div_euclid(1_000);
+        let mut request = self.client.post(self.url.clone()).header(CONTENT_TYPE, content.content_type);
+        if !self.keys.is_empty() {
+            let signature = signature(&self.keys, &delivery.id, seconds, &content.body);
+            request =
+                request.header("webhook-id", &delivery.id).header("webhook-timestamp", seconds).header("webhook-signature", signature);
+        }
+        if let Some(traceparent) = &delivery.traceparent {
+            request = request.header("traceparent", traceparent);
+        }
+        for (name, value) in &self.headers {
+            request = request.header(name, value);
+        }
+        match request.body(content.body).send().await {
+            Ok(response) => self.judge(response, now).await,
+            Err(e) => Answer { status: None, error: Some(describe(e)), retry_after: None },
+        }
+    }
+
+    async fn judge(&self, mut response: Response, now: Millis) -> Answer {
+        let status = response.status();
+        if status.is_success() {
+            // Accepted is accepted: what the rest of the answer says, or whether it ever ends, changes nothing.
+            let _ = tokio::time::timeout(DRAIN, read(&mut response)).await;
+            return Answer { status: Some(status.as_u16()), error: None, retry_after: None };
+        }
+        let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| retry_after(v, now));
+        let text = self.endpoint.redact(&String::from_utf8_lossy(&read(&mut response).await));
+        let text: String = text.trim().chars().take(KEPT).collect();
+        let redirect = if status.is_redirection() { ", and redirects are not followed" } else { "" };
+        let error = format!("HTTP {}{redirect}{}{text}", status.as_u16(), if text.is_empty() { "" } else { ": " });
+        Answer { status: Some(status.as_u16()), error: Some(error), retry_after }
+    }
+}
+
+/// The answer's body up to [`READ_LIMIT`], or as much of it as came.
+async fn read(response: &mut Response) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Ok(Some(chunk)) = response.chunk().await {
+        let room = READ_LIMIT - bytes.len();
+        bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+        if bytes.len() == READ_LIMIT {
+            break;
+        }
+    }
+    bytes
+}
+
+/// An error with its causes and without the address, which may hold a credential.
+fn describe(error: reqwest::Error) -> String {
+    if error.is_timeout() {
+        return if error.is_connect() { "no connection in time" } else { "no answer in time" }.to_owned();
+    }
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(e) = cause {
+        text = format!("{text}: {e}");
+        cause = e.source();
+    }
+    text.chars().take(KEPT).collect()
+}
+
+/// Resolves names and drops link-local addresses, so that a name cannot lead where an address may not.
+struct Resolver {
+    allow_link_local: bool,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let allow = self.allow_link_local;
+        Box::pin(async move {
+            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.filter(|a| allow || !is_link_local(a.ip())).collect();
+            if found.is_empty() {
+                return Err("the name has no address that may be called".into());
+            }
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}

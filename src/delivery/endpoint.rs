@@ -1,0 +1,215 @@
+//! Who receives webhooks: the checked form of the endpoints that `config/` names.
+
+use super::sign::Key;
+use reqwest::Url;
+use reqwest::header::{HeaderName, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// One receiver.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// As rule files name it.
+    pub name: String,
+    pub kind: Kind,
+    /// `http` or `https`; secret, because some products put their credential into it.
+    pub url: SecretString,
+    /// Signing secrets, newest first: `whsec_` and base64, or the bytes themselves; 24 to 64 bytes. Several while one rotates.
+    pub secrets: Vec<SecretString>,
+    /// PagerDuty's integration key.
+    pub routing_key: Option<SecretString>,
+    /// Further headers, such as `Authorization`.
+    pub headers: Vec<(String, SecretString)>,
+    /// Of one attempt, from connecting to the last byte of the answer.
+    pub timeout: Duration,
+    /// Whether link-local addresses, where clouds keep their metadata services, may be called.
+    pub allow_link_local: bool,
+}
+
+/// What the receiver understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Standard Webhooks.
+    Webhook,
+    /// CloudEvents in structured mode, signed likewise.
+    CloudEvents,
+    /// PagerDuty Events v2.
+    PagerDuty,
+    /// A Slack incoming webhook.
+    Slack,
+}
+
+/// A fault of an endpoint's definition.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("endpoint `{endpoint}`: {fault}")]
+pub struct EndpointError {
+    pub endpoint: String,
+    pub fault: EndpointFault,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointFault {
+    #[error("the url must be an absolute http or https address")]
+    Url,
+    #[error("the url is a link-local address; allow it by name if that is meant")]
+    LinkLocal,
+    #[error("no signing secret: every webhook is signed")]
+    NoSecret,
+    #[error("signing secret {number}: {why}")]
+    Secret { number: usize, why: &'static str },
+    #[error("no routing key")]
+    NoRoutingKey,
+    #[error("header `{0}` is not valid in HTTP")]
+    Header(String),
+    #[error("header `{0}` is set by the daemon")]
+    ReservedHeader(String),
+    #[error("the timeout must be longer than zero and at most 60 s")]
+    Timeout,
+    #[error("the HTTP client could not be made: {0}")]
+    Client(String),
+}
+
+/// Headers that an endpoint's own may not replace.
+const RESERVED: [&str; 7] =
+    ["webhook-id", "webhook-timestamp", "webhook-signature", "content-type", "content-length", "host", "transfer-encoding"];
+
+impl Endpoint {
+    /// An endpoint with the default timeout of 15 s and nothing else.
+    pub fn new(name: impl Into<String>, kind: Kind, url: impl Into<String>) -> Endpoint {
+        Endpoint {
+            name: name.into(),
+            kind,
+            url: SecretString::from(url.into()),
+            secrets: Vec::new(),
+            routing_key: None,
+            headers: Vec::new(),
+            timeout: Duration::from_secs(15),
+            allow_link_local: false,
+        }
+    }
+
+    /// The first fault, if there is one.
+    pub fn check(&self) -> Result<(), EndpointError> {
+        let faulty = |fault| EndpointError { endpoint: self.name.clone(), fault };
+        self.target().map_err(faulty)?;
+        self.keys().map_err(faulty)?;
+        self.header_values().map_err(faulty)?;
+        if self.kind == Kind::PagerDuty && self.routing_key.is_none() {
+            return Err(faulty(EndpointFault::NoRoutingKey));
+        }
+        if self.timeout.is_zero() || self.timeout > Duration::from_secs(60) {
+            return Err(faulty(EndpointFault::Timeout));
+        }
+        Ok(())
+    }
+
+    pub(super) fn target(&self) -> Result<Url, EndpointFault> {
+        let url = Url::parse(self.url.expose_secret()).map_err(|_| EndpointFault::Url)?;
+        if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+            return Err(EndpointFault::Url);
+        }
+        let literal = url.host_str().and_then(|h| h.trim_matches(['[', ']']).parse::<IpAddr>().ok());
+        if !self.allow_link_local && literal.is_some_and(is_link_local) {
+            return Err(EndpointFault::LinkLocal);
+        }
+        Ok(url)
+    }
+
+    pub(super) fn keys(&self) -> Result<Vec<Key>, EndpointFault> {
+        if self.secrets.is_empty() && matches!(self.kind, Kind::Webhook | Kind::CloudEvents) {
+            return Err(EndpointFault::NoSecret);
+        }
+        let keys = self.secrets.iter().enumerate();
+        keys.map(|(i, s)| Key::parse(s.expose_secret()).map_err(|why| EndpointFault::Secret { number: i + 1, why })).collect()
+    }
+
+    pub(super) fn header_values(&self) -> Result<Vec<(HeaderName, HeaderValue)>, EndpointFault> {
+        let checked = self.headers.iter().map(|(name, value)| {
+            let header: HeaderName = name.parse().map_err(|_| EndpointFault::Header(name.clone()))?;
+            if RESERVED.contains(&header.as_str()) {
+                return Err(EndpointFault::ReservedHeader(name.clone()));
+            }
+            let mut value = HeaderValue::from_str(value.expose_secret()).map_err(|_| EndpointFault::Header(name.clone()))?;
+            value.set_sensitive(true);
+            Ok((header, value))
+        });
+        checked.collect()
+    }
+
+    /// Changes with the address: an endpoint that was disabled is tried again at a new one.
+    pub(super) fn fingerprint(&self) -> String {
+        let hash = Sha256::digest(format!("{:?} {}", self.kind, self.url.expose_secret()));
+        hash.iter().take(8).map(|b| format!("{b:02x}")).collect()
+    }
+
+    /// Removes everything of this endpoint's that must not be shown, and control characters, from an answer's text.
+    pub(super) fn redact(&self, text: &str) -> String {
+        let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let held = self.secrets.iter().chain(&self.routing_key).chain(self.headers.iter().map(|(_, v)| v)).chain([&self.url]);
+        for secret in held.map(|s| s.expose_secret()).filter(|s| s.len() >= 4) {
+            text = text.replace(secret, "[redacted]");
+        }
+        text
+    }
+}
+
+/// 169.254.0.0/16 and fe80::/10, also where IPv6 wraps the former.
+pub(super) fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_link_local()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(url: &str) -> Endpoint {
+        Endpoint { secrets: vec!["a secret of thirty-two characters".into()], ..Endpoint::new("flags", Kind::Webhook, url) }
+    }
+
+    fn fault(e: &Endpoint) -> Option<EndpointFault> {
+        e.check().err().map(|e| e.fault)
+    }
+
+    #[test]
+    fn addresses_are_checked() {
+        assert_eq!(fault(&endpoint("https://flags.example/hook")), None);
+        assert_eq!(fault(&endpoint("http://10.0.0.1:80/")), None);
+        for url in ["flags.example", "ftp://flags.example/", "", "file:///etc/passwd"] {
+            assert_eq!(fault(&endpoint(url)), Some(EndpointFault::Url), "{url}");
+        }
+        for url in ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://[::ffff:169.254.1.1]/", "http://2852039166/"] {
+            assert_eq!(fault(&endpoint(url)), Some(EndpointFault::LinkLocal), "{url}");
+            assert_eq!(fault(&Endpoint { allow_link_local: true, ..endpoint(url) }), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_a_kind_needs_is_checked() {
+        let bare = Endpoint::new("x", Kind::Webhook, "https://x.example/");
+        assert_eq!(fault(&bare), Some(EndpointFault::NoSecret));
+        assert_eq!(fault(&Endpoint { kind: Kind::Slack, ..bare.clone() }), None);
+        assert_eq!(fault(&Endpoint { kind: Kind::PagerDuty, ..bare.clone() }), Some(EndpointFault::NoRoutingKey));
+        let short = Endpoint { secrets: vec!["whsec_c2hvcnQ=".into()], ..bare };
+        assert!(matches!(fault(&short), Some(EndpointFault::Secret { number: 1, .. })));
+        let ok = endpoint("https://x.example/");
+        let header = |name: &str, value: &str| Endpoint { headers: vec![(name.to_owned(), value.into())], ..ok.clone() };
+        assert_eq!(fault(&header("authorization", "Bearer x")), None);
+        assert!(matches!(fault(&header("bad name", "x")), Some(EndpointFault::Header(_))));
+        assert!(matches!(fault(&header("x", "a\nb")), Some(EndpointFault::Header(_))));
+        assert!(matches!(fault(&header("Webhook-Id", "x")), Some(EndpointFault::ReservedHeader(_))));
+        assert_eq!(fault(&Endpoint { timeout: Duration::ZERO, ..ok }), Some(EndpointFault::Timeout));
+    }
+
+    #[test]
+    fn answers_are_redacted() {
+        let e = Endpoint { headers: vec![("authorization".into(), "Bearer t0p".into())], ..endpoint("https://x.example/T0/s3cret") };
+        let text = e.redact("no\nBearer t0p at https://x.example/T0/s3cret, a secret of thirty-two characters");
+        assert_eq!(text, "no [redacted] at [redacted], [redacted]");
+        assert!(!format!("{e:?}").contains("s3cret"));
+    }
+}

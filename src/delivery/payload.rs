@@ -1,0 +1,63 @@
+//! Webhook bodies.
+
+use super::schedule::rfc3339;
+use crate::engine::decision::{Decision, Notice};
+use crate::engine::time::Millis;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: &'a str,
+    timestamp: String,
+    data: Data<'a>,
+}
+
+#[derive(Serialize)]
+struct Data<'a> {
+    #[serde(flatten)]
+    decision: &'a Decision,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    notice: Option<Word<'a>>,
+    body: Option<&'a Value>,
+    links: &'a Links,
+}
+
+/// A later word on the decision.
+#[derive(Serialize)]
+struct Word<'a> {
+    kind: &'a str,
+    at: String,
+    text: &'a str,
+}
+
+/// Where people can read on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(super) struct Links {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experiment: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decision: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runbook: Option<String>,
+}
+
+/// The body for a decision, or for a notice about it. A few KB: evidence is sufficient statistics, and a rule's own body is bounded.
+pub(super) fn body(event_type: &str, decision: &Decision, notice: Option<&Notice>, own: Option<&Value>, links: &Links) -> String {
+    let timestamp = rfc3339(notice.map_or(decision.decided_at, |n| n.at));
+    let notice = notice.map(|n| Word { kind: n.kind.name(), at: rfc3339(n.at), text: &n.text });
+    let body = Body { r#type: event_type, timestamp, data: Data { decision, notice, body: own, links } };
+    // Serialising these types cannot fail: no maps with other keys than strings, and floats that are not finite become null.
+    serde_json::to_string(&body).unwrap_or_default()
+}
+
+/// The body that tells of another one that was never received.
+pub(super) fn undelivered(payload: &str, delivery: &str, endpoint: &str, reason: &str, at: Millis) -> String {
+    let stored: Value = serde_json::from_str(payload).unwrap_or_default();
+    let mut body = if stored["data"].is_object() { stored } else { json!({ "data": {} }) };
+    let event_type = body["type"].take();
+    body["type"] = json!("guardrail.alert");
+    body["timestamp"] = json!(rfc3339(at));
+    body["data"]["undelivered"] = json!({ "delivery": delivery, "endpoint": endpoint, "type": event_type, "reason": reason });
+    body.to_string()
+}

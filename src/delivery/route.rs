@@ -1,0 +1,115 @@
+//! Who is told of a decision, and with which body. Pure: the same decision gives the same deliveries.
+
+use super::payload::{self, Links};
+use crate::engine::decision::{Action, Decision, Mode, Notice, NoticeKind};
+use crate::engine::time::Millis;
+use crate::rules::{Route, RuleSet};
+use crate::store::{Delivery, NewDelivery, Priority};
+use reqwest::Url;
+
+/// The criterion of decisions that follow when exposures did not stop in time.
+const CONFIRM_WITHIN: &str = "confirm_within";
+
+/// Makes deliveries from decisions.
+#[derive(Clone, Debug, Default)]
+pub struct Router {
+    /// Address of the dashboard, for links.
+    pub base_url: Option<Url>,
+}
+
+impl Router {
+    /// Deliveries of a decision: to its action's own route, and to nobody else. Interventions are withheld in
+    /// [`Mode::Observe`], and where an earlier decision has done as much.
+    pub fn decision(&self, rule: &RuleSet, decision: &Decision, traceparent: Option<&str>) -> Vec<NewDelivery> {
+        let action = decision.action;
+        if action.intervenes() && (decision.mode == Mode::Observe || decision.covered_by.is_some()) {
+            return Vec::new();
+        }
+        let unconfirmed = decision.criterion == CONFIRM_WITHIN;
+        let (to, event_type, priority) = match action {
+            Action::Kill => (Action::Kill, "guardrail.kill", Priority::Kill),
+            Action::Rollback => (Action::Rollback, "guardrail.rollback", Priority::Rollback),
+            Action::Pause => (Action::Pause, "guardrail.pause", Priority::Pause),
+            Action::Page if unconfirmed => (Action::Page, "guardrail.unconfirmed", Priority::Inform),
+            Action::Page => (Action::Page, "guardrail.alert", Priority::Inform),
+            Action::Notify if unconfirmed => (Action::Notify, "guardrail.unconfirmed", Priority::Inform),
+            Action::Notify | Action::Hold => (Action::Notify, "guardrail.alert", Priority::Inform),
+        };
+        let Some(route) = rule.routes.get(&to) else { return Vec::new() };
+        let id = format!("{}-{}", decision.decision, action.name());
+        let payload = payload::body(event_type, decision, None, route.body.as_ref(), &self.links(rule, decision));
+        vec![NewDelivery {
+            id,
+            endpoint: route.endpoint.clone(),
+            event_type,
+            priority,
+            payload,
+            escalate_to: escalation(rule, &route.endpoint),
+            traceparent: traceparent.map(str::to_owned),
+        }]
+    }
+
+    /// Deliveries of a notice: confirmation notifies, and a resolved decision goes to all who may have been alerted.
+    pub fn notice(&self, rule: &RuleSet, notice: &Notice, traceparent: Option<&str>) -> Vec<NewDelivery> {
+        let (page, notify) = (rule.routes.get(&Action::Page), rule.routes.get(&Action::Notify));
+        let (routes, event_type): (Vec<&Route>, _) = match notice.kind {
+            NoticeKind::Confirmed => (notify.into_iter().collect(), "guardrail.confirmed"),
+            NoticeKind::Resolved => {
+                let paged = page.filter(|_| notice.decision.action >= Action::Page);
+                let told = notify.filter(|_| notice.decision.action != Action::Page);
+                let told = told.filter(|n| paged.is_none_or(|p| p.endpoint != n.endpoint));
+                (paged.into_iter().chain(told).collect(), "guardrail.resolved")
+            }
+        };
+        let links = self.links(rule, &notice.decision);
+        let id = format!("{}-{}", notice.decision.decision, notice.kind.name());
+        let deliveries = routes.into_iter().enumerate().map(|(i, route)| NewDelivery {
+            // A second receiver needs an id of its own.
+            id: if i == 0 { id.clone() } else { format!("{id}-{}", i + 1) },
+            endpoint: route.endpoint.clone(),
+            event_type,
+            priority: Priority::Inform,
+            payload: payload::body(event_type, &notice.decision, Some(notice), route.body.as_ref(), &links),
+            escalate_to: escalation(rule, &route.endpoint),
+            traceparent: traceparent.map(str::to_owned),
+        });
+        deliveries.collect()
+    }
+
+    fn links(&self, rule: &RuleSet, decision: &Decision) -> Links {
+        Links {
+            experiment: self.link("experiments", &decision.experiment),
+            decision: self.link("decisions", &decision.decision),
+            runbook: rule.runbook.clone(),
+        }
+    }
+
+    fn link(&self, kind: &str, name: &str) -> Option<String> {
+        let mut url = self.base_url.clone()?;
+        url.path_segments_mut().ok()?.pop_if_empty().push(kind).push(name);
+        Some(url.into())
+    }
+}
+
+/// Who is told when `endpoint` never receives: who is paged, else who is notified, unless that is the endpoint itself.
+fn escalation(rule: &RuleSet, endpoint: &str) -> Option<String> {
+    let told = [Action::Page, Action::Notify].iter().filter_map(|a| rule.routes.get(a)).map(|r| &r.endpoint);
+    told.into_iter().find(|e| *e != endpoint).cloned()
+}
+
+/// What is sent to [`Delivery::escalate_to`] when a delivery is given up.
+pub(super) fn escalate(dead: &Delivery, reason: &str, at: Millis) -> Option<NewDelivery> {
+    let endpoint = dead.escalate_to.clone()?;
+    Some(NewDelivery {
+        id: format!("{}-undelivered", dead.id),
+        endpoint,
+        event_type: "guardrail.alert",
+        priority: Priority::Inform,
+        payload: payload::undelivered(&dead.payload, &dead.id, &dead.endpoint, reason, at),
+        escalate_to: None,
+        traceparent: dead.traceparent.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! The Aggregator's state as bytes. Experiments are kept by name, so that a restart with other rule files finds its own again.
+
+use super::ids::Ids;
+use super::keys::Key;
+use super::open::Open;
+use super::units::Assignment;
+use super::workflows::Workflows;
+use super::{Aggregator, Catalog, Counts, Millis, Settings};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// State of an Aggregator, for a checkpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Everything but the units: rewritten whole.
+    pub state: Vec<u8>,
+    /// Units exposed since the last snapshot: appended. Empty when there were none.
+    pub units: Vec<u8>,
+}
+
+#[derive(Serialize)]
+struct StateRef<'a> {
+    /// Name of each experiment, and a digest of what its open pane depends on.
+    experiments: Vec<(&'a str, u64)>,
+    watermark: Option<Millis>,
+    open: &'a [Open],
+    touched: &'a [u32],
+    workflows: &'a Workflows,
+    ids: &'a Ids,
+    counts: &'a Counts,
+    units_dropped: u64,
+}
+
+#[derive(Deserialize)]
+struct State {
+    experiments: Vec<(String, u64)>,
+    watermark: Option<Millis>,
+    open: Vec<Open>,
+    touched: Vec<u32>,
+    workflows: Workflows,
+    ids: Ids,
+    counts: Counts,
+    units_dropped: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct UnitsChunk {
+    experiments: Vec<String>,
+    changes: Vec<(Key, Assignment)>,
+}
+
+impl Aggregator {
+    /// State so far; the units part holds what changed since the last call.
+    pub fn snapshot(&mut self) -> Snapshot {
+        let changes = self.units.take_changes();
+        let units = match changes.is_empty() {
+            true => Vec::new(),
+            false => encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes }),
+        };
+        let state = encode(&StateRef {
+            experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.plan.signature())).collect(),
+            watermark: self.watermark,
+            open: &self.open,
+            touched: &self.touched,
+            workflows: &self.workflows,
+            ids: &self.ids,
+            counts: &self.counts,
+            units_dropped: self.units_dropped,
+        });
+        Snapshot { state, units }
+    }
+
+    /// Rebuilds an Aggregator from its newest `state` and all `units` chunks, oldest first. What belongs to experiments that are gone
+    /// is dropped; an experiment whose signals or buckets changed keeps its units, but not its open pane and workflows.
+    pub fn restore(
+        partition: i32,
+        catalog: Arc<Catalog>,
+        settings: Settings,
+        state: &[u8],
+        units: &[Vec<u8>],
+    ) -> Result<Aggregator, String> {
+        let mut new = Aggregator::new(partition, catalog, settings);
+        let old: State = decode(state)?;
+        let same: Vec<Option<u32>> = old.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();
+        for (open, target) in old.open.into_iter().zip(&same) {
+            if let Some(target) = target {
+                new.open[*target as usize] = open;
+            }
+        }
+        new.touched = old.touched.iter().filter_map(|e| *same.get(*e as usize)?).collect();
+        new.workflows = old.workflows;
+        new.workflows.remap(|e| *same.get(e as usize)?);
+        new.watermark = old.watermark;
+        new.ids = old.ids;
+        new.counts = old.counts;
+        new.units_dropped = old.units_dropped;
+        for chunk in units {
+            new.restore_units(chunk)?;
+        }
+        Ok(new)
+    }
+
+    fn same(&self, name: &str, signature: u64) -> Option<u32> {
+        let index = *self.names.get(name)?;
+        (self.feeds[index as usize].plan.signature() == signature).then_some(index)
+    }
+
+    fn restore_units(&mut self, chunk: &[u8]) -> Result<(), String> {
+        let chunk: UnitsChunk = decode(chunk)?;
+        let known: Vec<Option<u32>> = chunk.experiments.iter().map(|name| self.names.get(name.as_str()).copied()).collect();
+        for (unit, mut assignment) in chunk.changes {
+            let Some(Some(experiment)) = known.get(assignment.experiment as usize) else { continue };
+            if usize::from(assignment.bucket) < self.feeds[*experiment as usize].plan.buckets.len() {
+                assignment.experiment = *experiment;
+                self.units.apply(unit, assignment);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    // Serialising plain data into a growing vector has no way to fail.
+    postcard::to_stdvec(value).unwrap_or_default()
+}
+
+fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
+    postcard::from_bytes(bytes).map_err(|e| format!("the aggregator's state cannot be read: {e}"))
+}

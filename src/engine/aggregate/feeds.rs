@@ -1,0 +1,117 @@
+//! Which signals of which experiments an event feeds: plans turned round, so that a record costs a look-up and no search.
+
+use crate::engine::event::{Event, Kind, Scalar};
+use crate::engine::plan::{Catalog, Hit, Match, Plan, Signal, Source, Statistic, Value};
+use std::sync::Arc;
+
+/// One experiment as the Aggregator sees it.
+pub struct Feeds {
+    pub plan: Arc<Plan>,
+    /// Signals fed by requests, tickets, flags, outcomes and other events; indices into `plan.signals`.
+    request: Vec<u16>,
+    ticket: Vec<u16>,
+    flag: Vec<u16>,
+    outcome: Vec<u16>,
+    other: Vec<(String, u16)>,
+    /// Abandonment signals.
+    pub workflow: Vec<u16>,
+    /// Signals that decide by a single event.
+    pub urgent: Vec<u16>,
+}
+
+impl Feeds {
+    pub fn of(catalog: &Catalog) -> Vec<Feeds> {
+        catalog.plans.iter().map(Feeds::new).collect()
+    }
+
+    fn new(plan: &Arc<Plan>) -> Feeds {
+        let mut feeds = Feeds {
+            plan: Arc::clone(plan),
+            request: Vec::new(),
+            ticket: Vec::new(),
+            flag: Vec::new(),
+            outcome: Vec::new(),
+            other: Vec::new(),
+            workflow: Vec::new(),
+            urgent: Vec::new(),
+        };
+        for (index, signal) in plan.signals.iter().enumerate() {
+            let index = index as u16;
+            match source(signal).map(|s| s.event.as_str()) {
+                None => feeds.workflow.push(index),
+                Some("request") => feeds.request.push(index),
+                Some("ticket") => feeds.ticket.push(index),
+                Some("compliance_flag") => feeds.flag.push(index),
+                Some("outcome") => feeds.outcome.push(index),
+                Some(name) => feeds.other.push((name.to_owned(), index)),
+            }
+        }
+        let zero = |g: &&crate::engine::plan::Guardrail| g.statistic == Statistic::Count && g.limit == Some(0.0);
+        feeds.urgent = plan.guardrails.iter().filter(zero).map(|g| g.signal as u16).collect();
+        feeds
+    }
+
+    /// Signals that an event of this kind may feed.
+    pub fn signals<'s>(&'s self, kind: &'s Kind<'_>) -> impl Iterator<Item = u16> + 's {
+        let (fixed, named) = match kind {
+            Kind::Request { .. } => (self.request.as_slice(), None),
+            Kind::Ticket => (self.ticket.as_slice(), None),
+            Kind::ComplianceFlag { .. } => (self.flag.as_slice(), None),
+            Kind::Outcome { .. } => (self.outcome.as_slice(), None),
+            Kind::Exposure | Kind::Phase { .. } | Kind::Annotation { .. } => ([].as_slice(), None),
+            Kind::Workflow { .. } | Kind::Other { .. } => ([].as_slice(), Some(kind.name())),
+        };
+        let other = self.other.iter().filter(move |(name, _)| named == Some(name.as_str()));
+        fixed.iter().copied().chain(other.map(|(_, index)| *index))
+    }
+}
+
+fn source(signal: &Signal) -> Option<&Source> {
+    match signal {
+        Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
+        Signal::Count { source } | Signal::Moments { source, .. } => Some(source),
+        Signal::Abandonment { .. } => None,
+    }
+}
+
+/// Whether the event passes the signal's `where`.
+pub fn passes(source: &Source, event: &Event<'_>) -> bool {
+    source.filter.iter().all(|(field, wanted)| match (event_field(event, *field), wanted) {
+        (Some(Scalar::Bool(a)), Match::Bool(b)) => a == b,
+        (Some(Scalar::Number(a)), Match::Number(b)) => a == b,
+        (Some(Scalar::Text(a)), Match::Text(b)) => a == b,
+        _ => false,
+    })
+}
+
+fn event_field<'e, 'a>(event: &'e Event<'a>, field: u16) -> Option<&'e Scalar<'a>> {
+    event.fields.iter().find(|(id, _)| *id == field).map(|(_, value)| value)
+}
+
+/// The value that a distribution or moments signal takes from the event.
+pub fn value(from: &Value, event: &Event<'_>) -> Option<f64> {
+    match (from, &event.kind) {
+        (Value::Latency, Kind::Request { latency_ms, .. }) => *latency_ms,
+        (Value::Outcome, Kind::Outcome { value, .. }) => Some(*value),
+        (Value::Field(field), _) => match event_field(event, *field)? {
+            Scalar::Number(x) => Some(*x),
+            Scalar::Bool(b) => Some(f64::from(u8::from(*b))),
+            Scalar::Text(_) => None,
+        },
+        _ => None,
+    }
+}
+
+/// Whether the event is a hit of a rate.
+pub fn hit(what: &Hit, event: &Event<'_>) -> bool {
+    match (what, &event.kind) {
+        (Hit::Error, Kind::Request { error, .. }) => *error,
+        (Hit::Outcome, Kind::Outcome { value, .. }) => *value != 0.0,
+        (Hit::Field(field), _) => match event_field(event, *field) {
+            Some(Scalar::Bool(b)) => *b,
+            Some(Scalar::Number(x)) => *x != 0.0,
+            _ => false,
+        },
+        _ => false,
+    }
+}

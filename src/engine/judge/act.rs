@@ -1,0 +1,304 @@
+//! Acting: how a breach or an operator's request becomes a decision, and what that changes.
+
+use super::stop::{Confirmation, Stop};
+use super::{Guard, Judge, OperatorHold, limit::Reading, limit::interval};
+use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
+use crate::engine::plan::{Guardrail, Statistic};
+use crate::engine::time::{Millis, Pane};
+use std::fmt::Write;
+
+/// What an operator asks for.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Operation {
+    /// Stop acting (never measuring) until `until`, or until resumed. `kill` is not held back.
+    Hold {
+        until: Option<Millis>,
+    },
+    /// Lift holds and re-arm every guardrail that has tripped; windows start anew.
+    Resume,
+    /// Act now.
+    Act {
+        action: Action,
+    },
+    /// The rollout moved.
+    Phase {
+        phase: String,
+        weights: Vec<(String, f64)>,
+    },
+    Annotate,
+}
+
+/// Who asks, when, about what, and why.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Operator {
+    pub operation: Operation,
+    /// `None` means every bucket but the baseline.
+    pub bucket: Option<String>,
+    pub author: String,
+    /// The reason, or the text of an annotation.
+    pub reason: String,
+    pub at: Millis,
+}
+
+impl Judge {
+    /// A guardrail's limit is breached: decide once, unless an operator holds.
+    pub(super) fn trip_limit(&mut self, index: usize, bucket: usize, now: Millis, reading: &Reading, out: &mut Output) {
+        let plan = std::sync::Arc::clone(&self.plan);
+        let guardrail = &plan.guardrails[index];
+        let name = &plan.buckets[bucket].name;
+        if self.held(guardrail.on_breach) {
+            if !std::mem::replace(&mut self.state.guards[index][bucket].withheld, true) {
+                let text = format!("{} of {name} is in breach; a hold withholds {}", guardrail.name, guardrail.on_breach.name());
+                self.log(now, LogKind::Withheld, None, text, out);
+            }
+            return;
+        }
+        let pane = Pane::of(now - 1, self.pane_ms);
+        let alpha = (-self.log_threshold).exp();
+        let mut decision = self.decision(name, &guardrail.name, "limit", guardrail.on_breach, now);
+        decision.baseline_value = self.value(index, plan.baseline(), pane);
+        decision.bucket_value = self.value(index, bucket, pane).or(Some(reading.n as f64));
+        decision.unit.clone_from(&guardrail.unit);
+        decision.change = change(decision.baseline_value, decision.bucket_value);
+        decision.interval = interval(&reading.evidence, alpha);
+        decision.margin = guardrail.limit;
+        decision.alpha = Some(alpha);
+        decision.log_e_value = reading.over.is_finite().then_some(reading.over);
+        decision.test = reading.test.to_owned();
+        let guard = &self.state.guards[index][bucket];
+        decision.since = guard.beyond_since.map_or(now, |p| p.start(self.pane_ms)).min(now);
+        decision.exposed_units = self.state.traffic[bucket].units;
+        decision.evidence = reading.evidence.clone();
+        decision.reason = reason(guardrail, &decision);
+        self.state.guards[index][bucket].tripped = Some(decision.decision.clone());
+        self.enforce(&mut decision, &[bucket], pane);
+        self.put_in_force(decision, out);
+    }
+
+    /// A decision with the facts that all have in common.
+    pub(super) fn decision(&self, bucket: &str, guardrail: &str, criterion: &str, action: Action, now: Millis) -> Decision {
+        let (experiment, revision, epoch) = (self.plan.experiment.clone(), self.plan.revision, self.state.epoch);
+        let part = if criterion == "operator" { format!("operator/{}", action.name()) } else { criterion.to_owned() };
+        Decision {
+            decision: decision_id(&experiment, revision, bucket, guardrail, epoch, &part),
+            decided_at: now,
+            experiment,
+            revision,
+            phase: self.state.phase,
+            bucket: bucket.to_owned(),
+            guardrail: guardrail.to_owned(),
+            criterion: criterion.to_owned(),
+            verdict: Verdict::Breach,
+            action,
+            mode: self.plan.mode,
+            baseline_value: None,
+            bucket_value: None,
+            unit: String::new(),
+            change: None,
+            interval: None,
+            margin: None,
+            alpha: None,
+            log_e_value: None,
+            test: "count".into(),
+            since: now,
+            exposed_units: 0,
+            evidence: Evidence::Count { count: 0, allowed: 0 },
+            reason: String::new(),
+            epoch,
+            covered_by: None,
+            author: None,
+        }
+    }
+
+    /// Rollback and kill stop buckets: begin to watch their exposures, unless an earlier decision has done as much for all of them.
+    pub(super) fn enforce(&mut self, decision: &mut Decision, buckets: &[usize], pane: Pane) {
+        if decision.action < Action::Rollback {
+            return;
+        }
+        let done = |stop: &Option<Stop>| stop.as_ref().filter(|s| s.action >= decision.action).map(|s| s.decision.clone());
+        let earlier: Option<Vec<String>> = buckets.iter().map(|b| done(&self.state.stops[*b])).collect();
+        if let Some(earlier) = earlier.and_then(|ids| ids.into_iter().next()) {
+            decision.covered_by = Some(earlier);
+            return;
+        }
+        for &bucket in buckets {
+            let confirmation = if decision.mode == Mode::Enforce { Confirmation::Waiting } else { Confirmation::Observed };
+            let before_per_s = self.state.traffic[bucket].settled_rate(pane, self.pane_ms);
+            let (id, action) = (decision.decision.clone(), decision.action);
+            self.state.stops[bucket] = Some(Stop { decision: id, action, at: decision.decided_at, before_per_s, confirmation });
+        }
+    }
+
+    pub(super) fn put_in_force(&mut self, decision: Decision, out: &mut Output) {
+        self.in_force.insert(decision.decision.clone(), decision.clone());
+        out.decisions.push(decision);
+    }
+
+    /// Takes up a stored decision after a restart, so that a replay of its records does not decide again.
+    pub fn adopt(&mut self, decision: &Decision) {
+        if decision.revision != self.plan.revision || decision.epoch != self.state.epoch {
+            return;
+        }
+        let id = Some(decision.decision.clone());
+        self.in_force.insert(decision.decision.clone(), decision.clone());
+        let bucket = self.plan.bucket(&decision.bucket);
+        if decision.criterion != "confirm_within"
+            && let Some(bucket) = bucket
+            && let Some(index) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
+        {
+            self.state.guards[index][bucket].tripped = id;
+        } else if let Some(check) = self.plan.quality.iter().position(|q| q.kind.name() == decision.guardrail) {
+            self.state.quality.checks[check].tripped = id;
+        }
+        let watched = decision.action >= Action::Rollback && decision.covered_by.is_none() && decision.criterion != "confirm_within";
+        let pane = Pane::of(decision.decided_at, self.pane_ms);
+        if watched
+            && let Some(bucket) = bucket
+            && self.state.stops[bucket].is_none()
+        {
+            self.enforce(&mut decision.clone(), &[bucket], pane);
+        }
+    }
+
+    /// Carries out an operator's request; the message says what came of it. Refusals explain themselves.
+    pub fn operate(&mut self, operator: &Operator, out: &mut Output) -> Result<String, String> {
+        let by = Some(operator.author.clone());
+        match &operator.operation {
+            Operation::Hold { until } => {
+                let hold = OperatorHold { until: *until, author: operator.author.clone(), reason: operator.reason.clone() };
+                self.state.hold = Some(hold);
+                self.log(operator.at, LogKind::Operator, by, format!("hold: {}", operator.reason), out);
+                Ok("held: it measures and decides no action but kill until resumed".into())
+            }
+            Operation::Resume => Ok(self.resume(operator, out)),
+            Operation::Act { action } => self.act(*action, operator, out),
+            Operation::Phase { phase, weights } => {
+                let index = phase.parse().ok().or_else(|| self.plan.phases.iter().position(|p| p == phase).map(|i| i as u32));
+                if index.is_none() {
+                    return Err(format!("no phase `{phase}`: give its index or one of {:?}", self.plan.phases));
+                }
+                self.move_to(operator.at, index, weights, by, out);
+                Ok(format!("phase is now {phase}"))
+            }
+            Operation::Annotate => {
+                self.log(operator.at, LogKind::Annotation, by, operator.reason.clone(), out);
+                Ok("noted".into())
+            }
+        }
+    }
+
+    fn resume(&mut self, operator: &Operator, out: &mut Output) -> String {
+        for decision in std::mem::take(&mut self.in_force).into_values() {
+            let text = format!("{} of {} re-armed by {}: {}", decision.guardrail, decision.experiment, operator.author, operator.reason);
+            out.notices.push(Notice { kind: NoticeKind::Resolved, at: operator.at, decision, text });
+        }
+        let tripped = self.state.guards.iter().flatten().filter(|g| g.tripped.is_some()).count();
+        let fresh = Judge::new(std::sync::Arc::clone(&self.plan), self.pane_ms).state;
+        self.state.windows = fresh.windows;
+        self.state.guards.iter_mut().flatten().for_each(|g| *g = Guard::default());
+        self.state.quality = fresh.quality;
+        self.state.stops.fill(None);
+        self.state.hold = None;
+        self.state.epoch += 1;
+        self.log(operator.at, LogKind::Operator, Some(operator.author.clone()), format!("resume: {}", operator.reason), out);
+        format!("resumed: {tripped} guardrails re-armed, windows start anew")
+    }
+
+    fn act(&mut self, action: Action, operator: &Operator, out: &mut Output) -> Result<String, String> {
+        let baseline = self.plan.baseline();
+        let buckets = match &operator.bucket {
+            None => (0..self.plan.buckets.len()).filter(|b| *b != baseline).collect(),
+            Some(name) => match self.plan.bucket(name) {
+                Some(bucket) if bucket != baseline => vec![bucket],
+                Some(_) => return Err(format!("`{name}` is the baseline: there is nothing to take back from it")),
+                None => return Err(format!("no bucket `{name}`")),
+            },
+        };
+        let pane = Pane::of(operator.at, self.pane_ms).min(self.state.at.unwrap_or(Pane::of(operator.at, self.pane_ms)));
+        let before = out.decisions.len();
+        for bucket in buckets {
+            let name = self.plan.buckets[bucket].name.clone();
+            let mut decision = self.decision(&name, "operator", "operator", action, operator.at);
+            if self.in_force.contains_key(&decision.decision) {
+                continue;
+            }
+            decision.exposed_units = self.state.traffic[bucket].units;
+            decision.evidence = Evidence::Operator { reason: operator.reason.clone() };
+            decision.reason = format!("{} of {name} by {}: {}", action.name(), operator.author, operator.reason);
+            decision.author = Some(operator.author.clone());
+            self.enforce(&mut decision, &[bucket], pane);
+            // A person's word is delivered even where a machine has said the same.
+            decision.covered_by = None;
+            self.put_in_force(decision, out);
+        }
+        match out.decisions.len() - before {
+            0 => Ok(format!("nothing to do: {} has been decided already; `resume` re-arms it", action.name())),
+            n => Ok(format!("{} decided for {n} bucket{}", action.name(), if n == 1 { "" } else { "s" })),
+        }
+    }
+
+    /// The rollout moved to phase `index`, with new weights if given.
+    pub(super) fn move_to(&mut self, at: Millis, index: Option<u32>, weights: &[(String, f64)], by: Option<String>, out: &mut Output) {
+        let Some(index) = index else {
+            self.log(at, LogKind::Phase, by, "a phase that the rule does not name: ignored".into(), out);
+            return;
+        };
+        self.state.phase = index;
+        let mut text = format!("phase {index}");
+        if let Some(name) = self.plan.phases.get(index as usize) {
+            let _ = write!(text, " ({name})");
+        }
+        for (bucket, share) in weights {
+            if let Some(bucket) = self.plan.bucket(bucket).filter(|_| (0.0..=1.0).contains(share)) {
+                self.state.weights[bucket] = *share;
+                let _ = write!(text, ", {} {:.0}%", self.plan.buckets[bucket].name, 100.0 * share);
+            }
+        }
+        self.log(at, LogKind::Phase, by, text, out);
+    }
+}
+
+fn change(baseline: Option<f64>, bucket: Option<f64>) -> Option<f64> {
+    let (baseline, bucket) = (baseline?, bucket?);
+    (baseline != 0.0).then_some(bucket / baseline - 1.0)
+}
+
+/// A value in its unit: `518 ms`, `12.5%`, `3`.
+pub(super) fn show(value: f64, unit: &str) -> String {
+    match unit {
+        "%" => format!("{:.2}%", 100.0 * value),
+        "" => format!("{value}"),
+        _ if value.abs() >= 100.0 => format!("{value:.0} {unit}"),
+        _ => format!("{value:.3} {unit}"),
+    }
+}
+
+fn reason(guardrail: &Guardrail, decision: &Decision) -> String {
+    let unit = &guardrail.unit;
+    let shown = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| show(v, unit));
+    let side = if guardrail.higher_is_worse { "above" } else { "below" };
+    let mut text = format!(
+        "{} of {} is {}, {side} the limit of {}",
+        guardrail.name,
+        decision.bucket,
+        shown(decision.bucket_value),
+        shown(guardrail.limit)
+    );
+    let seen = match &decision.evidence {
+        Evidence::Exceedance { s, n, q0_ppm, .. } => {
+            let (share, allowed) = (100.0 * *s as f64 / (*n).max(1) as f64, f64::from(*q0_ppm) / 10_000.0);
+            Some(format!("{share:.1}% of {n} values in the window lie above it, {allowed}% may"))
+        }
+        Evidence::Threshold { n, x, .. } => Some(format!("{x} of {n} in the window")),
+        Evidence::Poisson { x, mu0 } => Some(format!("{x} events where {mu0:.1} are allowed")),
+        _ => None,
+    };
+    if let Some(seen) = seen {
+        let _ = write!(text, ": {seen}");
+    }
+    if let Some(baseline) = decision.baseline_value.filter(|_| guardrail.statistic != Statistic::Count) {
+        let _ = write!(text, " (baseline {})", show(baseline, unit));
+    }
+    text
+}

@@ -1,0 +1,203 @@
+//! Absolute limits: the one-sample test of each kind of metric over its window, and its mirror image for `safe`.
+//!
+//! A window slides, so each of its positions is a new start of the test. By the union bound over the starts, the chance that any of them
+//! ever alarms stays within `alpha` when the threshold is `ln(starts / alpha)` (Shin, Ramdas, Rinaldo 2024, e-detectors, section 2).
+
+use super::window::{Share, Window};
+use crate::engine::decision::Evidence;
+use crate::engine::histogram::{HIGHEST, thousandths};
+use crate::engine::plan::{Guardrail, Statistic};
+use crate::engine::stats::exceedance::Exceedance;
+use crate::engine::stats::{rates, zero_tolerance};
+use crate::engine::time::Pane;
+
+/// What a window says about its limit.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    /// Observations in the window: values, trials, or (for counts) exposed units.
+    pub n: u64,
+    /// Log e-value against "the limit holds".
+    pub over: f64,
+    /// Log e-value against "the limit is exceeded".
+    pub under: f64,
+    /// Whether the plain value lies beyond the limit.
+    pub beyond: bool,
+    pub test: &'static str,
+    pub evidence: Evidence,
+}
+
+/// Traffic of the bucket that counts are seen against.
+#[derive(Clone, Copy, Debug)]
+pub struct Traffic {
+    pub units: u64,
+    pub exposures: u64,
+    /// The bucket is large enough for "none seen" to mean something.
+    pub enough: bool,
+}
+
+/// Reads the guardrail's limit off its window; `None` when the guardrail has no limit or the statistic has no test.
+pub fn read(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane) -> Option<Reading> {
+    let limit = guardrail.limit?;
+    match guardrail.statistic {
+        Statistic::Quantile { ppm } => {
+            let bins = window.bins()?;
+            let (edge, _) = thousandths(limit);
+            Some(quantile(bins.count(), bins.above(edge.min(HIGHEST)), ppm, guardrail.higher_is_worse))
+        }
+        Statistic::Share => match (window.share(), window.cohorts(pane)) {
+            (Some(all), _) => Some(share(all, limit, guardrail.higher_is_worse)),
+            (None, Some((matured, recent))) => Some(abandonment(matured, recent, limit)),
+            (None, None) => None,
+        },
+        Statistic::PerUnit => Some(per_unit(window.count()?, traffic.units, limit)),
+        Statistic::Count => Some(count(window.count()?, traffic, limit)),
+        Statistic::Exposures => Some(count(traffic.exposures, traffic, limit)),
+        Statistic::Mean => None,
+    }
+}
+
+/// H0: the quantile is at most the limit, that is, at most the share `1 - ppm / 1e6` of the values exceeds it.
+fn quantile(n: u64, s: u64, ppm: u32, higher_is_worse: bool) -> Reading {
+    let test = Exceedance::of_quantile(ppm);
+    let (over, under) = (test.over(s as f64, n as f64), test.under(s as f64, n as f64));
+    let q0_ppm = 1_000_000 - ppm;
+    let above = u128::from(s) * 1_000_000 > u128::from(n) * u128::from(q0_ppm);
+    let (over, under) = if higher_is_worse { (over, under) } else { (under, over) };
+    let side = if higher_is_worse { "over" } else { "under" };
+    Reading {
+        n,
+        over,
+        under,
+        beyond: n > 0 && above == higher_is_worse,
+        test: "exceedance",
+        evidence: Evidence::Exceedance { side: side.into(), n, s, q0_ppm },
+    }
+}
+
+/// H0: the rate is at most the limit.
+fn share(all: Share, limit: f64, higher_is_worse: bool) -> Reading {
+    let (x, p0) = if higher_is_worse { (all.x, limit) } else { (all.n - all.x.min(all.n), 1.0 - limit) };
+    Reading {
+        n: all.n,
+        over: rates::threshold_log_e(all.n, x, p0),
+        under: rates::threshold_drop_log_e(all.n, x, p0),
+        beyond: all.n > 0 && x as f64 > p0 * all.n as f64,
+        test: "threshold",
+        evidence: Evidence::Threshold { n: all.n, x, p0 },
+    }
+}
+
+/// The worse of two looks, for the price of ln 2: workflows whose limit has passed, and explicit abandonment among the recent ones.
+/// Only the first can tell that all is well.
+fn abandonment(matured: Share, recent: Share, limit: f64) -> Reading {
+    let (old, new) = (share(matured, limit, true), share(recent, limit, true));
+    let worse = if new.over > old.over { new.clone() } else { old.clone() };
+    Reading {
+        n: matured.n + recent.n,
+        over: worse.over - std::f64::consts::LN_2,
+        under: old.under,
+        beyond: old.beyond || new.beyond,
+        ..worse
+    }
+}
+
+/// H0: at most `limit` events per exposed unit in the window.
+fn per_unit(x: u64, units: u64, limit: f64) -> Reading {
+    let mu0 = limit * units as f64;
+    Reading {
+        n: units,
+        over: zero_tolerance::poisson_log_e(x, mu0),
+        under: zero_tolerance::poisson_drop_log_e(x, mu0),
+        beyond: x as f64 > mu0,
+        test: "poisson",
+        evidence: Evidence::Poisson { x, mu0 },
+    }
+}
+
+/// More than `limit` events are a breach as a matter of policy: there is no chance to account for.
+fn count(count: u64, traffic: Traffic, limit: f64) -> Reading {
+    let beyond = count as f64 > limit;
+    Reading {
+        n: traffic.units.max(count),
+        over: if beyond { f64::INFINITY } else { 0.0 },
+        under: if !beyond && traffic.enough { f64::INFINITY } else { 0.0 },
+        beyond,
+        test: "count",
+        evidence: Evidence::Count { count, allowed: limit as u64 },
+    }
+}
+
+/// The guardrail's value in its own unit, for people: `None` without data.
+pub fn value(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane) -> Option<f64> {
+    let ratio = |s: Share| (s.n > 0).then(|| s.x as f64 / s.n as f64);
+    match guardrail.statistic {
+        Statistic::Quantile { ppm } => Some(window.bins()?.quantile(ppm)? as f64 / 1_000.0),
+        Statistic::Share => match window.cohorts(pane) {
+            Some((matured, recent)) => ratio(matured).or_else(|| ratio(recent)),
+            None => ratio(window.share()?),
+        },
+        Statistic::PerUnit => ratio(Share { n: traffic.units, x: window.count()? }),
+        Statistic::Count => window.count().map(|n| n as f64),
+        Statistic::Exposures => Some(traffic.exposures as f64),
+        Statistic::Mean => window.mean().map(|(_, mean)| mean),
+    }
+}
+
+/// Observations behind [`value`].
+pub fn observations(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane) -> u64 {
+    match guardrail.statistic {
+        Statistic::Quantile { .. } => window.bins().map_or(0, |b| b.count()),
+        Statistic::Share => match window.cohorts(pane) {
+            Some((matured, recent)) => matured.n + recent.n,
+            None => window.share().map_or(0, |s| s.n),
+        },
+        Statistic::PerUnit | Statistic::Count | Statistic::Exposures => traffic.units,
+        Statistic::Mean => window.mean().map_or(0, |(n, _)| n),
+    }
+}
+
+/// Anytime-valid interval of the guardrail's value at level `alpha` (each side), in its own unit.
+pub fn interval(evidence: &Evidence, alpha: f64) -> Option<[f64; 2]> {
+    match *evidence {
+        Evidence::Threshold { n, x, .. } if n > 0 => {
+            Some([rates::threshold_lower_bound(n, x, alpha), rates::threshold_upper_bound(n, x, alpha)])
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_far_over_its_limit_alarms_and_one_far_under_is_cleared() {
+        let bad = share(Share { n: 400, x: 80 }, 0.05, true);
+        assert!(bad.over > 22.0 && bad.beyond && bad.under < 1.0, "{bad:?}");
+        let good = share(Share { n: 2_000, x: 10 }, 0.05, true);
+        assert!(good.under > 22.0 && !good.beyond && good.over < 1.0, "{good:?}");
+    }
+
+    #[test]
+    fn better_up_turns_the_limit_into_a_floor() {
+        let low = share(Share { n: 400, x: 80 }, 0.5, false);
+        assert!(low.over > 22.0 && low.beyond, "{low:?}");
+        let slow = quantile(1_000, 0, 500_000, false);
+        assert!(slow.over > 22.0 && slow.beyond, "{slow:?}");
+    }
+
+    #[test]
+    fn no_data_is_no_evidence() {
+        for reading in [share(Share::default(), 0.05, true), quantile(0, 0, 950_000, true), per_unit(0, 0, 0.1)] {
+            assert!(reading.over <= 0.0 && reading.under <= 0.0 && !reading.beyond, "{reading:?}");
+        }
+    }
+
+    #[test]
+    fn falling_traffic_is_not_abandonment() {
+        let reading = abandonment(Share { n: 1_000, x: 20 }, Share::default(), 0.05);
+        assert!(!reading.beyond && reading.over < 1.0);
+        let explicit = abandonment(Share::default(), Share { n: 200, x: 120 }, 0.05);
+        assert!(explicit.over > 22.0, "{explicit:?}");
+    }
+}

@@ -1,0 +1,131 @@
+//! After a rollback: do exposures to the bucket really stop?
+
+use super::Judge;
+use crate::engine::decision::{Action, Decision, Evidence, LogKind, Notice, NoticeKind, Output, decision_id};
+use crate::engine::time::{Millis, Pane};
+use serde::{Deserialize, Serialize};
+
+/// A bucket that has been told to stop.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stop {
+    pub decision: String,
+    pub action: Action,
+    pub at: Millis,
+    /// Exposures per second when it was decided.
+    pub before_per_s: f64,
+    pub confirmation: Confirmation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Confirmation {
+    Waiting,
+    Confirmed,
+    /// Overdue; a late confirmation is still noticed.
+    Unconfirmed,
+    /// Nothing was sent: the rule only observes.
+    Observed,
+}
+
+impl Confirmation {
+    pub fn name(self) -> &'static str {
+        match self {
+            Confirmation::Waiting => "waiting",
+            Confirmation::Confirmed => "confirmed",
+            Confirmation::Unconfirmed => "unconfirmed",
+            Confirmation::Observed => "observed",
+        }
+    }
+}
+
+impl Stop {
+    pub fn is_waiting(&self) -> bool {
+        matches!(self.confirmation, Confirmation::Waiting)
+    }
+}
+
+/// Exposures that would have been expected in a quiet span before it counts as stopped: by chance alone, none are seen once in
+/// e^10 = 22,000 times.
+const EXPECTED: f64 = 10.0;
+
+impl Judge {
+    pub(super) fn watch_stops(&mut self, pane: Pane, out: &mut Output) {
+        for bucket in 0..self.plan.buckets.len() {
+            let Some(stop) = self.state.stops[bucket].clone() else { continue };
+            if !matches!(stop.confirmation, Confirmation::Waiting | Confirmation::Unconfirmed) {
+                continue;
+            }
+            let now = pane.end(self.pane_ms);
+            if self.has_stopped(bucket, &stop, pane) {
+                self.confirm(bucket, &stop, now, out);
+            } else if stop.is_waiting() && now - stop.at >= self.plan.confirm_within {
+                self.give_up(bucket, &stop, pane, out);
+            }
+        }
+    }
+
+    /// No exposure for long enough to mean something, while other data went on: silence everywhere confirms nothing.
+    fn has_stopped(&self, bucket: usize, stop: &Stop, pane: Pane) -> bool {
+        let last = self.state.traffic[bucket].last_pane().map_or(stop.at, |p| p.end(self.pane_ms));
+        let quiet_since = last.max(stop.at);
+        let wanted = match stop.before_per_s > 0.0 {
+            true => (EXPECTED / stop.before_per_s * 1_000.0) as Millis,
+            false => self.plan.confirm_within / 2,
+        };
+        let wanted = wanted.clamp((3 * self.pane_ms).min(self.plan.confirm_within), (self.plan.confirm_within / 2).max(self.pane_ms));
+        let others = self.state.last_record.is_some_and(|p| p.end(self.pane_ms) > quiet_since);
+        pane.end(self.pane_ms) - quiet_since >= wanted && others
+    }
+
+    fn confirm(&mut self, bucket: usize, stop: &Stop, now: Millis, out: &mut Output) {
+        if let Some(stop) = &mut self.state.stops[bucket] {
+            stop.confirmation = Confirmation::Confirmed;
+        }
+        let name = &self.plan.buckets[bucket].name;
+        let (before, seconds) = (stop.before_per_s, (now - stop.at) as f64 / 1_000.0);
+        let text = format!("{} of {name} confirmed: exposures fell from {before:.1}/s to 0/s within {seconds:.0} s", stop.action.name());
+        match self.in_force.get(&stop.decision) {
+            Some(decision) => out.notices.push(Notice { kind: NoticeKind::Confirmed, at: now, decision: decision.clone(), text }),
+            None => self.log(now, LogKind::Confirmed, None, text, out),
+        }
+    }
+
+    fn give_up(&mut self, bucket: usize, stop: &Stop, pane: Pane, out: &mut Output) {
+        if let Some(stop) = &mut self.state.stops[bucket] {
+            stop.confirmation = Confirmation::Unconfirmed;
+        }
+        let Some(original) = self.in_force.get(&stop.decision).cloned() else { return };
+        let now = pane.end(self.pane_ms);
+        let span = (self.plan.confirm_within / self.pane_ms).clamp(1, 10);
+        let now_per_s = self.state.traffic[bucket].rate(pane, span, self.pane_ms);
+        let silent = self.state.last_record.is_none_or(|p| p.end(self.pane_ms) <= stop.at);
+        let why = match silent {
+            true => "no data has arrived since, so nothing shows that it took effect".to_owned(),
+            false => format!("exposures went from {:.1}/s to {now_per_s:.1}/s instead of 0/s", stop.before_per_s),
+        };
+        let name = &self.plan.buckets[bucket].name;
+        let waited = self.plan.confirm_within as f64 / 1_000.0;
+        let reason = format!("{} of {name} ({}) is not confirmed after {waited:.0} s: {why}", stop.action.name(), stop.decision);
+        for &action in self.plan.unconfirmed.clone().iter() {
+            let part = format!("unconfirmed/{}/{}", stop.decision, action.name());
+            let decision = Decision {
+                decision: decision_id(&self.plan.experiment, self.plan.revision, name, &original.guardrail, self.state.epoch, &part),
+                decided_at: now,
+                criterion: "confirm_within".into(),
+                action,
+                since: stop.at,
+                test: "count".into(),
+                interval: None,
+                alpha: None,
+                log_e_value: None,
+                evidence: Evidence::Exposures { before_per_s: stop.before_per_s, now_per_s },
+                reason: reason.clone(),
+                epoch: self.state.epoch,
+                covered_by: None,
+                author: None,
+                ..original.clone()
+            };
+            self.in_force.insert(decision.decision.clone(), decision.clone());
+            out.decisions.push(decision);
+        }
+    }
+}

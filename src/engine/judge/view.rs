@@ -1,0 +1,213 @@
+//! The Judge's state as people and controllers see it.
+
+use super::act::show;
+use super::{Judge, limit};
+use crate::engine::decision::Verdict;
+use crate::engine::plan::{Margin, QualityKind, Statistic};
+use crate::engine::state::{BucketState, ExperimentState, GuardrailState, HoldState, QualityState, StopState};
+use crate::engine::time::Pane;
+
+impl Judge {
+    pub fn view(&self) -> ExperimentState {
+        let pane = self.state.at.unwrap_or(Pane(0));
+        let baseline = self.plan.baseline();
+        let tested = || (0..self.plan.buckets.len()).filter(move |b| *b != baseline);
+        let each = (0..self.plan.guardrails.len()).flat_map(|g| tested().map(move |b| (g, b)));
+        let guardrails: Vec<GuardrailState> = each.map(|(g, b)| self.guardrail(g, b, pane)).collect();
+        let verdict = guardrails.iter().map(|g| g.verdict).max_by_key(|v| rank(*v)).unwrap_or(Verdict::NoData);
+        let holds = self.holds();
+        let stop = self.state.stops.iter().any(Option::is_some);
+        let small = self.state.traffic.iter().position(|t| t.size() < self.plan.min_units);
+        let (go, reason) = self.go(verdict, &holds, small, &guardrails);
+        ExperimentState {
+            experiment: self.plan.experiment.clone(),
+            revision: self.plan.revision,
+            mode: self.plan.mode,
+            phase: self.state.phase,
+            phase_name: self.plan.phases.get(self.state.phase as usize).cloned(),
+            verdict,
+            go,
+            stop,
+            reason,
+            holds,
+            buckets: (0..self.plan.buckets.len()).map(|b| self.bucket(b, pane)).collect(),
+            guardrails,
+            quality: (0..self.plan.quality.len()).map(|q| self.quality(q, pane)).collect(),
+            judged_to: self.state.at.map(|p| p.end(self.pane_ms)),
+            last_record: self.state.last_record.map(|p| p.end(self.pane_ms)),
+            records: self.state.records,
+            rejected: self.state.rejected,
+            decisions: self.in_force.keys().cloned().collect(),
+        }
+    }
+
+    fn go(&self, verdict: Verdict, holds: &[HoldState], small: Option<usize>, guardrails: &[GuardrailState]) -> (bool, String) {
+        if let Some((bucket, stop)) = self.state.stops.iter().enumerate().find_map(|(b, s)| Some((b, s.as_ref()?))) {
+            return (false, format!("{} of {} ({})", stop.action.name(), self.plan.buckets[bucket].name, stop.confirmation.name()));
+        }
+        if let Some(bad) = guardrails.iter().find(|g| g.verdict == verdict && matches!(verdict, Verdict::Breach | Verdict::NoData)) {
+            return (false, format!("{} of {}: {}", bad.guardrail, bad.bucket, bad.reason));
+        }
+        if let Some(hold) = holds.first() {
+            return (false, format!("held by {}: {}", hold.by, hold.reason));
+        }
+        if let Some(bucket) = small {
+            let (name, size) = (&self.plan.buckets[bucket].name, self.state.traffic[bucket].size());
+            return (false, format!("{name} has {size} units of the {} that a judgement needs", self.plan.min_units));
+        }
+        match guardrails.is_empty() {
+            true => (false, "the rule has no guardrails".into()),
+            false => (true, "no guardrail is in breach and data is fresh".into()),
+        }
+    }
+
+    fn holds(&self) -> Vec<HoldState> {
+        let operator = self.state.hold.iter().map(|h| HoldState {
+            by: "operator".into(),
+            reason: h.reason.clone(),
+            author: Some(h.author.clone()),
+            until: h.until,
+        });
+        let failing = self.plan.quality.iter().zip(&self.state.quality.checks).filter(|(_, state)| state.failing);
+        let quality = failing.map(|(check, _)| HoldState {
+            by: check.kind.name().into(),
+            reason: "the data cannot be trusted now".into(),
+            author: None,
+            until: None,
+        });
+        operator.chain(quality).collect()
+    }
+
+    fn bucket(&self, bucket: usize, pane: Pane) -> BucketState {
+        let (plan, traffic) = (&self.plan.buckets[bucket], &self.state.traffic[bucket]);
+        BucketState {
+            bucket: plan.name.clone(),
+            baseline: plan.baseline,
+            weight: self.state.weights[bucket],
+            exposed_units: traffic.units,
+            mixed_units: traffic.mixed_units,
+            exposures: traffic.exposures,
+            events: traffic.events,
+            exposure_rate: traffic.rate(pane, (10_000 / self.pane_ms).max(1), self.pane_ms),
+            stopped: self.state.stops[bucket].as_ref().map(|s| StopState {
+                decision: s.decision.clone(),
+                action: s.action,
+                at: s.at,
+                confirmation: s.confirmation.name().into(),
+            }),
+        }
+    }
+
+    fn guardrail(&self, index: usize, bucket: usize, pane: Pane) -> GuardrailState {
+        let (plan, baseline) = (&self.plan.guardrails[index], self.plan.baseline());
+        let windows = &self.state.windows[self.window_of[index]];
+        let reading = self.read(index, bucket, pane);
+        let (baseline_value, bucket_value) = (self.value(index, baseline, pane), self.value(index, bucket, pane));
+        let (verdict, reason) = self.verdict(index, bucket, pane, reading.as_ref());
+        GuardrailState {
+            guardrail: plan.name.clone(),
+            bucket: self.plan.buckets[bucket].name.clone(),
+            verdict,
+            reason,
+            statistic: statistic(plan.statistic),
+            unit: plan.unit.clone(),
+            window_ms: plan.window,
+            baseline_value,
+            bucket_value,
+            change: baseline_value.zip(bucket_value).filter(|(b, _)| *b != 0.0).map(|(b, t)| t / b - 1.0),
+            interval: reading.as_ref().and_then(|r| limit::interval(&r.evidence, (-self.log_threshold).exp())),
+            limit: plan.limit,
+            max_increase: plan.max_increase,
+            n: limit::observations(plan, &windows[bucket], self.seen(bucket), pane),
+            baseline_n: limit::observations(plan, &windows[baseline], self.seen(baseline), pane),
+            log_e_value: reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()),
+            log_threshold: plan.limit.map(|_| self.log_threshold),
+            on_breach: plan.on_breach,
+            decision: self.state.guards[index][bucket].tripped.clone(),
+            clamped: windows.iter().map(|w| w.clamped()).sum(),
+        }
+    }
+
+    /// The verdict of one guardrail of one bucket, and why.
+    fn verdict(&self, index: usize, bucket: usize, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
+        let (plan, guard) = (&self.plan.guardrails[index], &self.state.guards[index][bucket]);
+        if let Some(id) = &guard.tripped {
+            return (Verdict::Breach, format!("breached: see {id}"));
+        }
+        if guard.withheld {
+            return (Verdict::Breach, "in breach; an operator's hold withholds the action".into());
+        }
+        if self.is_silent() {
+            return (Verdict::NoData, "no record arrives: what was known is stale".into());
+        }
+        let seen = self.state.traffic[bucket].last_pane().is_some_and(|last| pane.0 - last.0 < (plan.window / self.pane_ms).max(1));
+        let window = &self.state.windows[self.window_of[index]][bucket];
+        let n = limit::observations(plan, window, self.seen(bucket), pane);
+        let counts = matches!(plan.statistic, Statistic::Count | Statistic::Exposures);
+        if !seen || (n == 0 && !counts) {
+            return (Verdict::NoData, format!("nothing in the last {} s", plan.window / 1_000));
+        }
+        let shown = self.value(index, bucket, pane).map_or("no value yet".into(), |v| show(v, &plan.unit));
+        if let Some(margin) = plan.max_increase {
+            let against = match margin {
+                Margin::Relative(r) => format!("{}% over the baseline", 100.0 * r),
+                Margin::Absolute(d) => format!("{} over the baseline", show(d, &plan.unit)),
+            };
+            return (Verdict::Watching, format!("{shown}; at most {against} is allowed, no evidence either way"));
+        }
+        match reading {
+            Some(r) if r.under >= self.log_threshold => (Verdict::Safe, format!("{shown}: evidence that the limit holds")),
+            Some(r) if r.beyond => (Verdict::Watching, format!("{shown}: beyond the limit, not enough evidence yet")),
+            _ => (Verdict::Watching, format!("{shown}: not enough evidence either way")),
+        }
+    }
+
+    fn quality(&self, index: usize, pane: Pane) -> QualityState {
+        let (check, state) = (&self.plan.quality[index], &self.state.quality.checks[index]);
+        let total = self.state.quality.accepted + self.state.quality.refused;
+        let (value, bound) = match check.kind {
+            QualityKind::Silence { after } => (self.silent_for(pane).map(|ms| ms as f64), Some(after as f64)),
+            QualityKind::SchemaViolations { max } => ((total > 0).then(|| self.state.quality.refused as f64 / total as f64), Some(max)),
+            QualityKind::Srm { alpha } => (None, Some(alpha)),
+            QualityKind::VolumeParity { max_gap: max } => (None, Some(max)),
+            QualityKind::MixedAssignment { max } | QualityKind::Ineligible { max } | QualityKind::Missing { max, .. } => (None, Some(max)),
+        };
+        let acting = matches!(check.kind, QualityKind::Silence { .. } | QualityKind::SchemaViolations { .. });
+        let (verdict, reason) = match (state.failing || state.tripped.is_some(), acting, self.state.records) {
+            (true, ..) => (Verdict::Breach, "the check fails".to_owned()),
+            (false, true, 1..) => (Verdict::Safe, "within its bound".to_owned()),
+            (false, _, 0) => (Verdict::NoData, "no record yet".to_owned()),
+            (false, false, _) => (Verdict::Watching, "not tested yet".to_owned()),
+        };
+        QualityState {
+            check: check.kind.name().into(),
+            verdict,
+            reason,
+            value,
+            bound,
+            action: check.action,
+            decision: state.tripped.clone(),
+        }
+    }
+}
+
+/// Worst last.
+fn rank(verdict: Verdict) -> u8 {
+    match verdict {
+        Verdict::Safe => 0,
+        Verdict::Watching => 1,
+        Verdict::NoData => 2,
+        Verdict::Breach => 3,
+    }
+}
+
+fn statistic(statistic: Statistic) -> String {
+    match statistic {
+        Statistic::Quantile { ppm } => format!("p{}", f64::from(ppm) / 10_000.0),
+        Statistic::Share => "rate".into(),
+        Statistic::PerUnit => "per exposed unit".into(),
+        Statistic::Count => "count".into(),
+        Statistic::Mean => "mean".into(),
+        Statistic::Exposures => "exposures".into(),
+    }
+}

@@ -1,0 +1,232 @@
+//! Located faults of rule and configuration files, and how they are shown.
+
+use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// An error keeps a file out of force; a warning does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    Warning,
+    Error,
+}
+
+/// One fault of one file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Diagnostic {
+    pub file: String,
+    /// 1-based; 0 when the fault is the whole file's.
+    pub line: usize,
+    /// 1-based, in characters; 0 when the fault is the whole file's.
+    pub column: usize,
+    pub end_line: usize,
+    /// Column of the first character after the fault.
+    pub end_column: usize,
+    pub severity: Severity,
+    /// Stable: what people look up and silence.
+    pub code: &'static str,
+    /// What is wrong, without the position.
+    pub message: String,
+    /// Said at the caret; may be empty.
+    pub label: String,
+    /// How to mend it.
+    pub help: Option<String>,
+    /// The lines of the file that the fault lies on, and the fault's bytes within them.
+    #[serde(skip)]
+    excerpt: Option<(String, Range<usize>)>,
+}
+
+impl Diagnostic {
+    /// A fault of the file as a whole.
+    pub fn file(file: &str, code: &'static str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic {
+            file: file.to_owned(),
+            line: 0,
+            column: 0,
+            end_line: 0,
+            end_column: 0,
+            severity: Severity::Error,
+            code,
+            message: message.into(),
+            label: String::new(),
+            help: None,
+            excerpt: None,
+        }
+    }
+
+    /// A fault at the bytes `span` of `source`; only the first line of a longer span is marked.
+    pub fn at(file: &str, source: &str, span: Range<usize>, code: &'static str, message: impl Into<String>) -> Diagnostic {
+        let start = floor_boundary(source, span.start);
+        let line_start = source[..start].rfind('\n').map_or(0, |i| i + 1);
+        let line_end = source[start..].find('\n').map_or(source.len(), |i| start + i);
+        let line_text = source[line_start..line_end].trim_end_matches('\r');
+        let end = floor_boundary(source, span.end).clamp(start, (line_start + line_text.len()).max(start));
+        let line = source[..line_start].matches('\n').count() + 1;
+        let column = source[line_start..start].chars().count() + 1;
+        let width = source[start..end].chars().count();
+        Diagnostic {
+            line,
+            column,
+            end_line: line,
+            end_column: column + width,
+            excerpt: Some((line_text.to_owned(), start - line_start..end - line_start)),
+            ..Diagnostic::file(file, code, message)
+        }
+    }
+
+    pub fn with_label(mut self, label: impl Into<String>) -> Diagnostic {
+        self.label = label.into();
+        self
+    }
+
+    pub fn with_help(mut self, help: impl Into<String>) -> Diagnostic {
+        self.help = Some(help.into());
+        self
+    }
+
+    pub fn as_warning(mut self) -> Diagnostic {
+        self.severity = Severity::Warning;
+        self
+    }
+
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
+    /// Several lines for people, with the source line and a caret.
+    pub fn human(&self, color: bool) -> String {
+        let level = if self.is_error() { Level::ERROR } else { Level::WARNING };
+        let title = level.primary_title(&self.message).id(self.code);
+        let mut group: Group<'_> = match &self.excerpt {
+            None => title.element(Origin::path(&self.file)),
+            Some((text, span)) => {
+                let mark = AnnotationKind::Primary.span(span.clone());
+                let mark = if self.label.is_empty() { mark } else { mark.label(&self.label) };
+                title.element(Snippet::source(text.as_str()).line_start(self.line).path(&self.file).annotation(mark))
+            }
+        };
+        if let Some(help) = &self.help {
+            group = group.element(Level::HELP.message(help));
+        }
+        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let mut out = renderer.render(&[group]);
+        out.push('\n');
+        out
+    }
+
+    /// One line of JSON.
+    pub fn json(&self) -> String {
+        let mut out = serde_json::to_string(self).unwrap_or_default();
+        out.push('\n');
+        out
+    }
+
+    /// `file:line:column: error[CODE]: message; label`, for logs.
+    pub fn short(&self) -> String {
+        let mut out = self.file.clone();
+        if self.line > 0 {
+            let _ = write!(out, ":{}:{}", self.line, self.column);
+        }
+        let word = if self.is_error() { "error" } else { "warning" };
+        let _ = write!(out, ": {word}[{}]: {}", self.code, self.message);
+        if !self.label.is_empty() {
+            let _ = write!(out, "; {}", self.label);
+        }
+        out
+    }
+}
+
+/// All faults of a run, in the order in which they are read: by file, then by position.
+pub fn sort(diagnostics: &mut [Diagnostic]) {
+    diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+}
+
+/// The nearest of `known` to `name`, when it is near enough to be a slip of the finger.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    if name.len() > 64 {
+        return None;
+    }
+    let allowed = (name.chars().count() / 3).max(1);
+    known
+        .into_iter()
+        .map(|k| (strsim::damerau_levenshtein(&name.to_lowercase(), k), k))
+        .filter(|(distance, _)| *distance <= allowed)
+        .min()
+        .map(|(_, k)| k)
+}
+
+/// Text of a file inside a message: quoted, short, and without control characters.
+pub fn quote(text: &str) -> String {
+    let mut out = String::from("`");
+    for c in text.chars().take(60) {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out.push_str(if text.chars().nth(60).is_some() { "…`" } else { "`" });
+    out
+}
+
+fn floor_boundary(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// Collects the faults of one file, up to [`MAX_FAULTS`].
+#[derive(Debug)]
+pub struct Faults {
+    file: Arc<str>,
+    source: Arc<str>,
+    found: Vec<Diagnostic>,
+    more: usize,
+}
+
+/// Faults shown of one file at most; a file with more is cut off with a note.
+pub const MAX_FAULTS: usize = 200;
+
+impl Faults {
+    pub fn new(file: &str, source: &str) -> Faults {
+        Faults { file: file.into(), source: source.into(), found: Vec::new(), more: 0 }
+    }
+
+    /// A fault at `span`, for the caller to finish and [`push`](Faults::push).
+    pub fn at(&self, span: &Range<usize>, code: &'static str, message: impl Into<String>) -> Diagnostic {
+        Diagnostic::at(&self.file, &self.source, span.clone(), code, message)
+    }
+
+    /// 1-based line of a byte, for messages that point at a second place.
+    pub fn line_of(&self, byte: usize) -> usize {
+        let end = floor_boundary(&self.source, byte);
+        self.source[..end].matches('\n').count() + 1
+    }
+
+    pub fn push(&mut self, diagnostic: Diagnostic) {
+        if self.found.len() < MAX_FAULTS {
+            self.found.push(diagnostic);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    pub fn error(&mut self, span: &Range<usize>, code: &'static str, message: impl Into<String>, label: impl Into<String>) {
+        let fault = self.at(span, code, message).with_label(label);
+        self.push(fault);
+    }
+
+    pub fn has_errors(&self) -> bool {
+        self.more > 0 || self.found.iter().any(Diagnostic::is_error)
+    }
+
+    pub fn into_vec(mut self) -> Vec<Diagnostic> {
+        sort(&mut self.found);
+        if self.more > 0 {
+            let message = format!("{} more faults in this file are not shown", self.more);
+            self.found.push(Diagnostic::file(&self.file, "GR1008", message));
+        }
+        self.found
+    }
+}

@@ -1,0 +1,354 @@
+//! Every key of a rule file, once: the checker, the JSON Schema and the editor's hints all read these tables.
+
+/// What a value must look like.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// Any text, number or bool.
+    Scalar,
+    Text,
+    /// Text that names something: 1 to 128 bytes, no control characters.
+    Name,
+    Bool,
+    /// A whole number of at least this.
+    Int(u32),
+    /// A bare number in (0, 1).
+    Probability,
+    /// `0%` to `100%`; a bare `0` too.
+    Percent,
+    /// `500ms`, `30s`, `10m`, `6h`, `1d`.
+    Duration,
+    /// A number with or without a unit; what fits depends on the metric.
+    Quantity,
+    /// `3/h`, `120k/day`.
+    Frequency,
+    /// RFC 3339.
+    Timestamp,
+    /// JSON Pointer (RFC 6901).
+    Pointer,
+    /// Anything at all.
+    Any,
+    /// Exactly this word.
+    Const(&'static str),
+    /// One of these words.
+    Word(&'static [&'static str]),
+    List(&'static Shape),
+    /// Names chosen by the author, each with such a value.
+    MapOf(&'static Shape),
+    Section(&'static Section),
+    /// A bare name, or the whole section.
+    NameOr(&'static Section),
+    /// The word `off`, or the section.
+    OffOr(&'static Section),
+}
+
+#[derive(Debug)]
+pub struct Section {
+    /// As messages call it.
+    pub name: &'static str,
+    pub keys: &'static [Key],
+}
+
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub shape: Shape,
+    pub required: bool,
+    pub doc: &'static str,
+    /// As YAML text; empty for sections.
+    pub example: &'static str,
+}
+
+const fn key(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
+    Key { name, shape, required: false, doc, example }
+}
+
+const fn required(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
+    Key { name, shape, required: true, doc, example }
+}
+
+use Shape::{
+    Any, Bool, Const, Duration, Frequency, Int, List, MapOf, Name, NameOr, OffOr, Percent, Pointer, Probability, Quantity, Scalar, Text,
+    Timestamp, Word,
+};
+
+/// Actions from the mildest to the strongest.
+pub const ACTIONS: &[&str] = &["hold", "notify", "page", "pause", "rollback", "kill"];
+/// Kinds of receivers that a route may name.
+pub const CHANNELS: &[&str] = &["webhook", "pagerduty", "slack"];
+
+pub static ROOT: Section = Section {
+    name: "a rule file",
+    keys: &[
+        required("guardrail", Const("v1"), "v1", "Version of this format."),
+        key("revision", Int(1), "3", "Bump it to loosen a live experiment; its evidence restarts. Default 1."),
+        required("overview", Shape::Section(&OVERVIEW), "", "What is tried, by whom, and when (runbook 1)."),
+        required("buckets", MapOf(&Shape::Section(&BUCKET)), "", "The arms by name; exactly one is the baseline (runbook 3)."),
+        key("metrics", MapOf(&Shape::Section(&METRIC)), "", "Metrics of your own, by name; the built-in ones need no entry (runbook 2)."),
+        key("success", Shape::Section(&SUCCESS), "", "What the experiment hopes to improve."),
+        required("guardrails", List(&Shape::Section(&GUARDRAIL)), "", "What must not get worse, and what happens if it does."),
+        key("eligibility", Shape::Section(&ELIGIBILITY), "", "Who takes part and how they are assigned (runbook 3)."),
+        key("instrumentation", Shape::Section(&INSTRUMENTATION), "", "Flag, schemas and sources (runbook 4)."),
+        key("rollout", Shape::Section(&ROLLOUT), "", "The plan of the ramp (runbook 5)."),
+        key("analysis", Shape::Section(&ANALYSIS), "", "How evidence is weighed (runbook 6)."),
+        key("quality", Shape::Section(&QUALITY), "", "Checks of the data itself; `off` turns one off."),
+        required("actions", Shape::Section(&ACTIONS_SECTION), "", "Whether to act, and who receives each action."),
+        key("comms", Shape::Section(&COMMS), "", "Links and people (runbook 5)."),
+    ],
+};
+
+static OVERVIEW: Section = Section {
+    name: "`overview`",
+    keys: &[
+        required("experiment", Name, "new-checkout", "The id that events carry."),
+        key("name", Text, "One-page checkout", "Title for people."),
+        key("owner", NameOr(&OWNER), "checkout", "The team, or team and people."),
+        key("feature_area", Text, "payments", "Part of the product."),
+        key("workflow", Name, "purchase", "The workflow that is changed."),
+        key("hypothesis", Shape::Section(&HYPOTHESIS), "", "If we change this, that improves by so much."),
+        key("type", Word(&["ab", "multivariate", "phased_rollout", "interleaving"]), "ab", "Kind of experiment."),
+        key("starts", Timestamp, "2026-12-01T09:00:00Z", "Records before it are counted `inactive`."),
+        key("ends", Timestamp, "2026-12-15T09:00:00Z", "Records from it on are counted `inactive`."),
+    ],
+};
+
+static OWNER: Section = Section {
+    name: "`owner`",
+    keys: &[
+        key("team", Name, "checkout", "Who owns the experiment."),
+        key("dri", Name, "checkout-lead", "Directly responsible."),
+        key("reviewer", Name, "payments-lead", "Who reviewed the plan."),
+        key("oncall", Name, "checkout-primary", "Who is called at night."),
+    ],
+};
+
+static HYPOTHESIS: Section = Section {
+    name: "`hypothesis`",
+    keys: &[
+        key("change", Text, "one page instead of three", "What we change."),
+        key("impact", Text, "completed orders", "What it should improve."),
+        key("metric", Name, "orders", "The metric that shows it."),
+        key("mde", Percent, "1%", "Smallest change worth detecting, relative to the baseline bucket."),
+    ],
+};
+
+static BUCKET: Section = Section {
+    name: "a bucket",
+    keys: &[
+        key("weight", Percent, "50%", "Designed share of traffic; all buckets add up to 100%. Default: equal shares."),
+        key("baseline", Bool, "true", "Others are compared with this one. Default false."),
+    ],
+};
+
+static METRIC: Section = Section {
+    name: "a metric",
+    keys: &[
+        required("kind", Word(&["rate", "mean", "quantile", "count"]), "rate", "How observations become one number."),
+        required("event", Name, "outcome", "Name of the events that feed it."),
+        key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer."),
+        key("value", Pointer, "/value", "Field that holds the value. Default for outcomes: `/value`."),
+        key("q", Probability, "0.99", "Level of a quantile."),
+        key("unit", Word(&["event", "user"]), "user", "What an observation belongs to. Default `event`."),
+        key("better", Word(&["up", "down"]), "up", "Which direction is good. Default `down`."),
+        key("baseline", Quantity, "30%", "Expected value without the change, for planning."),
+        key("covariate", Pointer, "/covariate", "Field with the value before the experiment, for CUPED."),
+    ],
+};
+
+static SUCCESS: Section = Section {
+    name: "`success`",
+    keys: &[
+        key("primary", Shape::Section(&PRIMARY), "", "The metric that decides."),
+        key("secondary", List(&Name), "[basket]", "Metrics that help to understand."),
+    ],
+};
+
+static PRIMARY: Section = Section {
+    name: "`primary`",
+    keys: &[
+        required("metric", Name, "orders", "A metric of this file, or a built-in one."),
+        key("mde", Percent, "1%", "Smallest relative change worth detecting."),
+        key("power", Percent, "90%", "Chance to detect it."),
+        key("expected_units", Frequency, "120k/day", "Units that will be exposed."),
+        key("stop_on_negative", Percent, "0%", "Stop when the change is proven worse than minus this."),
+    ],
+};
+
+static GUARDRAIL: Section = Section {
+    name: "a guardrail",
+    keys: &[
+        required(
+            "metric",
+            Name,
+            "latency_p95",
+            "`latency_p50`, `latency_p90`, `latency_p95`, `latency_p99`, `error_rate`, `abandonment`, `tickets`, `compliance_flags`, `exposures`, or a metric of this file.",
+        ),
+        key("window", Duration, "10m", "Span of time that is looked at. Default 10m."),
+        key("max_increase", Quantity, "10%", "Against the baseline bucket: `10%` is relative; `0.5pp` and `20ms` are differences."),
+        key("limit", Quantity, "1500ms", "Absolute bound, whatever the baseline bucket does."),
+        key("for", Duration, "30s", "How long the limit must be exceeded before it counts. Default: at once."),
+        key("within", Duration, "30m", "Abandonment: a workflow not completed in this time is abandoned. Default 30m."),
+        key("workflow", Name, "purchase", "Abandonment: only this workflow. Default: all."),
+        key("on_breach", Word(ACTIONS), "rollback", "What is done. Default `rollback` where one is configured, else `notify`."),
+    ],
+};
+
+static ELIGIBILITY: Section = Section {
+    name: "`eligibility`",
+    keys: &[
+        key("unit", List(&Name), "[tenant_id, user_id]", "Fields that identify a unit."),
+        key("population", MapOf(&List(&Scalar)), "{region: [eu, uk]}", "Attributes that a unit must have."),
+        key("exclude", MapOf(&List(&Scalar)), "{tenant_id: [t-restricted]}", "Units that must not take part."),
+        key("assignment", Shape::Section(&ASSIGNMENT), "", "How the flag service assigns."),
+        key("holdback", Percent, "5%", "Share of traffic kept out for long-term comparison."),
+    ],
+};
+
+static ASSIGNMENT: Section = Section {
+    name: "`assignment`",
+    keys: &[
+        key("namespace", Name, "checkout", "Seed of the hash."),
+        key("algorithm", Name, "growthbook_v2", "Hash of the flag service."),
+        key("overrides", MapOf(&Name), "{t-qa|u-1: treatment}", "Units that always get one bucket."),
+    ],
+};
+
+static INSTRUMENTATION: Section = Section {
+    name: "`instrumentation`",
+    keys: &[
+        key("flag", Shape::Section(&FLAG), "", "The feature flag."),
+        key("schemas", List(&Text), "[https://wiki.example/schemas/exposure]", "Links to event schemas."),
+        key("sources", MapOf(&Any), "{}", "Only where topics or layouts differ from the canonical events."),
+    ],
+};
+
+static FLAG: Section = Section {
+    name: "`flag`",
+    keys: &[
+        key("name", Name, "new-checkout", "Name in the flag service."),
+        key("default", Name, "control", "Bucket served when in doubt."),
+    ],
+};
+
+static ROLLOUT: Section = Section {
+    name: "`rollout`",
+    keys: &[
+        key("phases", List(&Shape::Section(&PHASE)), "", "Steps of the ramp, in order."),
+        key("watch_after_full", Duration, "24h", "How long the full rollout stays watched."),
+    ],
+};
+
+static PHASE: Section = Section {
+    name: "a phase",
+    keys: &[
+        required("traffic", Percent, "25%", "Share of eligible traffic in the experiment."),
+        key("for", Duration, "6h", "Planned length."),
+        key("name", Name, "canary", "Default: `phase` and its number."),
+    ],
+};
+
+static ANALYSIS: Section = Section {
+    name: "`analysis`",
+    keys: &[
+        key("method", Word(&["sequential", "bayesian", "fixed_horizon"]), "sequential", "Method of the readout."),
+        key("alpha", Probability, "0.01", "False-rollback budget of the whole experiment. Default 0.01."),
+        key(
+            "correction",
+            Word(&["bonferroni", "holm", "hierarchical", "none"]),
+            "holm",
+            "How guardrails, buckets and segments share it. Default `holm`.",
+        ),
+        key("min_units", Int(1), "100", "Exposed units per bucket before a relative test may act. Default 100."),
+        key("segments", Shape::Section(&SEGMENTS), "", "Slices of the readout."),
+        key("cuped", Bool, "true", "Use covariates to reduce variance."),
+    ],
+};
+
+static SEGMENTS: Section = Section {
+    name: "`segments`",
+    keys: &[
+        key("by", List(&Name), "[region, device]", "Attributes to slice by."),
+        key("act", Bool, "false", "Whether a breach in one segment acts. Default false."),
+    ],
+};
+
+static QUALITY: Section = Section {
+    name: "`quality`",
+    keys: &[
+        key("srm", OffOr(&SRM), "", "Exposures split as designed. Default: alpha 0.001, pause."),
+        key("volume_parity", OffOr(&VOLUME_PARITY), "", "Events per exposed unit alike in all buckets."),
+        key("mixed_assignment", OffOr(&MIXED), "", "Units seen in two buckets. Default: 1%, pause."),
+        key("ineligible", OffOr(&INELIGIBLE), "", "Exposed units outside the population."),
+        key("missing", OffOr(&MISSING), "", "Records that lack a field."),
+        key("schema_violations", OffOr(&SCHEMA_VIOLATIONS), "", "Records that were refused. Default: 1%, hold."),
+        key("silence", OffOr(&SILENCE), "", "No records at all. Default: 3m, hold."),
+    ],
+};
+
+const DO: Key = key("do", Word(ACTIONS), "pause", "What is done.");
+
+static SRM: Section = Section { name: "`srm`", keys: &[key("alpha", Probability, "0.001", "Level of the test. Default 0.001."), DO] };
+static VOLUME_PARITY: Section =
+    Section { name: "`volume_parity`", keys: &[key("max_gap", Percent, "10%", "Largest relative gap between buckets. Default 10%."), DO] };
+static MIXED: Section =
+    Section { name: "`mixed_assignment`", keys: &[key("max", Percent, "1%", "Largest share of units in two buckets. Default 1%."), DO] };
+static INELIGIBLE: Section =
+    Section { name: "`ineligible`", keys: &[key("max", Percent, "0", "Largest share of ineligible units. Default 0."), DO] };
+static MISSING: Section = Section {
+    name: "`missing`",
+    keys: &[
+        required("fields", List(&Pointer), "[/latency_ms]", "Fields that records should have."),
+        key("max", Percent, "2%", "Largest share of records without one. Default 1%."),
+        DO,
+    ],
+};
+static SCHEMA_VIOLATIONS: Section =
+    Section { name: "`schema_violations`", keys: &[key("max", Percent, "1%", "Largest share of refused records. Default 1%."), DO] };
+static SILENCE: Section =
+    Section { name: "`silence`", keys: &[key("after", Duration, "3m", "Longest span without records. Default 3m."), DO] };
+
+static ACTIONS_SECTION: Section = Section {
+    name: "`actions`",
+    keys: &[
+        required(
+            "mode",
+            Word(&["observe", "enforce"]),
+            "observe",
+            "`observe` decides and shows; `enforce` also delivers rollback, kill and pause.",
+        ),
+        key("rollback", Shape::Section(&ROUTE), "", "Receiver that serves the baseline again."),
+        key("kill", Shape::Section(&ROUTE), "", "Receiver that turns the feature off."),
+        key("pause", Shape::Section(&ROUTE), "", "Receiver that stops the ramp."),
+        key("page", Shape::Section(&ROUTE), "", "Receiver that wakes somebody."),
+        key("notify", Shape::Section(&ROUTE), "", "Receiver that tells people."),
+        key("confirm_within", Duration, "2m", "Exposures to the bucket must stop in this time after a rollback. Default 2m."),
+        key(
+            "unconfirmed",
+            List(&Word(ACTIONS)),
+            "[kill, page]",
+            "What is done if they do not. Default: page where configured, else notify.",
+        ),
+        key("rate_limit", Shape::Section(&RATE_LIMIT), "", "Brakes on actions."),
+    ],
+};
+
+static ROUTE: Section = Section {
+    name: "a receiver",
+    keys: &[
+        key("webhook", Name, "flag-service", "Name of a webhook endpoint of the daemon's configuration."),
+        key("pagerduty", Name, "checkout-primary", "Name of a PagerDuty endpoint of the daemon's configuration."),
+        key("slack", Name, "checkout-exp", "Name of a Slack endpoint of the daemon's configuration."),
+        key("body", Any, "{flag: new-checkout, serve: control}", "Handed to the receiver as it is."),
+    ],
+};
+
+static RATE_LIMIT: Section =
+    Section { name: "`rate_limit`", keys: &[key("rollbacks", Frequency, "3/h", "Rollbacks of this experiment at most.")] };
+
+static COMMS: Section = Section {
+    name: "`comms`",
+    keys: &[
+        key("runbook", Text, "https://wiki.example/new-checkout", "Link in pages and alerts."),
+        key("release_notes", Text, "https://wiki.example/rn", "Link for users."),
+        key("stakeholders", List(&Name), "[payments-leads]", "Who is kept informed."),
+    ],
+};

@@ -1,0 +1,174 @@
+//! Finds rule files, reads them, and keeps the good ones.
+
+use super::diagnostic::{Diagnostic, Faults, quote, sort};
+use super::yaml::{self, MAX_BYTES, Node};
+use super::{RuleSet, keys, lower, shape};
+use crate::engine::plan::{Catalog, FieldTable};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// All rule files of some paths.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Plans of the good files, by experiment.
+    pub catalog: Catalog,
+    /// In the same order as the plans.
+    pub rules: Vec<Arc<RuleSet>>,
+    /// Of all files, by file and position.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Files read.
+    pub files: usize,
+    /// Files left out because of an error.
+    pub refused: usize,
+}
+
+/// One file.
+#[derive(Debug)]
+pub struct Parsed {
+    /// `None` when there is an error.
+    pub rule: Option<RuleSet>,
+    pub diagnostics: Vec<Diagnostic>,
+    /// Where the experiment's id stands, for faults that only several files show.
+    experiment: Option<std::ops::Range<usize>>,
+}
+
+/// Directories inside directories at most.
+const MAX_DEPTH: usize = 16;
+
+/// Reads files, and directories with all `*.yaml` and `*.yml` below them; hidden files and `*_test.yaml` are skipped.
+/// A bad file is left out and the others stay. `endpoints` are the names that the configuration defines, if it is at hand.
+pub fn load(paths: &[PathBuf], endpoints: Option<&BTreeSet<String>>) -> Loaded {
+    let mut out = Loaded::default();
+    let mut fields = FieldTable::default();
+    let mut rules: BTreeMap<String, Arc<RuleSet>> = BTreeMap::new();
+    for file in find(paths, &mut out.diagnostics) {
+        out.files += 1;
+        let name = file.display().to_string();
+        let text = match read(&file, &name) {
+            Ok(text) => text,
+            Err(fault) => {
+                out.refused += 1;
+                out.diagnostics.push(fault);
+                continue;
+            }
+        };
+        let kept = fields.entries.len();
+        let mut parsed = parse_str(&name, &text, &mut fields, endpoints);
+        if let Some(fault) = duplicate(&parsed, &rules, &name, &text) {
+            parsed.diagnostics.push(fault);
+            parsed.rule = None;
+        }
+        out.diagnostics.append(&mut parsed.diagnostics);
+        match parsed.rule {
+            Some(rule) => {
+                rules.insert(rule.plan.experiment.clone(), Arc::new(rule));
+            }
+            None => {
+                out.refused += 1;
+                fields.entries.truncate(kept);
+            }
+        }
+    }
+    sort(&mut out.diagnostics);
+    out.rules = rules.into_values().collect();
+    out.catalog = Catalog { plans: out.rules.iter().map(|r| Arc::clone(&r.plan)).collect(), fields };
+    out
+}
+
+/// Checks the text of one rule file; `name` is how messages call the file. Fields that its metrics read are added to `fields`.
+pub fn parse_str(name: &str, text: &str, fields: &mut FieldTable, endpoints: Option<&BTreeSet<String>>) -> Parsed {
+    let mut faults = Faults::new(name, text);
+    let root = match yaml::parse(text) {
+        Ok(root) => root,
+        Err(fault) => {
+            faults.error(&fault.span, fault.code, fault.message, fault.label);
+            return Parsed { rule: None, diagnostics: faults.into_vec(), experiment: None };
+        }
+    };
+    shape::check_section(&root, &keys::ROOT, &mut faults);
+    let rule = lower::lower(&root, Path::new(name), fields, endpoints, &mut faults);
+    let experiment = root.get("overview").and_then(|o| o.get("experiment")).map(|n: &Node| n.span.clone());
+    Parsed { rule, diagnostics: faults.into_vec(), experiment }
+}
+
+/// The fault of a file whose experiment another file has already.
+fn duplicate(parsed: &Parsed, rules: &BTreeMap<String, Arc<RuleSet>>, name: &str, text: &str) -> Option<Diagnostic> {
+    let experiment = &parsed.rule.as_ref()?.plan.experiment;
+    let first = rules.get(experiment)?;
+    let span = parsed.experiment.clone().unwrap_or(0..0);
+    let message = format!("experiment {} has two rule files", quote(experiment));
+    let label = format!("{} is kept in force", first.file.display());
+    Some(
+        Diagnostic::at(name, text, span, "GR2801", message)
+            .with_label(label)
+            .with_help("one file per experiment: remove this one, or rename its experiment"),
+    )
+}
+
+/// Rule files in the order of their paths, each once.
+fn find(paths: &[PathBuf], diagnostics: &mut Vec<Diagnostic>) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in paths {
+        if path.is_dir() {
+            let before = found.len();
+            walk(path, 0, &mut found, diagnostics);
+            if found.len() == before {
+                diagnostics.push(Diagnostic::file(&path.display().to_string(), "GR1012", "no rule files in this directory").as_warning());
+            }
+        } else {
+            found.push(path.clone());
+        }
+    }
+    let mut seen = BTreeSet::new();
+    found.retain(|file| seen.insert(fs::canonicalize(file).unwrap_or_else(|_| file.clone())));
+    found
+}
+
+fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>, diagnostics: &mut Vec<Diagnostic>) {
+    let mut entries: Vec<PathBuf> = match fs::read_dir(directory) {
+        Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
+        Err(error) => {
+            diagnostics.push(Diagnostic::file(&directory.display().to_string(), "GR1011", format!("cannot be read: {error}")));
+            return;
+        }
+    };
+    entries.sort();
+    for path in entries {
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        // A mounted ConfigMap keeps its versions in `..data`, and links to them under the plain names.
+        if name.is_empty() || name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            if !path.is_symlink() && depth < MAX_DEPTH {
+                walk(&path, depth + 1, found, diagnostics);
+            }
+        } else if is_rule_file(name) {
+            found.push(path);
+        }
+    }
+}
+
+fn is_rule_file(name: &str) -> bool {
+    let stem = name.strip_suffix(".yaml").or_else(|| name.strip_suffix(".yml"));
+    stem.is_some_and(|s| !s.ends_with("_test"))
+}
+
+fn read(path: &Path, name: &str) -> Result<String, Diagnostic> {
+    let fault = |message: String| Diagnostic::file(name, "GR1011", message);
+    let metadata = fs::metadata(path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+    if !metadata.is_file() {
+        return Err(fault("not a regular file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    let limit = MAX_BYTES as u64 + 1;
+    fs::File::open(path).and_then(|f| f.take(limit).read_to_end(&mut bytes)).map_err(|e| fault(format!("cannot be read: {e}")))?;
+    if bytes.len() > MAX_BYTES {
+        let message = format!("the file has {} bytes; a rule file may have {MAX_BYTES}", metadata.len());
+        return Err(Diagnostic::file(name, "GR1008", message));
+    }
+    String::from_utf8(bytes).map_err(|e| fault(format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
+}

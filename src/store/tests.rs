@@ -1,0 +1,329 @@
+use super::*;
+use crate::engine::decision::{Action, Decision, Evidence, LogEntry, LogKind, Mode, Notice, NoticeKind, Verdict};
+use tempfile::TempDir;
+
+fn open() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("guardraild.db")).unwrap();
+    (dir, store)
+}
+
+fn decision(id: &str) -> Decision {
+    Decision {
+        decision: id.to_owned(),
+        decided_at: 1_000,
+        experiment: "new-checkout".to_owned(),
+        revision: 3,
+        phase: 0,
+        bucket: "treatment".to_owned(),
+        guardrail: "latency_p95".to_owned(),
+        criterion: "max_increase".to_owned(),
+        verdict: Verdict::Breach,
+        action: Action::Rollback,
+        mode: Mode::Enforce,
+        baseline_value: Some(420.0),
+        bucket_value: Some(518.0),
+        unit: "ms".to_owned(),
+        change: Some(0.233),
+        interval: Some([0.141, 0.33]),
+        margin: Some(0.1),
+        alpha: Some(0.0025),
+        log_e_value: Some(7.9),
+        test: "count".to_owned(),
+        since: 500,
+        exposed_units: 18_402,
+        evidence: Evidence::Count { count: 1, allowed: 0 },
+        reason: "latency p95 of treatment is 23.3% above control".to_owned(),
+        epoch: 2,
+        covered_by: None,
+        author: None,
+    }
+}
+
+fn delivery(id: &str, priority: Priority) -> NewDelivery {
+    NewDelivery {
+        id: id.to_owned(),
+        endpoint: "flag-service".to_owned(),
+        event_type: "guardrail.rollback",
+        priority,
+        payload: "{}".to_owned(),
+        escalate_to: None,
+        traceparent: Some("00-1".to_owned()),
+    }
+}
+
+fn one(id: &str) -> Commit {
+    let row = delivery(&format!("{id}-rollback"), Priority::Rollback);
+    Commit { at: 2_000, decisions: vec![(decision(id), vec![row])], ..Commit::default() }
+}
+
+fn due(store: &Store, now: i64) -> Option<Delivery> {
+    match store.poll("flag-service", Lane::Intervene, now, &[]).unwrap() {
+        Poll::Due(d) => Some(*d),
+        _ => None,
+    }
+}
+
+fn end(status: u16) -> AttemptEnd {
+    AttemptEnd { at: 2_100, duration_ms: 100, status: Some(status), error: None }
+}
+
+#[test]
+fn a_decision_comes_with_its_delivery_and_its_log_entry() {
+    let (_dir, mut store) = open();
+    let done = store.commit(&one("d-1")).unwrap();
+    assert_eq!((done.new, done.known, done.deliveries), (vec!["d-1".to_owned()], vec![], 1));
+
+    let stored = store.decision("d-1").unwrap().unwrap();
+    assert_eq!((stored.epoch, stored.action, stored.revision), (2, Action::Rollback, 3));
+    assert_eq!(stored.body.get(), serde_json::to_string(&decision("d-1")).unwrap());
+    let log = store.log("new-checkout", 0, 10).unwrap();
+    assert_eq!(log.len(), 1);
+    assert_eq!((log[0].entry.kind, log[0].entry.decision.as_deref()), (LogKind::Decision, Some("d-1")));
+    let rows = store.deliveries("d-1").unwrap();
+    assert_eq!(rows[0].delivery.state, DeliveryState::Pending);
+    assert_eq!(rows[0].delivery.traceparent.as_deref(), Some("00-1"));
+    assert_eq!(rows[0].delivery.next_attempt_ms, 2_000);
+}
+
+#[test]
+fn replay_changes_nothing() {
+    let (_dir, mut store) = open();
+    let notice = Notice { kind: NoticeKind::Confirmed, at: 1_500, decision: decision("d-1"), text: "exposures stopped".to_owned() };
+    let entry = LogEntry {
+        at: 900,
+        experiment: "new-checkout".to_owned(),
+        kind: LogKind::Annotation,
+        author: None,
+        text: "deploy".to_owned(),
+        decision: None,
+    };
+    let mut commit = one("d-1");
+    commit.notices.push((notice, vec![delivery("d-1-confirmed", Priority::Inform)]));
+    commit.log.push(entry);
+    assert_eq!(store.commit(&commit).unwrap().deliveries, 2);
+    let before = store.log("new-checkout", 0, 10).unwrap();
+    assert_eq!(before.len(), 3);
+
+    let again = store.commit(&commit).unwrap();
+    assert_eq!((again.new, again.known, again.deliveries), (vec![], vec!["d-1".to_owned()], 0));
+    assert_eq!(store.log("new-checkout", 0, 10).unwrap(), before);
+    assert_eq!(store.deliveries("d-1").unwrap().len(), 2);
+    assert_eq!(store.decisions_after(0).unwrap().len(), 1);
+}
+
+#[test]
+fn a_commit_that_fails_in_its_middle_leaves_nothing() {
+    let (_dir, mut store) = open();
+    store.connection.execute_batch("CREATE TRIGGER fail BEFORE INSERT ON outbox BEGIN SELECT raise(ABORT, 'no'); END").unwrap();
+    let mut commit = one("d-1");
+    commit.operation = Some(NewOperation { at: 1, experiment: "new-checkout".to_owned(), body: "{}".to_owned() });
+    assert!(store.commit(&commit).is_err());
+    assert!(store.decision("d-1").unwrap().is_none());
+    assert!(store.log("new-checkout", 0, 10).unwrap().is_empty());
+    assert!(store.operations_after(0).unwrap().is_empty());
+
+    store.connection.execute_batch("DROP TRIGGER fail").unwrap();
+    assert_eq!(store.commit(&commit).unwrap().new, ["d-1"]);
+}
+
+#[test]
+fn a_full_disk_is_told_apart_and_passes() {
+    let (_dir, mut store) = open();
+    let pages: i64 = store.connection.query_row("PRAGMA page_count", [], |r| r.get(0)).unwrap();
+    store.connection.query_row(&format!("PRAGMA max_page_count = {pages}"), [], |r| r.get::<_, i64>(0)).unwrap();
+    let mut commit = one("d-1");
+    commit.decisions[0].1[0].payload = "x".repeat(100_000);
+    let error = store.commit(&commit).unwrap_err();
+    assert!(error.is_disk_full() && !error.is_locked(), "{error}");
+    assert!(error.to_string().contains("guardraild.db"), "{error}");
+    assert!(store.decision("d-1").unwrap().is_none());
+
+    store.connection.query_row("PRAGMA max_page_count = 100000", [], |r| r.get::<_, i64>(0)).unwrap();
+    assert_eq!(store.commit(&commit).unwrap().new, ["d-1"]);
+}
+
+#[test]
+fn a_locked_file_is_told_apart_and_readers_go_on() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    store.connection.busy_timeout(Duration::ZERO).unwrap();
+    let mut other = Store::open(store.path()).unwrap();
+    let lock = other.connection.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+    let error = store.commit(&one("d-2")).unwrap_err();
+    assert!(error.is_locked(), "{error}");
+    assert!(store.decision("d-1").unwrap().is_some());
+    drop(lock);
+    assert_eq!(store.commit(&one("d-2")).unwrap().new, ["d-2"]);
+}
+
+#[test]
+fn files_that_are_not_ours_are_refused_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let garbage = dir.path().join("garbage.db");
+    std::fs::write(&garbage, "not a database, by any means".repeat(100)).unwrap();
+    assert!(matches!(Store::open(&garbage), Err(StoreError::Corrupt { .. })));
+
+    let foreign = dir.path().join("foreign.db");
+    Connection::open(&foreign).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
+    assert!(matches!(Store::open(&foreign), Err(StoreError::Foreign { .. })));
+
+    let newer = dir.path().join("newer.db");
+    Store::open(&newer).unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
+    let error = Store::open(&newer).unwrap_err();
+    assert!(matches!(error, StoreError::TooNew { found: 99, .. }), "{error}");
+
+    let error = Store::open(dir.path().join("absent/x.db")).unwrap_err();
+    assert!(matches!(error, StoreError::Unwritable { .. }), "{error}");
+}
+
+fn checkpoint(made_at: i64, units: Units) -> Commit {
+    let partition =
+        PartitionCheckpoint { partition: 4, state: vec![made_at as u8], offsets: vec![("exposures".to_owned(), made_at)], units };
+    let checkpoint =
+        Checkpoint { version: 1, made_at, operations_seq: made_at, fleet: vec![9, made_at as u8], partitions: vec![partition] };
+    Commit { checkpoint: Some(checkpoint), ..Commit::default() }
+}
+
+fn units(store: &mut Store) -> (i64, Vec<Vec<u8>>) {
+    let checkpoint = store.load_checkpoint().unwrap().checkpoint.unwrap();
+    (checkpoint.made_at, checkpoint.partitions[0].units.clone())
+}
+
+#[test]
+fn checkpoints_append_units_and_replace_them() {
+    let (_dir, mut store) = open();
+    assert_eq!(store.load_checkpoint().unwrap(), Loaded::default());
+    store.commit(&one("d-1")).unwrap();
+    store.commit(&checkpoint(1, Units::Replace(vec![1]))).unwrap();
+    store.commit(&checkpoint(2, Units::Append(vec![2]))).unwrap();
+    store.commit(&checkpoint(3, Units::Append(vec![]))).unwrap();
+    let loaded = store.load_checkpoint().unwrap();
+    assert_eq!(loaded.warning, None);
+    let c = loaded.checkpoint.unwrap();
+    assert_eq!((c.version, c.made_at, c.operations_seq, c.decisions_seq, c.fleet), (1, 3, 3, 1, vec![9, 3]));
+    assert_eq!(c.partitions[0].offsets, [("exposures".to_owned(), 3)]);
+    assert_eq!(c.partitions[0].units, [vec![1], vec![2]]);
+
+    store.commit(&checkpoint(4, Units::Replace(vec![7]))).unwrap();
+    assert_eq!(units(&mut store), (4, vec![vec![7]]));
+    store.commit(&checkpoint(5, Units::Append(vec![8]))).unwrap();
+    assert_eq!(units(&mut store), (5, vec![vec![7], vec![8]]));
+    let left: i64 = store.connection.query_row("SELECT count(*) FROM unit_chunks", [], |r| r.get(0)).unwrap();
+    assert_eq!(left, 2, "chunks that nothing refers to are deleted");
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before() {
+    for damage in [
+        "UPDATE checkpoints SET fleet = x'00' WHERE made_at = 2",
+        "UPDATE checkpoint_partitions SET offsets = '[]' WHERE checkpoint = 2",
+        "UPDATE unit_chunks SET data = x'00' WHERE seq = 1",
+        "DELETE FROM unit_chunks WHERE seq = 1",
+    ] {
+        let (_dir, mut store) = open();
+        store.commit(&checkpoint(1, Units::Replace(vec![1]))).unwrap();
+        store.commit(&checkpoint(2, Units::Append(vec![2]))).unwrap();
+        assert_eq!(store.connection.execute(damage, []).unwrap(), 1);
+        let loaded = store.load_checkpoint().unwrap();
+        assert!(loaded.warning.unwrap().contains("damaged"), "{damage}");
+        let c = loaded.checkpoint.unwrap();
+        assert_eq!((c.made_at, &c.partitions[0].units), (1, &vec![vec![1]]), "{damage}");
+        store.commit(&checkpoint(3, Units::Append(vec![3]))).unwrap();
+        assert_eq!(units(&mut store), (3, vec![vec![1], vec![3]]), "{damage}");
+    }
+}
+
+#[test]
+fn operations_are_kept_until_both_checkpoints_hold_them() {
+    let (_dir, mut store) = open();
+    for at in 1..=3 {
+        let operation = Some(NewOperation { at, experiment: "new-checkout".to_owned(), body: "{}".to_owned() });
+        assert_eq!(store.commit(&Commit { operation, ..Commit::default() }).unwrap().operation, Some(at));
+    }
+    let seqs = |store: &Store| store.operations_after(0).unwrap().iter().map(|o| o.seq).collect::<Vec<_>>();
+    store.commit(&checkpoint(1, Units::Replace(vec![]))).unwrap();
+    store.commit(&checkpoint(2, Units::Append(vec![]))).unwrap();
+    assert_eq!(seqs(&store), [2, 3]);
+    store.commit(&checkpoint(3, Units::Append(vec![]))).unwrap();
+    assert_eq!(seqs(&store), [3]);
+}
+
+#[test]
+fn attempts_are_recorded_and_a_crash_in_one_leaves_it_due() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    assert_eq!(store.poll("flag-service", Lane::Intervene, 1_999, &[]).unwrap(), Poll::At(2_000));
+    assert_eq!(store.poll("flag-service", Lane::Inform, 9_999, &[]).unwrap(), Poll::Idle);
+    let d = due(&store, 2_000).unwrap();
+    assert_eq!(store.start_attempt(&d.id, 2_000).unwrap(), Some(1));
+    assert_eq!(store.poll("flag-service", Lane::Intervene, 2_000, std::slice::from_ref(&d.id)).unwrap(), Poll::Idle);
+
+    let mut store = Store::open(store.path()).unwrap();
+    assert_eq!(due(&store, 2_000).unwrap().id, d.id, "still due after a restart");
+    assert_eq!(store.start_attempt(&d.id, 2_050).unwrap(), Some(2));
+    store.finish_attempt(&d, 2, &end(503), &Next::Retry { at: 3_000 }).unwrap();
+    assert_eq!(due(&store, 2_999), None);
+    assert_eq!(store.start_attempt(&d.id, 3_000).unwrap(), Some(3));
+    store.finish_attempt(&d, 3, &end(204), &Next::Delivered).unwrap();
+    assert_eq!(due(&store, 9_000), None);
+    let record = store.delivery(&d.id).unwrap().unwrap();
+    assert_eq!(record.delivery.state, DeliveryState::Delivered);
+    assert_eq!(record.history.iter().map(|a| (a.n, a.status)).collect::<Vec<_>>(), [(1, None), (2, Some(503)), (3, Some(204))]);
+    assert!(store.log("new-checkout", 0, 10).unwrap().iter().any(|l| l.entry.text.ends_with("204 on attempt 3")));
+
+    assert!(!store.redeliver("d-none", 5_000, "sre").unwrap());
+    assert!(store.redeliver(&d.id, 5_000, "sre").unwrap());
+    let again = due(&store, 5_000).unwrap();
+    assert_eq!((again.id, again.attempts, again.attempts_before, again.expires_ms), (d.id, 3, 3, 5_000 + LIFETIME));
+}
+
+#[test]
+fn kill_comes_before_rollback_and_resolved_takes_back_what_waits() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    let kill = Commit { at: 2_500, decisions: vec![(decision("d-2"), vec![delivery("d-2-kill", Priority::Kill)])], ..Commit::default() };
+    store.commit(&kill).unwrap();
+    assert_eq!(due(&store, 3_000).unwrap().id, "d-2-kill");
+
+    let notice = Notice { kind: NoticeKind::Resolved, at: 2_600, decision: decision("d-2"), text: "resumed".to_owned() };
+    let alert = delivery("d-2-resolved", Priority::Inform);
+    store.commit(&Commit { at: 2_600, notices: vec![(notice, vec![alert])], ..Commit::default() }).unwrap();
+    assert_eq!(store.start_attempt("d-2-kill", 2_700).unwrap(), None);
+    assert_eq!(due(&store, 3_000).unwrap().id, "d-1-rollback");
+    assert!(matches!(store.poll("flag-service", Lane::Inform, 3_000, &[]).unwrap(), Poll::Due(d) if d.id == "d-2-resolved"));
+}
+
+#[test]
+fn a_dead_delivery_escalates_once_and_a_disabled_endpoint_stays_so_until_its_configuration_changes() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    let d = due(&store, 2_000).unwrap();
+    let escalation = NewDelivery { endpoint: "pager".to_owned(), ..delivery("d-1-rollback-undelivered", Priority::Inform) };
+    store.give_up(&d, 2_100, "expired", Some(&escalation)).unwrap();
+    store.give_up(&d, 2_200, "expired", Some(&escalation)).unwrap();
+    let rows = store.deliveries("d-1").unwrap();
+    assert_eq!(rows.iter().map(|r| r.delivery.state).collect::<Vec<_>>(), [DeliveryState::Dead, DeliveryState::Pending]);
+    assert_eq!(store.pending().unwrap(), [("pager".to_owned(), 1)]);
+
+    store.disable_endpoint("flag-service", "a", 2_100, "410 Gone").unwrap();
+    assert_eq!(store.disabled("flag-service", "a").unwrap().as_deref(), Some("410 Gone"));
+    assert_eq!(store.disabled("flag-service", "b").unwrap(), None);
+    assert!(store.redeliver(&d.id, 3_000, "sre").unwrap());
+    assert_eq!(store.disabled("flag-service", "a").unwrap(), None);
+}
+
+#[test]
+fn pruning_keeps_what_waits_and_every_decision() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    store.commit(&one("d-2")).unwrap();
+    let d = due(&store, 2_000).unwrap();
+    store.start_attempt(&d.id, 2_000).unwrap();
+    store.finish_attempt(&d, 1, &end(200), &Next::Delivered).unwrap();
+    assert_eq!(store.prune(2_101).unwrap(), 4);
+    assert!(store.delivery(&d.id).unwrap().is_none());
+    assert_eq!(store.outbox(10).unwrap().len(), 1);
+    assert_eq!(store.decisions(Some("new-checkout"), 10).unwrap().len(), 2);
+    assert_eq!(store.commit(&one("d-1")).unwrap().known, ["d-1"]);
+}

@@ -1,0 +1,314 @@
+//! The registry: one small table of numbers per metric of [`names`](super::names), read by scrapes and by OTLP.
+
+use super::names::{self, BOUNDS, Kind, Metric};
+use crate::engine::decision::Verdict;
+use crate::engine::outcome::{Counts, Reject};
+use crate::live::View;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// Series of one metric at most; what comes later is counted under `other` in every label, and as dropped.
+pub const MAX_SERIES: usize = 2_000;
+
+type Series = BTreeMap<Vec<String>, Sample>;
+
+/// A handle; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics(Arc<Mutex<BTreeMap<&'static str, Series>>>);
+
+#[derive(Clone, Debug)]
+enum Sample {
+    Number(f64),
+    /// Observations per bound and beyond the last, and their sum.
+    Histogram(Box<[u64; BOUNDS.len() + 1]>, f64),
+}
+
+/// How [`Metrics::text`] writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    OpenMetrics,
+    /// Prometheus text 0.0.4.
+    Prometheus,
+}
+
+impl Format {
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Format::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+        }
+    }
+}
+
+impl Default for Metrics {
+    /// All metrics; those without labels start at 0.
+    fn default() -> Metrics {
+        let metrics = Metrics(Arc::default());
+        {
+            let mut table = metrics.table();
+            for metric in names::ALL {
+                let series = table.entry(metric.name).or_default();
+                if metric.labels.is_empty() {
+                    series.insert(Vec::new(), Sample::new(metric.kind));
+                }
+            }
+        }
+        metrics.set(&names::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Adds to a counter or gauge. `labels` are the values of `metric.labels`, in order.
+    pub fn add(&self, metric: &'static Metric, labels: &[&str], n: f64) {
+        self.with(metric, labels, |sample| {
+            if let Sample::Number(number) = sample {
+                *number += n;
+            }
+        });
+    }
+
+    /// Sets a gauge; or a counter that is kept elsewhere, which never goes down.
+    pub fn set(&self, metric: &'static Metric, labels: &[&str], value: f64) {
+        self.with(metric, labels, |sample| {
+            if let Sample::Number(number) = sample {
+                *number = if metric.kind == Kind::Counter { number.max(value) } else { value };
+            }
+        });
+    }
+
+    /// Adds an observation, in seconds, to a histogram.
+    pub fn observe(&self, metric: &'static Metric, labels: &[&str], seconds: f64) {
+        self.with(metric, labels, |sample| {
+            if let Sample::Histogram(counts, sum) = sample {
+                counts[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
+                *sum += seconds;
+            }
+        });
+    }
+
+    /// Drops a series, such as that of a revoked partition.
+    pub fn forget(&self, metric: &'static Metric, labels: &[&str]) {
+        if let Some(series) = self.table().get_mut(metric.name) {
+            series.retain(|values, _| values != labels);
+        }
+    }
+
+    /// Takes over everything that a view tells.
+    pub fn view(&self, view: &View) {
+        self.counts(&view.counts);
+        self.replace(&names::WATERMARK, view.partitions.iter().filter_map(|p| Some((p.partition.to_string(), seconds(p.watermark?)))));
+        let judged = view.experiments.iter().filter_map(|e| e.judged_to).max();
+        self.set(&names::JUDGED_TO, &[], seconds(judged.unwrap_or(0)));
+        let verdicts =
+            [(Verdict::Safe, "safe"), (Verdict::Watching, "watching"), (Verdict::Breach, "breach"), (Verdict::NoData, "no_data")];
+        for (verdict, name) in verdicts {
+            let n = view.experiments.iter().filter(|e| e.verdict == verdict).count();
+            self.set(&names::EXPERIMENTS, &[name], n as f64);
+        }
+        let ready = !view.checks.is_empty() && view.checks.iter().all(|check| check.ok);
+        self.set(&names::READY, &[], f64::from(u8::from(ready)));
+        self.set(&names::JUDGE_HEARTBEAT, &[], seconds(view.at));
+    }
+
+    fn counts(&self, counts: &Counts) {
+        let plain = [
+            ("accepted", counts.accepted),
+            ("late", counts.late),
+            ("duplicate", counts.duplicate),
+            ("unattributed", counts.unattributed),
+            ("unknown_experiment", counts.unknown_experiment),
+            ("inactive", counts.inactive),
+        ];
+        for (outcome, n) in plain {
+            self.set(&names::RECORDS, &[outcome, ""], n as f64);
+        }
+        for reason in Reject::ALL {
+            self.set(&names::RECORDS, &["rejected", reason.name()], counts.rejected.get(reason) as f64);
+        }
+    }
+
+    /// Replaces all series of a gauge with one label.
+    fn replace(&self, metric: &'static Metric, rows: impl Iterator<Item = (String, f64)>) {
+        let rows = rows.take(MAX_SERIES).map(|(label, value)| (vec![label], Sample::Number(value))).collect();
+        self.table().insert(metric.name, rows);
+    }
+
+    /// Current numbers of a counter or gauge, with the values of its labels.
+    pub fn numbers(&self, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+        let table = self.table();
+        let rows = table.get(metric.name).into_iter().flatten();
+        rows.filter_map(|(labels, sample)| match sample {
+            Sample::Number(n) => Some((labels.clone(), *n)),
+            Sample::Histogram(..) => None,
+        })
+        .collect()
+    }
+
+    /// What a scrape gets.
+    pub fn text(&self, format: Format) -> String {
+        let mut out = String::with_capacity(16 << 10);
+        let table = self.table();
+        for metric in names::ALL {
+            if let Some(series) = table.get(metric.name) {
+                // Writing to a string cannot fail.
+                let _ = write_family(&mut out, metric, series, format);
+            }
+        }
+        if format == Format::OpenMetrics {
+            out.push_str("# EOF\n");
+        }
+        out
+    }
+
+    fn with(&self, metric: &'static Metric, labels: &[&str], change: impl FnOnce(&mut Sample)) {
+        debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
+        let mut table = self.table();
+        let series = table.entry(metric.name).or_default();
+        let mut values: Vec<String> = labels.iter().map(|label| (*label).to_owned()).collect();
+        let overflow = series.len() >= MAX_SERIES && !series.contains_key(&values);
+        if overflow {
+            values = vec!["other".to_owned(); labels.len()];
+        }
+        change(series.entry(values).or_insert_with(|| Sample::new(metric.kind)));
+        if overflow {
+            let dropped = table.entry(names::DROPPED.name).or_default();
+            if let Sample::Number(n) = dropped.entry(vec!["metric_series".to_owned()]).or_insert(Sample::Number(0.0)) {
+                *n += 1.0;
+            }
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, BTreeMap<&'static str, Series>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Sample {
+    fn new(kind: Kind) -> Sample {
+        match kind {
+            Kind::Counter | Kind::Gauge => Sample::Number(0.0),
+            Kind::Histogram => Sample::Histogram(Box::new([0; BOUNDS.len() + 1]), 0.0),
+        }
+    }
+}
+
+fn seconds(millis: i64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+fn write_family(out: &mut String, metric: &Metric, series: &Series, format: Format) -> std::fmt::Result {
+    // OpenMetrics names a counter's family without the suffix of its sample.
+    let family = match format {
+        Format::OpenMetrics => metric.name.trim_end_matches("_total"),
+        Format::Prometheus => metric.name,
+    };
+    writeln!(out, "# HELP {family} {}\n# TYPE {family} {}", metric.help, metric.kind.name())?;
+    for (values, sample) in series {
+        match sample {
+            Sample::Number(number) => {
+                out.push_str(metric.name);
+                labels(out, metric, values, None)?;
+                writeln!(out, " {number}")?;
+            }
+            Sample::Histogram(counts, sum) => {
+                let mut total = 0;
+                for (i, n) in counts.iter().enumerate() {
+                    total += n;
+                    let bound = BOUNDS.get(i).map_or("+Inf".to_owned(), |b| format!("{b:?}"));
+                    write!(out, "{family}_bucket")?;
+                    labels(out, metric, values, Some(&bound))?;
+                    writeln!(out, " {total}")?;
+                }
+                for (suffix, number) in [("sum", *sum), ("count", total as f64)] {
+                    write!(out, "{family}_{suffix}")?;
+                    labels(out, metric, values, None)?;
+                    writeln!(out, " {number}")?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn labels(out: &mut String, metric: &Metric, values: &[String], bound: Option<&str>) -> std::fmt::Result {
+    let named = metric.labels.iter().copied().zip(values.iter().map(String::as_str));
+    let mut open = '{';
+    for (name, value) in named.chain(bound.map(|bound| ("le", bound))) {
+        write!(out, "{open}{name}=\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n"))?;
+        open = ',';
+    }
+    if open == ',' {
+        out.push('}');
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+
+    fn sample() -> Metrics {
+        let metrics = Metrics::default();
+        metrics.view(&View::default());
+        metrics.add(&names::DECISIONS, &["rollback"], 2.0);
+        metrics.set(&names::ENDPOINT_DISABLED, &["quote\" back\\ line\n"], 1.0);
+        for seconds in [0.0005, 0.001, 0.3, 99.0] {
+            metrics.observe(&names::STORE_COMMIT, &[], seconds);
+        }
+        metrics
+    }
+
+    #[test]
+    fn both_formats_carry_the_same_numbers() {
+        let metrics = sample();
+        let (open, text) = (metrics.text(Format::OpenMetrics), metrics.text(Format::Prometheus));
+        for text in [&open, &text] {
+            assert!(text.contains("guardraild_decisions_total{action=\"rollback\"} 2\n"));
+            assert!(text.contains("guardraild_endpoint_disabled{endpoint=\"quote\\\" back\\\\ line\\n\"} 1\n"));
+            assert!(text.contains("guardraild_store_commit_seconds_bucket{le=\"0.001\"} 2\n"));
+            assert!(text.contains("guardraild_store_commit_seconds_bucket{le=\"+Inf\"} 4\nguardraild_store_commit_seconds_sum 99.3015\n"));
+            assert!(text.contains("guardraild_store_commit_seconds_count 4\n"));
+        }
+        assert!(open.contains("# TYPE guardraild_decisions counter\n") && open.ends_with("# EOF\n"));
+        assert!(text.contains("# TYPE guardraild_decisions_total counter\n") && !text.contains("# EOF"));
+    }
+
+    #[test]
+    fn counters_that_are_kept_elsewhere_never_go_down() {
+        let metrics = Metrics::default();
+        metrics.set(&names::RECORDS, &["accepted", ""], 10.0);
+        metrics.set(&names::RECORDS, &["accepted", ""], 7.0);
+        assert_eq!(metrics.numbers(&names::RECORDS), [(vec!["accepted".to_owned(), String::new()], 10.0)]);
+    }
+
+    #[test]
+    fn series_are_bounded_and_the_overflow_is_counted() {
+        let metrics = Metrics::default();
+        for i in 0..MAX_SERIES + 5 {
+            metrics.add(&names::KAFKA_ERRORS, &[&i.to_string()], 1.0);
+        }
+        let numbers = metrics.numbers(&names::KAFKA_ERRORS);
+        assert_eq!(numbers.len(), MAX_SERIES + 1);
+        assert!(numbers.contains(&(vec!["other".to_owned()], 5.0)));
+        assert!(metrics.numbers(&names::DROPPED).iter().any(|(labels, _)| labels == &["metric_series"]));
+        metrics.forget(&names::KAFKA_ERRORS, &["3"]);
+        assert_eq!(metrics.numbers(&names::KAFKA_ERRORS).len(), MAX_SERIES);
+    }
+
+    #[test]
+    fn promtool_has_nothing_to_say() {
+        let child =
+            Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let Ok(mut child) = child else {
+            eprintln!("promtool is not installed: not checked");
+            return;
+        };
+        child.stdin.take().unwrap().write_all(sample().text(Format::Prometheus).as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+}

@@ -1,0 +1,92 @@
+//! The closed list of metrics: what is not here cannot be counted. The registry and the documentation are made from it.
+
+/// One metric family.
+#[derive(Debug, PartialEq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// Of seconds, in [`BOUNDS`].
+    Histogram,
+}
+
+impl Kind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// Upper bounds of every histogram, in seconds.
+pub const BOUNDS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+macro_rules! metrics {
+    ($($id:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(pub static $id: Metric = Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+        /// Every metric, in the order of the documentation.
+        pub static ALL: &[&Metric] = &[$(&$id),*];
+    };
+}
+
+metrics! {
+    RECORDS Counter "guardraild_records_total" ["outcome", "reason"] "Records read, by what became of them; reason is empty unless the outcome is rejected.";
+    WATERMARK Gauge "guardraild_partition_watermark_seconds" ["partition"] "Largest event time seen in the partition, in seconds since the epoch.";
+    LAG Gauge "guardraild_consumer_lag_records" ["topic", "partition"] "Records between the last one read and the end of the partition.";
+    JUDGED_TO Gauge "guardraild_judged_to_seconds" [] "Event time up to which panes have been judged, in seconds since the epoch.";
+    EXPERIMENTS Gauge "guardraild_experiments" ["verdict"] "Experiments by their worst verdict.";
+    DECISIONS Counter "guardraild_decisions_total" ["action"] "Decisions made, by action.";
+    DECISION_DELAY Histogram "guardraild_decision_delay_seconds" [] "Wall clock from the arrival of the records that closed a pane to the commit of its decision.";
+    DELIVERY_ATTEMPTS Counter "guardraild_delivery_attempts_total" ["endpoint", "result"] "Attempts to deliver: ok, refused (an HTTP status that is not 2xx) or failed (no answer).";
+    DELIVERIES_PENDING Gauge "guardraild_deliveries_pending" ["endpoint"] "Deliveries in the outbox that have not been received yet.";
+    DELIVERY_SECONDS Histogram "guardraild_delivery_attempt_seconds" ["endpoint"] "Duration of one delivery attempt.";
+    ENDPOINT_DISABLED Gauge "guardraild_endpoint_disabled" ["endpoint"] "1 if the endpoint answered 410 and gets no more deliveries.";
+    STORE_COMMIT Histogram "guardraild_store_commit_seconds" [] "Duration of one transaction of the store.";
+    STORE_ERRORS Counter "guardraild_store_errors_total" [] "Transactions of the store that failed.";
+    CHECKPOINT_AT Gauge "guardraild_checkpoint_timestamp_seconds" [] "Wall clock of the last checkpoint, in seconds since the epoch.";
+    CHECKPOINT_SECONDS Histogram "guardraild_checkpoint_seconds" [] "Duration of one checkpoint.";
+    RULE_FILES Gauge "guardraild_rule_files" ["state"] "Rule files by state: loaded, or failed (its last good revision, if any, stays in force).";
+    READY Gauge "guardraild_ready" [] "1 if every readiness check holds.";
+    JUDGE_HEARTBEAT Gauge "guardraild_judge_heartbeat_timestamp_seconds" [] "Wall clock of the judge's last round, in seconds since the epoch.";
+    DROPPED Counter "guardraild_dropped_total" ["reason"] "What a bound made the daemon drop, by which bound.";
+    KAFKA_ERRORS Counter "guardraild_kafka_errors_total" ["code"] "Errors that the Kafka client reported, by librdkafka's code.";
+    HTTP_REQUESTS Counter "guardraild_http_requests_total" ["path", "status"] "Requests answered, by route and status.";
+    BUILD_INFO Gauge "guardraild_build_info" ["version"] "1, labelled with the version that runs.";
+}
+
+/// The list as a Markdown table.
+pub fn markdown() -> String {
+    let mut table = String::from("| metric | kind | labels | meaning |\n|---|---|---|---|\n");
+    for Metric { name, kind, labels, help } in ALL {
+        table.push_str(&format!("| `{name}` | {} | {} | {help} |\n", kind.name(), labels.join(", ")));
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_conventions_and_are_unique() {
+        let mut names: Vec<_> = ALL.iter().map(|m| m.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            assert!(metric.name.starts_with("guardraild_"), "{}", metric.name);
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\', '|']), "{}", metric.name);
+        }
+        assert_eq!(markdown().lines().count(), ALL.len() + 2);
+    }
+}

@@ -337,6 +337,18 @@ fn every_alert_has_a_test_and_a_section_of_the_runbook() {
 }
 
 #[test]
+fn the_unit_hands_over_the_credentials_of_the_example() {
+    let (unit, example) = (read(&root().join("deploy/guardraild.service")), read(&root().join("config/example.yaml")));
+    let named: Vec<&str> = example.split("{credential: ").skip(1).filter_map(|rest| rest.split('}').next()).filter(|n| *n != "…").collect();
+    assert!(!named.is_empty(), "config/example.yaml names no credential");
+    let mut faults = String::new();
+    for name in named.iter().filter(|n| !unit.contains(&format!("LoadCredential={n}:"))) {
+        let _ = writeln!(faults, "deploy/guardraild.service:1: no LoadCredential={name}, which config/example.yaml names: add it");
+    }
+    none(faults);
+}
+
+#[test]
 fn alerts_ask_for_metrics_that_exist() {
     let telemetry: String = sources().iter().filter(|s| s.path.starts_with("src/telemetry")).map(|s| read(&root().join(&s.path))).collect();
     let alerts = read(&root().join("deploy/prometheus/alerts.yaml"));

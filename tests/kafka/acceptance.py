@@ -178,7 +178,8 @@ class Daemon:
     def start(self, ready=True):
         with self.log.open("ab") as log:
             command = [self.binary, "run", "--config", self.config]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | self.secrets)
+            environment = {k: v for k, v in os.environ.items() if not k.startswith("GUARDRAILD_")} | self.secrets
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         if ready:
             poll("200 from /readyz", 60, lambda: self.alive() and self.status("/readyz") == 200)
         return self

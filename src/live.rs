@@ -1,7 +1,7 @@
 //! The daemon's live view, shared by the thread that judges and those who look: an immutable snapshot, replaced about once a
 //! second, and the commands that operators send back.
 
-use crate::engine::decision::Action;
+pub use crate::engine::judge::Operation;
 use crate::engine::outcome::Counts;
 use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
@@ -58,25 +58,6 @@ pub struct Check {
     pub name: &'static str,
     pub ok: bool,
     pub detail: String,
-}
-
-/// What an operator asks for.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Operation {
-    /// Stop acting (never measuring) until `until`, or until resumed.
-    Hold {
-        until: Option<Millis>,
-    },
-    /// Lift holds and re-arm every guardrail that has tripped.
-    Resume,
-    /// Act now.
-    Act(Action),
-    /// The rollout moved.
-    Phase {
-        phase: String,
-        weights: Vec<(String, f64)>,
-    },
-    Annotate,
 }
 
 /// An operator's request on its way to the judge.

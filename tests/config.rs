@@ -1,5 +1,7 @@
 //! Configuration: layers, provenance of errors, secrets that stay secret.
 
+#![allow(clippy::unwrap_used)]
+
 use guardraild::config::{Config, ConfigErrors, EndpointKind, OAuth, OpenReads, Origin, Property, Role};
 use guardraild::engine::plan::Settings;
 use secrecy::ExposeSecret;
@@ -73,6 +75,14 @@ fn variables_that_kubernetes_and_the_command_line_set_are_no_settings() {
     let env = [("GUARDRAILD_PORT", "tcp://10.0.0.1:80"), ("GUARDRAILD_SERVICE_HOST", "10.0.0.1"), ("GUARDRAILD_PORT_80_TCP_ADDR", "x")];
     sound(SHORTEST, &env, &[]);
     sound(SHORTEST, &[("GUARDRAILD_CONFIG", "x.yaml"), ("GUARDRAILD_URL", "http://x")], &[]);
+}
+
+#[test]
+fn unknown_variables_and_flags_are_errors() {
+    let found = faults(SHORTEST, &[("GUARDRAILD_KAFKA__GRUP", "x")], &[("engine.paine", "1s")]);
+    let expected =
+        ["GUARDRAILD_KAFKA__GRUP GC1001 unknown setting `kafka.grup`", "--set engine.paine GC1001 unknown setting `engine.paine`"];
+    assert_eq!(found, expected);
 }
 
 #[test]

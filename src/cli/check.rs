@@ -54,7 +54,7 @@ pub fn run(args: &CheckArgs, endpoints: Option<&BTreeSet<String>>) -> i32 {
 }
 
 fn show(loaded: &Loaded, format: Format, mut out: impl Write) -> io::Result<()> {
-    let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let color = color(io::stdout().is_terminal());
     for diagnostic in &loaded.diagnostics {
         match format {
             Format::Human => writeln!(out, "{}", diagnostic.human(color))?,
@@ -71,4 +71,31 @@ fn count(loaded: &Loaded) -> (usize, usize) {
 
 fn plural(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+fn color(terminal: bool) -> bool {
+    terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// Whether diagnostics on standard error are coloured.
+pub(super) fn color_stderr() -> bool {
+    color(io::stderr().is_terminal())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(path: &str, deny_warnings: bool) -> i32 {
+        run(&CheckArgs { paths: vec![path.into()], format: Format::Json, deny_warnings, config: None }, None)
+    }
+
+    #[test]
+    fn the_exit_status_tells_what_was_found() {
+        assert_eq!(status("rules", true), 0);
+        assert_eq!(status("tests/bad_rules/unknown_key.yaml", false), 1);
+        assert_eq!(status("tests/bad_rules/rare_event.yaml", false), 0);
+        assert_eq!(status("tests/bad_rules/rare_event.yaml", true), 3);
+        assert_eq!(status("no/such/rules", false), 2);
+    }
 }

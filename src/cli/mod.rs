@@ -1,5 +1,20 @@
 //! The command line: parses arguments and calls the app or a tool.
 
+pub mod backtest;
 pub mod check;
 pub mod demo;
+
+pub mod run;
 pub mod schema;
+
+use crate::engine::time::Millis;
+
+/// Parses a span of time such as `500ms`, `1s`, `10m`, `2h` or `1d`, at least one millisecond.
+fn span(text: &str) -> Result<Millis, String> {
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    let parsed = units.iter().find_map(|(unit, ms)| Some((text.strip_suffix(unit)?.parse::<Millis>().ok()?, ms)));
+    match parsed.and_then(|(n, ms)| n.checked_mul(*ms)).filter(|ms| *ms > 0) {
+        Some(ms) => Ok(ms),
+        None => Err("write a span of time such as 500ms, 1s, 10m, 2h or 1d".into()),
+    }
+}

@@ -11,6 +11,7 @@ mod units;
 pub use endpoint::{Endpoint, EndpointKind};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, Topics};
+pub use units::span;
 
 use crate::engine::plan::Settings;
 use reader::{Fault, Reader, Section, code};

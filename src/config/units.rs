@@ -23,7 +23,7 @@ pub fn size(text: &str) -> Option<u64> {
 /// The span as people would write it: the largest unit that divides it.
 pub fn write_span(span: Duration) -> String {
     let ms = span.as_millis() as u64;
-    let (unit, scale) = SPANS.iter().rev().find(|(_, scale)| ms >= *scale && ms % scale == 0).copied().unwrap_or(("ms", 1));
+    let (unit, scale) = SPANS.iter().rev().find(|(_, scale)| ms >= *scale && ms.is_multiple_of(*scale)).copied().unwrap_or(("ms", 1));
     format!("{}{unit}", ms / scale)
 }
 

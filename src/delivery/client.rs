@@ -146,3 +146,19 @@ impl Resolve for Resolver {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn names_lead_to_no_link_local_address() {
+        let found = |name: &'static str, allow_link_local| async move {
+            let addresses = Resolver { allow_link_local }.resolve(name.parse().unwrap()).await.ok()?;
+            Some(addresses.map(|a| a.ip().to_string()).collect::<Vec<_>>())
+        };
+        assert_eq!(found("169.254.169.254", false).await, None);
+        assert_eq!(found("169.254.169.254", true).await, Some(vec!["169.254.169.254".to_owned()]));
+        assert_eq!(found("127.0.0.1", false).await, Some(vec!["127.0.0.1".to_owned()]));
+    }
+}

@@ -1,1 +1,148 @@
-//! Placeholder.
+//! The daemon's HTTP side: health, metrics, the read API, operator actions, gates for rollout controllers, a status page.
+//!
+//! Everything shown comes from [`crate::live`] or, where it is kept in the store, from a [`Backend`]; everything asked for goes to
+//! the judge as a [`Command`].
+
+mod access;
+mod error;
+mod events;
+mod gates;
+mod health;
+mod operate;
+mod page;
+mod read;
+mod server;
+
+pub use access::Access;
+pub use server::{BindError, bind, serve};
+
+use crate::clock;
+use crate::engine::time::Millis;
+use crate::live::{Command, Live, View};
+use crate::telemetry::{Metrics, names};
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Router, http::StatusCode};
+use error::Failure;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Semaphore, mpsc, watch};
+
+/// A request body has at most this many bytes.
+pub const MAX_BODY: usize = 64 << 10;
+/// A request is answered within this time, reading its body included; a stream of events only has to begin.
+const ANSWER: Duration = Duration::from_secs(15);
+/// Streams of events open at once.
+const STREAMS: usize = 64;
+/// A view older than this is stale: not ready, and never "go".
+const STALE: Millis = 10_000;
+
+/// What the API needs of the rest of the daemon.
+pub struct Api {
+    pub live: Live,
+    /// To the judge.
+    pub commands: mpsc::Sender<Command>,
+    pub backend: Arc<dyn Backend>,
+    pub metrics: Metrics,
+    pub access: Access,
+}
+
+/// What the store keeps. Its methods may block; they are called off the async threads.
+pub trait Backend: Send + Sync {
+    /// A decision with its deliveries.
+    fn decision(&self, id: &str) -> Result<Option<serde_json::Value>, BackendError>;
+    /// Entries of an experiment's execution log beyond the position `after`, oldest first, at most `limit`.
+    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError>;
+    /// Puts a delivery back into the queue; false if there is none with this id.
+    fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError>;
+    /// Samples of refused records, newest first.
+    fn rejects(&self) -> Result<Vec<serde_json::Value>, BackendError>;
+}
+
+/// A page of the execution log.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct LogPage {
+    pub entries: Vec<serde_json::Value>,
+    /// `after` of the next page; `None` at the end.
+    pub next: Option<i64>,
+}
+
+/// The store cannot answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct BackendError(pub String);
+
+/// What handlers share.
+struct Shared {
+    api: Api,
+    started: Millis,
+    /// True once the daemon drains: streams end.
+    closing: watch::Receiver<bool>,
+    streams: Arc<Semaphore>,
+}
+
+type App = Arc<Shared>;
+
+impl Shared {
+    /// The newest view, and whether it is recent enough to act on.
+    fn view(&self) -> (Arc<View>, bool) {
+        let view = self.api.live.get();
+        let fresh = clock::now() - view.at <= STALE;
+        (view, fresh)
+    }
+}
+
+fn router(api: Api, closing: watch::Receiver<bool>) -> Router {
+    let app = Arc::new(Shared { api, started: clock::now(), closing, streams: Arc::new(Semaphore::new(STREAMS)) });
+    Router::new()
+        .route("/", get(page::status))
+        .route("/assets/{file}", get(page::asset))
+        .route("/livez", get(health::live))
+        .route("/-/healthy", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/-/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .route("/api/v1/experiments", get(read::experiments))
+        .route("/api/v1/experiments/{id}", get(read::experiment))
+        .route("/api/v1/experiments/{id}/log", get(read::log))
+        .route("/api/v1/experiments/{id}/verdict", get(gates::verdict))
+        .route("/api/v1/experiments/{id}/{verb}", post(operate::experiment))
+        .route("/api/v1/decisions/{id}", get(read::decision))
+        .route("/api/v1/deliveries/{id}/redeliver", post(operate::redeliver))
+        .route("/api/v1/rejects", get(read::rejects))
+        .route("/api/v1/events", get(events::stream))
+        .route("/hooks/flagger/rollback", post(gates::flagger_rollback))
+        .route("/hooks/flagger/confirm", post(gates::flagger_confirm))
+        .fallback(async || Failure::new(StatusCode::NOT_FOUND, "no such path", "see /api/v1/experiments"))
+        .method_not_allowed_fallback(async || Failure::new(StatusCode::METHOD_NOT_ALLOWED, "not with this method", ""))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
+        .with_state(app)
+}
+
+/// Bounds every request in time, and counts it.
+async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    let path = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
+    let response = match tokio::time::timeout(ANSWER, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "the request took too long", "").into_response(),
+    };
+    app.api.metrics.add(&names::HTTP_REQUESTS, &[&path, response.status().as_str()], 1.0);
+    response
+}
+
+/// Runs a call to the store on a thread that may block.
+async fn blocking<T: Send + 'static>(
+    app: &App,
+    call: impl FnOnce(&dyn Backend) -> Result<T, BackendError> + Send + 'static,
+) -> Result<T, Failure> {
+    let backend = Arc::clone(&app.api.backend);
+    let result = tokio::task::spawn_blocking(move || call(backend.as_ref())).await;
+    let unavailable = |error: String| Failure::new(StatusCode::SERVICE_UNAVAILABLE, error, "see the daemon's log");
+    match result {
+        Ok(result) => result.map_err(|error| unavailable(format!("the store cannot answer: {error}"))),
+        Err(_) => Err(unavailable("the store's thread failed".to_owned())),
+    }
+}

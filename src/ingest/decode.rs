@@ -73,18 +73,9 @@ impl Decoder {
         Decoder { limits, pointers: Pointers::new(fields), guesses: Guesses::new() }
     }
 
-    /// The fields that live rules ask for have changed.
-    pub fn set_fields(&mut self, fields: &FieldTable) {
-        self.pointers = Pointers::new(fields);
-    }
-
     /// Keys recognised by guessing and by scanning.
     pub fn stats(&self) -> Stats {
         self.guesses.stats
-    }
-
-    pub fn limits(&self) -> Limits {
-        self.limits
     }
 
     /// Decodes one record. Any bytes are fit input.

@@ -1,7 +1,22 @@
-//! Records in: recordings on disk, and Kafka.
+//! Records in: Kafka, and recordings on disk. Both give decoded records to aggregators; neither decides anything.
 //!
-//! [`decode`] makes events of bytes; [`file`] reads recordings; [`rejects`] keeps a sample of what was refused.
+//! - [`decode`] makes an event of a record's bytes, or says why not; [`rejects`] keeps a redacted sample of the latter.
+//! - [`file`] pumps recordings through one aggregator.
+//! - [`kafka`] starts and stops reading Kafka. Its parts: `context` (librdkafka's callbacks), `batch` (messages taken many at a time;
+//!   the only unsafe code), `consumer` (the thread that owns the consumer), `worker` (threads that own the aggregators), `align` (merges
+//!   the topics of a partition number by time) and `oauth` (tokens).
+//!
+//! What is exact: offsets move only with the state that reflects them. A worker's snapshot holds, for each partition number, the
+//! aggregator's state and the offsets of precisely the records in it, and is sent behind everything that the aggregator had emitted.
+//! A record that Kafka delivers again is known by its offset and dropped before it is counted.
 
+mod align;
+mod batch;
+mod consumer;
+mod context;
 pub mod decode;
 pub mod file;
+pub mod kafka;
+pub mod oauth;
 pub mod rejects;
+mod worker;

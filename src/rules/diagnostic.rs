@@ -43,14 +43,14 @@ impl Diagnostic {
     /// A fault of the file as a whole.
     pub fn file(file: &str, code: &'static str, message: impl Into<String>) -> Diagnostic {
         Diagnostic {
-            file: file.to_owned(),
+            file: clean(file),
             line: 0,
             column: 0,
             end_line: 0,
             end_column: 0,
             severity: Severity::Error,
             code,
-            message: message.into(),
+            message: clean(&message.into()),
             label: String::new(),
             help: None,
             excerpt: None,
@@ -78,12 +78,12 @@ impl Diagnostic {
     }
 
     pub fn with_label(mut self, label: impl Into<String>) -> Diagnostic {
-        self.label = label.into();
+        self.label = clean(&label.into());
         self
     }
 
     pub fn with_help(mut self, help: impl Into<String>) -> Diagnostic {
-        self.help = Some(help.into());
+        self.help = Some(clean(&help.into()));
         self
     }
 
@@ -144,27 +144,40 @@ pub fn sort(diagnostics: &mut [Diagnostic]) {
     diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
 }
 
-/// The nearest of `known` to `name`, when it is near enough to be a slip of the finger.
+/// The nearest of `known` to `name`, when it is near enough to be a slip of the finger or an abbreviation.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if name.len() > 64 {
         return None;
     }
+    let lower = name.to_lowercase();
     let allowed = (name.chars().count() / 3).max(1);
+    let letters = |text: &str| {
+        let mut letters: Vec<char> = text.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
     known
         .into_iter()
-        .map(|k| (strsim::damerau_levenshtein(&name.to_lowercase(), k), k))
-        .filter(|(distance, _)| *distance <= allowed)
+        .map(|k| (strsim::damerau_levenshtein(&lower, k), letters(&lower) != letters(k), k))
+        .filter(|(distance, _, k)| *distance <= allowed || strsim::jaro_winkler(&lower, k) >= 0.9)
         .min()
-        .map(|(_, k)| k)
+        .map(|(_, _, k)| k)
 }
 
-/// Text of a file inside a message: quoted, short, and without control characters.
+/// Text of a file inside a message: quoted and short.
 pub fn quote(text: &str) -> String {
     let mut out = String::from("`");
-    for c in text.chars().take(60) {
+    out.extend(text.chars().take(60));
+    out.push_str(if text.chars().nth(60).is_some() { "…`" } else { "`" });
+    out
+}
+
+/// Without control characters: what a file says must not steer the terminal.
+fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
         if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
     }
-    out.push_str(if text.chars().nth(60).is_some() { "…`" } else { "`" });
     out
 }
 
@@ -223,10 +236,59 @@ impl Faults {
 
     pub fn into_vec(mut self) -> Vec<Diagnostic> {
         sort(&mut self.found);
+        // What an alias repeats is told once, where it is written.
+        self.found.dedup();
         if self.more > 0 {
             let message = format!("{} more faults in this file are not shown", self.more);
             self.found.push(Diagnostic::file(&self.file, "GR1008", message));
         }
         self.found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_marks_characters_not_bytes() {
+        let fault = Diagnostic::at("a.yaml", "é: 1\nüü: 2, x\n", 12..13, "GR0", "m");
+        assert_eq!((fault.line, fault.column, fault.end_column), (2, 5, 6));
+    }
+
+    #[test]
+    fn a_span_over_lines_marks_the_first() {
+        let fault = Diagnostic::at("a.yaml", "a:\r\n  b: 1\n", 0..12, "GR0", "m");
+        assert_eq!((fault.line, fault.column, fault.end_line, fault.end_column), (1, 1, 1, 3));
+    }
+
+    #[test]
+    fn a_span_outside_the_text_is_drawn_in() {
+        let fault = Diagnostic::at("a.yaml", "é", 1..900, "GR0", "m");
+        assert_eq!((fault.line, fault.column, fault.end_column), (1, 1, 2));
+        assert!(fault.human(false).contains("a.yaml:1:1"));
+    }
+
+    #[test]
+    fn a_file_cannot_steer_the_terminal() {
+        let fault =
+            Diagnostic::at("a\u{1b}.yaml", "x: \u{1b}[2J\n", 3..7, "GR0", quote("\u{1b}[2J")).with_label("\u{7}").with_help("\u{8}");
+        let shown = fault.human(false) + &fault.json() + &fault.short();
+        assert!(!shown.chars().any(|c| c.is_control() && c != '\n'), "{shown:?}");
+    }
+
+    #[test]
+    fn a_whole_file_is_named() {
+        let text = Diagnostic::file("rules/a.yaml", "GR1011", "cannot be read").human(false);
+        assert_eq!(text, "error[GR1011]: cannot be read\n--> rules/a.yaml\n");
+    }
+
+    #[test]
+    fn the_nearest_name_is_offered_when_it_is_near() {
+        let metrics = ["latency_p50", "latency_p95", "error_rate", "tickets"];
+        assert_eq!(nearest("latency_p59", metrics), Some("latency_p95"));
+        assert_eq!(nearest("Error_Rate", metrics), Some("error_rate"));
+        assert_eq!(nearest("flag-svc", ["flag-service", "kill-switch"]), Some("flag-service"));
+        assert_eq!(nearest("revenue", metrics), None);
     }
 }

@@ -11,8 +11,8 @@ use crate::engine::time::Millis;
 
 /// Guardrails of one experiment at most.
 const MAX_GUARDRAILS: usize = 128;
-/// Longest window, in ms: 31 days.
-const MAX_WINDOW: Millis = 31 * 86_400_000;
+/// Longest window, in ms: seven days.
+const MAX_WINDOW: Millis = 7 * 86_400_000;
 
 #[derive(Default)]
 pub(super) struct Guardrails {
@@ -24,7 +24,7 @@ pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
     let mut out = Guardrails::default();
     let Some(section) = context.root.get("guardrails") else { return out };
     let list = section.list();
-    if list.is_empty() && section.text().is_none() {
+    if section.is_empty_list() {
         faults.error(&section.span, "GR2005", "no guardrails", "an experiment without one is not guarded");
     } else if list.len() > MAX_GUARDRAILS {
         faults.error(&list[MAX_GUARDRAILS].span, "GR2103", format!("{} guardrails", list.len()), format!("{MAX_GUARDRAILS} at most"));
@@ -39,10 +39,7 @@ pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
         seen.push(node);
         out.add(node, context, faults);
     }
-    if !context.routes.contains_key(&Action::Rollback)
-        && !context.routes.contains_key(&Action::Notify)
-        && context.mode == Some(Mode::Enforce)
-    {
+    if context.mode == Some(Mode::Enforce) && ![Action::Rollback, Action::Notify].iter().any(|a| context.names_route(*a)) {
         warn_unheard(context, list, faults);
     }
     out
@@ -129,7 +126,7 @@ fn metric(node: &Node, name_node: &Node, context: &Context<'_>, faults: &mut Fau
     }
     let within = node.get("within").and_then(span).unwrap_or(1_800_000);
     if let Some(value) = node.get("within").filter(|_| !(1_000..=MAX_WINDOW).contains(&within)) {
-        faults.error(&value.span, "GR2404", "a time out of range", "between `1s` and `31d`");
+        faults.error(&value.span, "GR2404", "a time out of range", "between `1s` and `7d`");
     }
     let workflow = node.get("workflow").and_then(Node::text).map(str::to_owned);
     built_in(name, within, workflow).or_else(|| context.metrics.get(name).cloned())
@@ -171,7 +168,7 @@ fn window(node: &Node, faults: &mut Faults) -> Millis {
     } else if window % pane != 0 {
         faults.error(&given.span, "GR2401", "a window that is not a whole number of panes", format!("a pane is {pane}ms"));
     } else if window > MAX_WINDOW {
-        faults.error(&given.span, "GR2404", "too long a window", "31 days at most");
+        faults.error(&given.span, "GR2404", "too long a window", "7 days at most");
     }
     window
 }

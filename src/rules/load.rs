@@ -6,7 +6,7 @@ use super::{RuleSet, keys, lower, shape};
 use crate::engine::plan::{Catalog, FieldTable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -47,11 +47,11 @@ pub fn load(paths: &[PathBuf], endpoints: Option<&BTreeSet<String>>) -> Loaded {
     for file in find(paths, &mut out.diagnostics) {
         out.files += 1;
         let name = file.display().to_string();
-        let text = match read(&file, &name) {
+        let text = match read(&file) {
             Ok(text) => text,
-            Err(fault) => {
+            Err((code, message)) => {
                 out.refused += 1;
-                out.diagnostics.push(fault);
+                out.diagnostics.push(Diagnostic::file(&name, code, message));
                 continue;
             }
         };
@@ -157,18 +157,17 @@ fn is_rule_file(name: &str) -> bool {
     stem.is_some_and(|s| !s.ends_with("_test"))
 }
 
-fn read(path: &Path, name: &str) -> Result<String, Diagnostic> {
-    let fault = |message: String| Diagnostic::file(name, "GR1011", message);
-    let metadata = fs::metadata(path).map_err(|e| fault(format!("cannot be read: {e}")))?;
+/// The text of a file; on failure a code and what is wrong.
+fn read(path: &Path) -> Result<String, (&'static str, String)> {
+    let unreadable = |error: io::Error| ("GR1011", format!("cannot be read: {error}"));
+    let metadata = fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(fault("not a regular file".to_owned()));
+        return Err(("GR1011", "not a regular file".to_owned()));
     }
     let mut bytes = Vec::new();
-    let limit = MAX_BYTES as u64 + 1;
-    fs::File::open(path).and_then(|f| f.take(limit).read_to_end(&mut bytes)).map_err(|e| fault(format!("cannot be read: {e}")))?;
+    fs::File::open(path).and_then(|f| f.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
-        let message = format!("the file has {} bytes; a rule file may have {MAX_BYTES}", metadata.len());
-        return Err(Diagnostic::file(name, "GR1008", message));
+        return Err(("GR1008", format!("the file has {} bytes; a rule file may have {MAX_BYTES}", metadata.len())));
     }
-    String::from_utf8(bytes).map_err(|e| fault(format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
+    String::from_utf8(bytes).map_err(|e| ("GR1011", format!("not UTF-8 from byte {} on", e.utf8_error().valid_up_to())))
 }

@@ -4,6 +4,7 @@
 //! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `quality`) make the [`RuleSet`].
 //! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
 
+pub mod codes;
 mod custom;
 pub mod diagnostic;
 mod guardrails;

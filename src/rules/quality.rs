@@ -39,6 +39,9 @@ fn kind(name: &str, node: Option<&Node>, context: &Context<'_>, fields: &mut Fie
         "ineligible" => (QualityKind::Ineligible { max: max(0.0) }, Action::Page),
         "missing" => {
             let pointers = key("fields").map_or(&[][..], Node::list);
+            if let Some(list) = key("fields").filter(|n| n.is_empty_list()) {
+                faults.error(&list.span, "GR2005", "no field to look at", "add one, such as `/latency_ms`");
+            }
             let fields = pointers.iter().filter_map(|p| missing_field(p, context, fields, faults)).collect();
             (QualityKind::Missing { fields, max: max(0.01) }, Action::Hold)
         }

@@ -15,6 +15,8 @@ pub enum Quantity {
     Span(f64),
 }
 
+/// Greatest number that a rule may name: a count beyond it would not be exact.
+const MAX_NUMBER: f64 = 1e15;
 /// Longest span that a rule may name: ten years, in ms.
 const MAX_SPAN: f64 = 10.0 * 365.0 * 86_400_000.0;
 
@@ -22,13 +24,13 @@ impl Quantity {
     /// `None` when the text is no finite number with a known unit.
     pub fn parse(text: &str) -> Option<Quantity> {
         if let Some(number) = number(text) {
-            return Some(Quantity::Number(number));
+            return Some(number).filter(|n| n.abs() <= MAX_NUMBER).map(Quantity::Number);
         }
         let at = text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-')))?;
         let (value, unit) = (number(&text[..at])?, text[at..].trim_start());
         match unit {
-            "%" => Some(Quantity::Percent(value / 100.0)),
-            "pp" => Some(Quantity::Points(value / 100.0)),
+            "%" => Some(value / 100.0).filter(|v| v.abs() <= MAX_NUMBER).map(Quantity::Percent),
+            "pp" => Some(value / 100.0).filter(|v| v.abs() <= MAX_NUMBER).map(Quantity::Points),
             _ => Some(value * unit_ms(unit)?).filter(|ms| ms.abs() <= MAX_SPAN).map(Quantity::Span),
         }
     }
@@ -100,7 +102,23 @@ mod tests {
 
     #[test]
     fn what_is_no_quantity_is_none() {
-        for text in ["", "ten", "%", "10 percent", "1e999", "inf", "nan", "0x10", "1..2s", "99999999w", "10mm", "é", "5é"] {
+        for text in [
+            "",
+            "ten",
+            "%",
+            "10 percent",
+            "1e999",
+            "1e16",
+            "99999999999999999999%",
+            "inf",
+            "nan",
+            "0x10",
+            "1..2s",
+            "99999999w",
+            "10mm",
+            "é",
+            "5é",
+        ] {
             assert_eq!(Quantity::parse(text), None, "{text}");
         }
         assert_eq!(duration("-1s"), None);

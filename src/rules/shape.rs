@@ -114,9 +114,12 @@ fn check_word(text: &str, words: &[&str], name: &str, span: &Range<usize>, fault
         return;
     }
     let listed = words.iter().map(|w| format!("`{w}`")).collect::<Vec<_>>().join(", ");
-    let label = nearest(text, words.iter().copied()).map_or(format!("one of {listed}"), |w| format!("did you mean `{w}`?"));
-    let fault = faults.at(span, "GR1005", format!("`{name}` cannot be {}", quote(text))).with_label(label);
-    faults.push(fault.with_help(format!("{listed} are known")));
+    let fault = faults.at(span, "GR1005", format!("`{name}` cannot be {}", quote(text)));
+    let fault = match nearest(text, words.iter().copied()) {
+        Some(word) => fault.with_label(format!("did you mean `{word}`?")).with_help(format!("it can be {listed}")),
+        None => fault.with_label(format!("one of {listed}")),
+    };
+    faults.push(fault);
 }
 
 fn check_name(text: &str, span: &Range<usize>, faults: &mut Faults) {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::engine::decision::Mode;
-use crate::engine::plan::{FieldTable, Margin, Match, QualityKind, Signal, Source, Statistic, Value};
+use crate::engine::plan::{FieldTable, Hit, Margin, Match, QualityKind, Signal, Source, Statistic, Value};
 use std::fs;
 
 const SHORTEST: &str = "guardrail: v1
@@ -81,4 +81,103 @@ fn the_whole_file_is_compiled() {
     assert_eq!(rule.runbook.as_deref(), Some("https://wiki.example/new-checkout"));
     assert_eq!(rule.routes.len(), 5);
     assert_eq!(rule.routes[&Action::Rollback].body, Some(serde_json::json!({"flag": "new-checkout", "serve": "control"})));
+}
+
+/// The shortest file with other guardrails, and with further sections.
+fn with(guardrails: &str, sections: &str) -> String {
+    let at = SHORTEST.find("  - {").unwrap();
+    let end = SHORTEST.find("actions:").unwrap();
+    format!("{}{guardrails}{}{sections}", &SHORTEST[..at], &SHORTEST[end..])
+}
+
+#[test]
+fn a_signal_is_carried_once() {
+    let text = with(
+        "  - {metric: latency_p95, max_increase: 20ms}\n  - {metric: latency_p99, limit: 1.5s}\n  - {metric: latency_p95, limit: 2s, window: 1m}\n  - {metric: tickets, limit: 2%}\n",
+        "",
+    );
+    let (rule, _) = good(&text);
+    let guardrails: Vec<_> = rule.plan.guardrails.iter().map(|g| (g.name.as_str(), g.signal, g.limit)).collect();
+    assert_eq!(
+        guardrails,
+        [("latency_p95", 0, None), ("latency_p99", 0, Some(1500.0)), ("latency_p95#2", 0, Some(2000.0)), ("tickets", 1, Some(0.02))]
+    );
+    assert_eq!(rule.plan.signals.len(), 2);
+    assert_eq!(rule.plan.guardrails[0].max_increase, Some(Margin::Absolute(20.0)));
+}
+
+#[test]
+fn metrics_of_ones_own_read_fields() {
+    let guardrails = "  - {metric: cached, max_increase: 1pp}\n  - {metric: retries, limit: 0.5}\n  - {metric: size, limit: 4000, max_increase: 5%}\n  - {metric: failed, max_increase: 0%}\n  - {metric: spent, max_increase: 3%}\n";
+    let metrics = "metrics:
+  cached: {kind: rate, event: fetch, value: /cache/hit, better: up}
+  retries: {kind: count, event: retry, unit: user, where: {attempt: 3, final: true, code: \"3\", a/b: x}}
+  size: {kind: quantile, q: 0.5, event: fetch, value: /bytes}
+  failed: {kind: rate, event: request, value: /error}
+  spent: {kind: mean, event: outcome, where: {metric: spend}}
+";
+    let (rule, fields) = good(&with(guardrails, metrics));
+    let plan = &rule.plan;
+    let id = |event: &str, pointer: &str| fields.entries.iter().position(|(e, p)| e == event && p == pointer).unwrap() as u16;
+    let plain = |event: &str| Source { event: event.into(), filter: vec![] };
+    assert_eq!(plan.signals[0], Signal::Rate { source: plain("fetch"), hit: Hit::Field(id("fetch", "/cache/hit")) });
+    assert!(!plan.guardrails[0].higher_is_worse && plan.guardrails[1].higher_is_worse);
+    let filter = vec![
+        (id("retry", "/attempt"), Match::Number(3.0)),
+        (id("retry", "/final"), Match::Bool(true)),
+        (id("retry", "/code"), Match::Text("3".into())),
+        (id("retry", "/a~1b"), Match::Text("x".into())),
+    ];
+    assert_eq!(plan.signals[1], Signal::Count { source: Source { event: "retry".into(), filter } });
+    assert_eq!((plan.guardrails[1].statistic, plan.guardrails[1].unit.as_str()), (Statistic::PerUnit, "per unit"));
+    assert_eq!((plan.guardrails[2].limit, plan.guardrails[2].statistic), (Some(4000.0), Statistic::Quantile { ppm: 500_000 }));
+    assert_eq!(plan.signals[3], Signal::Rate { source: plain("request"), hit: Hit::Error });
+    assert_eq!(plan.guardrails[3].max_increase, Some(Margin::Relative(0.0)));
+    assert!(matches!(&plan.signals[4], Signal::Moments { value: Value::Outcome, source } if source.filter.len() == 1));
+}
+
+#[test]
+fn quality_checks_are_turned_off_by_name() {
+    let (rule, fields) = good(&with(
+        "  - {metric: latency_p95, max_increase: 10%}\n",
+        "quality: {srm: off, silence: {after: 1m}, missing: {fields: [/latency_ms]}}\n",
+    ));
+    let kinds: Vec<_> = rule.plan.quality.iter().map(|q| q.kind.clone()).collect();
+    assert_eq!(
+        kinds,
+        [
+            QualityKind::MixedAssignment { max: 0.01 },
+            QualityKind::Missing { fields: vec![0], max: 0.01 },
+            QualityKind::SchemaViolations { max: 0.01 },
+            QualityKind::Silence { after: 60_000 }
+        ]
+    );
+    assert_eq!(fields.entries, [("request".to_owned(), "/latency_ms".to_owned())]);
+}
+
+#[test]
+fn thirds_are_forgiven_and_spread() {
+    let text = SHORTEST.replace(
+        "{control: {baseline: true}, treatment: {}}",
+        "{control: {baseline: true, weight: 33.3%}, a: {weight: 33.3%}, b: {weight: 33.3%}}",
+    );
+    let (rule, _) = good(&text);
+    assert!(rule.plan.buckets.iter().all(|b| (b.weight - 1.0 / 3.0).abs() < 1e-12));
+}
+
+#[test]
+fn an_observed_experiment_needs_no_receivers() {
+    let text = SHORTEST.replace("enforce", "observe").replace("  rollback: {webhook: flag-service}\n", "");
+    let (rule, _) = good(&text);
+    assert!(rule.plan.guardrails.iter().all(|g| g.on_breach == Action::Notify));
+    let asked = text.replace("10%", "10%, on_breach: kill");
+    let parsed = parse_str("test.yaml", &asked, &mut FieldTable::default(), None);
+    assert_eq!(parsed.diagnostics.iter().map(|d| (d.code, d.severity)).collect::<Vec<_>>(), [("GR2302", Severity::Warning)]);
+    assert!(parsed.rule.is_some());
+}
+
+#[test]
+fn anchors_are_followed() {
+    let text = with("  - {metric: latency_p95, max_increase: 10%}\n", "").replace("treatment: {}", "treatment: &none {}, third: *none");
+    assert_eq!(good(&text).0.plan.buckets.len(), 3);
 }

@@ -87,6 +87,10 @@ impl Node {
         matches!(self.kind, Kind::Scalar { plain: true, .. })
     }
 
+    pub fn is_empty_list(&self) -> bool {
+        matches!(&self.kind, Kind::List(items) if items.is_empty())
+    }
+
     pub fn list(&self) -> &[Node] {
         if let Kind::List(items) = &self.kind { items } else { &[] }
     }

@@ -6,7 +6,7 @@ use crate::engine::outcome::{Counts, Reject};
 use crate::live::View;
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// Series of one metric at most; what comes later is counted under `other` in every label, and as dropped.
 pub const MAX_SERIES: usize = 2_000;
@@ -15,7 +15,17 @@ type Series = BTreeMap<Vec<String>, Sample>;
 
 /// A handle; cheap to clone.
 #[derive(Clone)]
-pub struct Metrics(Arc<Mutex<BTreeMap<&'static str, Series>>>);
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    table: Mutex<BTreeMap<&'static str, Series>>,
+    /// Who else gets the observations of a histogram.
+    mirrors: RwLock<BTreeMap<&'static str, Mirror>>,
+}
+
+/// Takes the values of the labels and the seconds observed.
+pub type Mirror = Box<dyn Fn(&[String], f64) + Send + Sync>;
 
 #[derive(Clone, Debug)]
 enum Sample {
@@ -86,6 +96,14 @@ impl Metrics {
                 *sum += seconds;
             }
         });
+        if let Some(mirror) = self.0.mirrors.read().unwrap_or_else(|e| e.into_inner()).get(metric.name) {
+            mirror(&labels.iter().map(|label| (*label).to_owned()).collect::<Vec<_>>(), seconds);
+        }
+    }
+
+    /// From now on `mirror` gets every observation of a histogram too.
+    pub fn mirror(&self, metric: &'static Metric, mirror: Mirror) {
+        self.0.mirrors.write().unwrap_or_else(|e| e.into_inner()).insert(metric.name, mirror);
     }
 
     /// Drops a series, such as that of a revoked partition.
@@ -181,7 +199,7 @@ impl Metrics {
     }
 
     fn table(&self) -> MutexGuard<'_, BTreeMap<&'static str, Series>> {
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.0.table.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 

@@ -1,5 +1,6 @@
-//! Programs around the daemon: what it is shown, tried and measured with.
+//! What runs beside the daemon: backtests, the demo and its parts.
 
+pub mod backtest;
 pub mod broker;
 pub mod demo;
 pub mod receiver;

@@ -28,6 +28,7 @@ struct StateRef<'a> {
     workflows: &'a Workflows,
     ids: &'a Ids,
     counts: &'a Counts,
+    span: Option<(Millis, Millis)>,
     units_dropped: u64,
 }
 
@@ -40,6 +41,7 @@ struct State {
     workflows: Workflows,
     ids: Ids,
     counts: Counts,
+    span: Option<(Millis, Millis)>,
     units_dropped: u64,
 }
 
@@ -65,6 +67,7 @@ impl Aggregator {
             workflows: &self.workflows,
             ids: &self.ids,
             counts: &self.counts,
+            span: self.span,
             units_dropped: self.units_dropped,
         });
         Snapshot { state, units }
@@ -93,6 +96,7 @@ impl Aggregator {
         new.watermark = old.watermark;
         new.ids = old.ids;
         new.counts = old.counts;
+        new.span = old.span;
         new.units_dropped = old.units_dropped;
         for chunk in units {
             new.restore_units(chunk)?;

@@ -58,8 +58,8 @@ impl Feeds {
             Kind::Ticket => (self.ticket.as_slice(), None),
             Kind::ComplianceFlag { .. } => (self.flag.as_slice(), None),
             Kind::Outcome { .. } => (self.outcome.as_slice(), None),
-            Kind::Exposure | Kind::Phase { .. } | Kind::Annotation { .. } => ([].as_slice(), None),
-            Kind::Workflow { .. } | Kind::Other { .. } => ([].as_slice(), Some(kind.name())),
+            Kind::Phase { .. } | Kind::Annotation { .. } => ([].as_slice(), None),
+            Kind::Exposure | Kind::Workflow { .. } | Kind::Other { .. } => ([].as_slice(), Some(kind.name())),
         };
         let other = self.other.iter().filter(move |(name, _)| named == Some(name.as_str()));
         fixed.iter().copied().chain(other.map(|(_, index)| *index))

@@ -48,6 +48,8 @@ pub struct Aggregator {
     workflows: Workflows,
     ids: Ids,
     counts: Counts,
+    /// Smallest and largest event time accepted.
+    span: Option<(Millis, Millis)>,
     /// Exposed units that there was no room to remember.
     units_dropped: u64,
     out: Vec<Emission>,
@@ -68,6 +70,7 @@ impl Aggregator {
             workflows: Workflows::default(),
             ids: Ids::new(),
             counts: Counts::default(),
+            span: None,
             units_dropped: 0,
             out: Vec::new(),
         }
@@ -140,6 +143,11 @@ impl Aggregator {
         &self.counts
     }
 
+    /// Smallest and largest event time accepted.
+    pub fn span(&self) -> Option<(Millis, Millis)> {
+        self.span
+    }
+
     /// What a bound made this partition forget: name of the bound, and how often.
     pub fn dropped(&self) -> [(&'static str, u64); 3] {
         [("units", self.units_dropped), ("workflows", self.workflows.dropped), ("ids", self.ids.evicted)]
@@ -161,6 +169,7 @@ impl Aggregator {
         {
             return Outcome::Duplicate;
         }
+        self.span = Some(self.span.map_or((event.ts, event.ts), |(a, b)| (a.min(event.ts), b.max(event.ts))));
         for &(experiment, bucket) in &targets {
             if self.open[experiment as usize].record() {
                 self.touched.push(experiment);
@@ -252,9 +261,9 @@ impl Aggregator {
                 Some(Exposed::Full) => self.units_dropped += 1,
                 Some(Exposed::Again) | None => {}
             }
-            return;
+        } else {
+            cells.events += 1;
         }
-        cells.events += 1;
         for signal in feeds.signals(&event.kind) {
             let booked = cells.book(&feeds.plan, usize::from(signal), event);
             if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[usize::from(bucket)].baseline {

@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// Stop acting (never measuring) until `until`, or until resumed. `kill` is not held back.
     Hold {
@@ -18,9 +18,7 @@ pub enum Operation {
     /// Lift holds and re-arm every guardrail that has tripped; windows start anew.
     Resume,
     /// Act now.
-    Act {
-        action: Action,
-    },
+    Act(Action),
     /// The rollout moved.
     Phase {
         phase: String,
@@ -172,7 +170,7 @@ impl Judge {
                 Ok("held: it measures and decides no action but kill until resumed".into())
             }
             Operation::Resume => Ok(self.resume(operator, out)),
-            Operation::Act { action } => self.act(*action, operator, out),
+            Operation::Act(action) => self.act(*action, operator, out),
             Operation::Phase { phase, weights } => {
                 let index = phase.parse().ok().or_else(|| self.plan.phases.iter().position(|p| p == phase).map(|i| i as u32));
                 if index.is_none() {

@@ -30,7 +30,6 @@ pub struct Reading {
 #[derive(Clone, Copy, Debug)]
 pub struct Traffic {
     pub units: u64,
-    pub exposures: u64,
     /// The bucket is large enough for "none seen" to mean something.
     pub enough: bool,
 }
@@ -50,8 +49,7 @@ pub fn read(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane
             (None, None) => None,
         },
         Statistic::PerUnit => Some(per_unit(window.count()?, traffic.units, limit)),
-        Statistic::Count => Some(count(window.count()?, traffic, limit)),
-        Statistic::Exposures => Some(count(traffic.exposures, traffic, limit)),
+        Statistic::Count | Statistic::Exposures => Some(count(window.count()?, traffic, limit)),
         Statistic::Mean => None,
     }
 }
@@ -137,8 +135,7 @@ pub fn value(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pan
             None => ratio(window.share()?),
         },
         Statistic::PerUnit => ratio(Share { n: traffic.units, x: window.count()? }),
-        Statistic::Count => window.count().map(|n| n as f64),
-        Statistic::Exposures => Some(traffic.exposures as f64),
+        Statistic::Count | Statistic::Exposures => window.count().map(|n| n as f64),
         Statistic::Mean => window.mean().map(|(_, mean)| mean),
     }
 }

@@ -253,7 +253,7 @@ impl Judge {
 
     fn seen(&self, bucket: usize) -> limit::Traffic {
         let traffic = &self.state.traffic[bucket];
-        limit::Traffic { units: traffic.units, exposures: traffic.exposures, enough: traffic.size() >= self.plan.min_units }
+        limit::Traffic { units: traffic.units, enough: traffic.size() >= self.plan.min_units }
     }
 
     fn control(&mut self, control: &Control, out: &mut Output) {

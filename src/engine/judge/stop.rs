@@ -65,15 +65,22 @@ impl Judge {
 
     /// No exposure for long enough to mean something, while other data went on: silence everywhere confirms nothing.
     fn has_stopped(&self, bucket: usize, stop: &Stop, pane: Pane) -> bool {
-        let last = self.state.traffic[bucket].last_pane().map_or(stop.at, |p| p.end(self.pane_ms));
-        let quiet_since = last.max(stop.at);
+        let quiet_since = self.quiet_since(bucket, stop);
         let wanted = match stop.before_per_s > 0.0 {
             true => (EXPECTED / stop.before_per_s * 1_000.0) as Millis,
             false => self.plan.confirm_within / 2,
         };
         let wanted = wanted.clamp((3 * self.pane_ms).min(self.plan.confirm_within), (self.plan.confirm_within / 2).max(self.pane_ms));
-        let others = self.state.last_record.is_some_and(|p| p.end(self.pane_ms) > quiet_since);
-        pane.end(self.pane_ms) - quiet_since >= wanted && others
+        pane.end(self.pane_ms) - quiet_since >= wanted && self.heard_since(quiet_since)
+    }
+
+    /// End of the bucket's last exposure after the action; the action itself, when there was none.
+    fn quiet_since(&self, bucket: usize, stop: &Stop) -> Millis {
+        self.state.traffic[bucket].last_pane().map_or(stop.at, |p| p.end(self.pane_ms)).max(stop.at)
+    }
+
+    fn heard_since(&self, since: Millis) -> bool {
+        self.state.last_record.is_some_and(|p| p.end(self.pane_ms) > since)
     }
 
     fn confirm(&mut self, bucket: usize, stop: &Stop, now: Millis, out: &mut Output) {
@@ -97,7 +104,7 @@ impl Judge {
         let now = pane.end(self.pane_ms);
         let span = (self.plan.confirm_within / self.pane_ms).clamp(1, 10);
         let now_per_s = self.state.traffic[bucket].rate(pane, span, self.pane_ms);
-        let silent = self.state.last_record.is_none_or(|p| p.end(self.pane_ms) <= stop.at);
+        let silent = now_per_s == 0.0 && !self.heard_since(self.quiet_since(bucket, stop));
         let why = match silent {
             true => "no data has arrived since, so nothing shows that it took effect".to_owned(),
             false => format!("exposures went from {:.1}/s to {now_per_s:.1}/s instead of 0/s", stop.before_per_s),

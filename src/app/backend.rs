@@ -1,0 +1,59 @@
+//! What the API reads from the store.
+
+use crate::clock;
+use crate::delivery::Waker;
+use crate::http::{Backend, BackendError, LogPage};
+use crate::ingest::rejects::Rejects;
+use crate::store::{Store, StoreError};
+use serde_json::{Value, json};
+use std::sync::{Mutex, MutexGuard};
+
+pub struct StoreBackend {
+    store: Mutex<Store>,
+    waker: Waker,
+    rejects: Rejects,
+}
+
+impl StoreBackend {
+    pub fn new(store: Store, waker: Waker, rejects: Rejects) -> StoreBackend {
+        StoreBackend { store: Mutex::new(store), waker, rejects }
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        // A panic of another reader leaves the connection as it was.
+        self.store.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Backend for StoreBackend {
+    fn decision(&self, id: &str) -> Result<Option<Value>, BackendError> {
+        let store = self.store();
+        let Some(stored) = store.decision(id).map_err(failed)? else { return Ok(None) };
+        let deliveries = store.deliveries(id).map_err(failed)?;
+        let mut body: Value = serde_json::from_str(stored.body.get()).map_err(|e| BackendError(e.to_string()))?;
+        body["deliveries"] = json!(deliveries);
+        Ok(Some(body))
+    }
+
+    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        let entries = self.store().log(experiment, after, limit).map_err(failed)?;
+        let full = entries.len() >= limit as usize;
+        let next = entries.last().filter(|_| full).map(|entry| entry.seq);
+        Ok(LogPage { entries: entries.iter().map(|entry| json!(entry)).collect(), next })
+    }
+
+    fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError> {
+        let found = self.store().redeliver(id, clock::now(), author).map_err(failed)?;
+        self.waker.wake();
+        Ok(found)
+    }
+
+    fn rejects(&self) -> Result<Vec<Value>, BackendError> {
+        Ok(self.rejects.snapshot().iter().map(|sample| json!(sample)).collect())
+    }
+}
+
+fn failed(error: StoreError) -> BackendError {
+    BackendError(error.to_string())
+}

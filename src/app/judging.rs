@@ -1,0 +1,385 @@
+//! The thread that judges: takes what the partitions emit, writes what the judges say, answers operators, makes checkpoints.
+//!
+//! Nothing that a judge says is acted on before it is stored. While the store cannot be written, this thread waits and tries again;
+//! the inbox fills, reading stops, and `/readyz` says why.
+
+use crate::clock;
+use crate::delivery::{Router, Waker};
+use crate::engine::decision::{Action, Decision, Output};
+use crate::engine::fleet::Fleet;
+use crate::engine::judge::Operator;
+use crate::engine::outcome::Counts;
+use crate::engine::time::Millis;
+use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot};
+use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, View};
+use crate::rules::RuleSet;
+use crate::store::{Checkpoint, Commit, NewOperation, PartitionCheckpoint, Store, Units};
+use crate::telemetry::{self, Metrics, names};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+
+/// How long the thread waits for a message before it looks after its other duties.
+const TICK: Duration = Duration::from_millis(50);
+/// A new view is made this often, and at once after a decision.
+const VIEW_EVERY: Duration = Duration::from_millis(500);
+/// Pause between attempts to write while the store fails.
+const RETRY: Duration = Duration::from_millis(500);
+/// What the last records may take at the end.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Asks the judging thread to stop, and tells when it gave up by itself.
+#[derive(Clone, Default)]
+pub struct Stop {
+    requested: Arc<AtomicBool>,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Stop {
+    pub fn request(&self) {
+        self.requested.store(true, Ordering::Relaxed);
+    }
+
+    fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+    }
+
+    /// Resolves with the reason when the daemon cannot go on.
+    pub async fn failed(&self) -> String {
+        let mut watching = self.failed.subscribe();
+        match watching.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Everything that the judging thread owns.
+pub struct Court {
+    pub fleet: Fleet,
+    pub operations_seq: i64,
+    pub store: Store,
+    /// By experiment.
+    pub rules: BTreeMap<String, Arc<RuleSet>>,
+    pub router: Router,
+    pub waker: Waker,
+    pub live: Live,
+    pub metrics: Metrics,
+    pub checkpoint_every: Duration,
+}
+
+/// The running thread.
+struct Session<'a> {
+    court: Court,
+    ingest: Ingest,
+    stop: &'a Stop,
+    partitions: BTreeMap<i32, PartitionView>,
+    assigned: BTreeSet<i32>,
+    barrier: Barrier,
+    next_checkpoint: Instant,
+    /// Why the store could not be written last time.
+    store_error: Option<String>,
+    viewed: Instant,
+    stopped: bool,
+}
+
+/// A checkpoint under way: each worker sends its snapshot in order with its emissions; what it sends afterwards waits until all have.
+#[derive(Default)]
+struct Barrier {
+    number: u64,
+    pending: bool,
+    reported: BTreeSet<usize>,
+    parts: Vec<PartitionSnapshot>,
+    /// Messages of workers that have reported already.
+    held: Vec<FromIngest>,
+    since: Option<Instant>,
+}
+
+impl Court {
+    /// Runs until [`Stop::request`], or until ingest gives up.
+    pub fn run(self, ingest: Ingest, inbox: Receiver<FromIngest>, mut commands: mpsc::Receiver<Command>, stop: &Stop) {
+        let now = Instant::now();
+        let next_checkpoint = now + self.checkpoint_every;
+        let mut session = Session {
+            court: self,
+            ingest,
+            stop,
+            partitions: BTreeMap::new(),
+            assigned: BTreeSet::new(),
+            barrier: Barrier::default(),
+            next_checkpoint,
+            store_error: None,
+            viewed: now,
+            stopped: false,
+        };
+        session.publish();
+        while !stop.is_requested() && !session.stopped {
+            session.step(&inbox);
+            while let Ok(command) = commands.try_recv() {
+                session.command(command);
+            }
+            session.duties();
+        }
+        session.drain(&inbox);
+    }
+}
+
+impl Session<'_> {
+    fn step(&mut self, inbox: &Receiver<FromIngest>) {
+        match inbox.recv_timeout(TICK) {
+            Ok(message) => self.receive(message),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.give_up("reading from Kafka has ended".into()),
+        }
+    }
+
+    /// Reads no more, judges what has been read, and saves a last checkpoint.
+    fn drain(&mut self, inbox: &Receiver<FromIngest>) {
+        self.ingest.stop();
+        let deadline = Instant::now() + DRAIN;
+        while !self.stopped && Instant::now() < deadline {
+            self.step(inbox);
+        }
+        self.publish();
+    }
+
+    fn give_up(&mut self, reason: String) {
+        self.stopped = true;
+        self.stop.failed.send_replace(Some(reason));
+    }
+
+    fn receive(&mut self, message: FromIngest) {
+        if self.barrier.pending && message.worker().is_some_and(|worker| self.barrier.reported.contains(&worker)) {
+            self.barrier.held.push(message);
+            return;
+        }
+        let mut out = Output::default();
+        match message {
+            FromIngest::Emission { emission, .. } => self.court.fleet.take(emission, &mut out),
+            FromIngest::Assigned(partition) => {
+                self.assigned.insert(partition);
+                self.court.fleet.assigned(partition);
+            }
+            FromIngest::Revoked(partition) => {
+                self.assigned.remove(&partition);
+                self.court.fleet.revoked(partition, &mut out);
+            }
+            FromIngest::Idle { partition, .. } => self.court.fleet.empty(partition, &mut out),
+            FromIngest::Progress { partition, watermark, counts, .. } => self.progress(partition, watermark, counts),
+            FromIngest::Snapshot { barrier, worker, parts } => self.snapshot(barrier, worker, parts),
+            FromIngest::Lag { topic, partition, records } => {
+                self.court.metrics.set(&names::CONSUMER_LAG, &[&topic, &partition.to_string()], records as f64);
+            }
+            FromIngest::Fatal(reason) => self.give_up(reason),
+            FromIngest::Stopped => self.stopped = true,
+        }
+        if !out.is_empty() {
+            self.say(out, None);
+        }
+    }
+
+    fn progress(&mut self, partition: i32, watermark: Option<Millis>, counts: Counts) {
+        self.partitions.insert(partition, PartitionView { partition, watermark, idle: watermark.is_none(), counts });
+    }
+
+    /// Stores what the judges said, with its deliveries, and only then lets it act.
+    fn say(&mut self, out: Output, operation: Option<NewOperation>) -> Option<i64> {
+        let at = clock::now();
+        let decisions = out.decisions.into_iter().map(|d| self.with_deliveries(d)).collect();
+        let notices = out.notices.into_iter().map(|notice| {
+            let rule = self.court.rules.get(&notice.decision.experiment);
+            let deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, None)).unwrap_or_default();
+            tracing::info!(
+                experiment = notice.decision.experiment,
+                decision = notice.decision.decision,
+                kind = notice.kind.name(),
+                "{}",
+                notice.text
+            );
+            (notice, deliveries)
+        });
+        let commit = Commit { at, decisions, notices: notices.collect(), log: out.log, operation, checkpoint: None };
+        for entry in &commit.log {
+            tracing::info!(experiment = entry.experiment, kind = ?entry.kind, author = entry.author, "{}", entry.text);
+        }
+        let committed = self.write(&commit)?;
+        for (decision, _) in commit.decisions.iter().filter(|(d, _)| committed.new.contains(&d.decision)) {
+            self.court.metrics.add(&names::DECISIONS, &[decision.action.name()], 1.0);
+        }
+        if committed.deliveries > 0 {
+            self.court.waker.wake();
+        }
+        self.publish();
+        committed.operation
+    }
+
+    fn with_deliveries(&self, decision: Decision) -> (Decision, Vec<crate::store::NewDelivery>) {
+        let span = tracing::info_span!(
+            "decide",
+            experiment = decision.experiment,
+            bucket = decision.bucket,
+            guardrail = decision.guardrail,
+            decision = decision.decision,
+            action = decision.action.name(),
+        );
+        let entered = span.enter();
+        match decision.action >= Action::Page {
+            true => tracing::warn!(
+                decision = decision.decision,
+                experiment = decision.experiment,
+                "{}: {}",
+                decision.action.name(),
+                decision.reason
+            ),
+            false => tracing::info!(
+                decision = decision.decision,
+                experiment = decision.experiment,
+                "{}: {}",
+                decision.action.name(),
+                decision.reason
+            ),
+        }
+        drop(entered);
+        let trace = telemetry::traceparent(&span);
+        let rule = self.court.rules.get(&decision.experiment);
+        let deliveries = rule.map(|rule| self.court.router.decision(rule, &decision, trace.as_deref())).unwrap_or_default();
+        (decision, deliveries)
+    }
+
+    /// Commits, trying again for as long as it takes; `None` when the daemon is asked to stop meanwhile.
+    fn write(&mut self, commit: &Commit) -> Option<crate::store::Committed> {
+        loop {
+            let started = Instant::now();
+            match self.court.store.commit(commit) {
+                Ok(committed) => {
+                    self.court.metrics.observe(&names::STORE_COMMIT_SECONDS, &[], started.elapsed().as_secs_f64());
+                    if self.store_error.take().is_some() {
+                        tracing::info!("the database can be written again");
+                    }
+                    return Some(committed);
+                }
+                Err(error) => {
+                    self.court.metrics.add(&names::STORE_ERRORS, &[], 1.0);
+                    if self.store_error.is_none() {
+                        tracing::error!("nothing is decided while the database cannot be written: {error}");
+                    }
+                    self.store_error = Some(error.to_string());
+                }
+            }
+            self.publish();
+            if self.stop.is_requested() {
+                return None;
+            }
+            std::thread::sleep(RETRY);
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let Command { experiment, operation, bucket, author, reason, reply } = command;
+        let operator = Operator { operation, bucket, author, reason, at: clock::now() };
+        let mut out = Output::default();
+        let answer = match self.court.fleet.operate(&experiment, &operator, &mut out) {
+            None => Err(Refusal::UnknownExperiment(experiment)),
+            Some(Err(why)) => Err(Refusal::NotPossible(why)),
+            Some(Ok(message)) => {
+                let decisions = out.decisions.iter().map(|d| d.decision.clone()).collect();
+                let body = serde_json::to_string(&operator).unwrap_or_default();
+                let row = NewOperation { at: operator.at, experiment: experiment.clone(), body };
+                match self.say(out, Some(row)) {
+                    Some(seq) => {
+                        self.court.operations_seq = seq;
+                        Ok(Accepted { experiment, message, decisions })
+                    }
+                    None => Err(Refusal::NotStored(self.store_error.clone().unwrap_or_else(|| "the daemon stops".into()))),
+                }
+            }
+        };
+        // Nobody waits any more when the request timed out; what it asked for is done all the same.
+        let _ = reply.send(answer);
+    }
+
+    fn duties(&mut self) {
+        if self.viewed.elapsed() >= VIEW_EVERY {
+            self.publish();
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        if !self.barrier.pending && Instant::now() >= self.next_checkpoint {
+            self.barrier.number += 1;
+            self.barrier.pending = true;
+            self.barrier.since = Some(Instant::now());
+            self.ingest.barrier(self.barrier.number);
+        }
+    }
+
+    /// One worker's part of a checkpoint, or of the last one at the end.
+    fn snapshot(&mut self, number: u64, worker: usize, parts: Vec<PartitionSnapshot>) {
+        if number < self.barrier.number {
+            return;
+        }
+        self.barrier.reported.insert(worker);
+        self.barrier.parts.extend(parts);
+        if self.barrier.reported.len() < self.ingest.workers() {
+            return;
+        }
+        let started = self.barrier.since.take().unwrap_or_else(Instant::now);
+        let parts = std::mem::take(&mut self.barrier.parts).into_iter().map(|part| PartitionCheckpoint {
+            partition: part.partition,
+            state: part.state,
+            offsets: part.offsets.into_iter().collect(),
+            units: Units::Append(part.units),
+        });
+        let made_at = clock::now();
+        let checkpoint = Checkpoint {
+            version: super::recovery::VERSION,
+            made_at,
+            operations_seq: self.court.operations_seq,
+            fleet: self.court.fleet.snapshot(),
+            partitions: parts.collect(),
+        };
+        let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
+        if self.write(&commit).is_some() {
+            self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
+            self.court.metrics.set(&names::CHECKPOINT_TIMESTAMP, &[], made_at as f64 / 1_000.0);
+        }
+        self.next_checkpoint = Instant::now() + self.court.checkpoint_every;
+        self.barrier.pending = false;
+        self.barrier.reported.clear();
+        for message in std::mem::take(&mut self.barrier.held) {
+            self.receive(message);
+        }
+    }
+
+    /// Replaces the live view.
+    fn publish(&mut self) {
+        self.viewed = Instant::now();
+        let mut counts = Counts::default();
+        self.partitions.values().for_each(|p| counts.merge(&p.counts));
+        let experiments = self.court.fleet.views();
+        let view =
+            View { at: clock::now(), experiments, counts, partitions: self.partitions.values().cloned().collect(), checks: self.checks() };
+        if view.checks.iter().all(|check| check.ok) {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        }
+        self.court.metrics.view(&view);
+        self.court.live.set(view);
+    }
+
+    fn checks(&self) -> Vec<Check> {
+        let kafka = match self.assigned.len() {
+            0 => Check {
+                name: "kafka",
+                ok: false,
+                detail: "no partition assigned yet: is the broker reachable, do the topics exist?".into(),
+            },
+            n => Check { name: "kafka", ok: true, detail: format!("{n} partitions assigned") },
+        };
+        let store = match &self.store_error {
+            Some(error) => Check { name: "store", ok: false, detail: error.clone() },
+            None => Check { name: "store", ok: true, detail: "decisions can be written".into() },
+        };
+        vec![kafka, store]
+    }
+}

@@ -1,0 +1,230 @@
+//! The only place where the parts are wired together: start, run, drain.
+
+mod backend;
+mod judging;
+mod recovery;
+
+use crate::clock;
+use crate::config::{self, Config};
+use crate::delivery::{self, DeliveryEvent, DeliveryResult, Dispatcher};
+use crate::http::{self, Access, Api};
+use crate::ingest::decode::Limits;
+use crate::ingest::kafka::{Ingest, KafkaConfig};
+use crate::live::Live;
+use crate::rules::{self, Loaded};
+use crate::store::Store;
+use crate::telemetry::{Metrics, Telemetry, names};
+use crate::tools::demo::Daemon;
+use anyhow::Context;
+use judging::{Court, Stop};
+use secrecy::ExposeSecret;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, oneshot};
+
+/// Rules that cannot be used: the same exit status as a bad configuration.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadConfig(String);
+
+/// Messages between ingest and judge at most; beyond it, reading waits.
+const INBOX: usize = 4_096;
+/// What deliveries in flight may take at the end; the rest is attempted at the next start.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A running daemon.
+pub struct App {
+    pub live: Live,
+    /// Where the API listens.
+    pub http: SocketAddr,
+    pub metrics: Metrics,
+    runtime: Runtime,
+    dispatcher: Dispatcher,
+    close_http: oneshot::Sender<()>,
+    served: tokio::task::JoinHandle<()>,
+    stop: Stop,
+    judging: JoinHandle<()>,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting, or what ended it.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let telemetry = Telemetry::init(&config.telemetry)?;
+    let app = start(config, telemetry.metrics.clone())?;
+    tracing::info!(address = %app.http, "listening");
+    let outcome = app.runtime.block_on(until_stopped(&app.stop));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    app.shutdown();
+    telemetry.shutdown();
+    outcome
+}
+
+/// Waits for a signal, or for the judging thread to give up.
+async fn until_stopped(stop: &Stop) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+        _ = interrupt.recv() => tracing::info!("interrupted: draining"),
+        reason = stop.failed() => anyhow::bail!("{reason}"),
+    }
+    Ok(())
+}
+
+/// Starts everything; the caller owns the process's telemetry.
+///
+/// # Errors
+/// What keeps it from starting; [`BadConfig`] where the rules are at fault.
+pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
+    // TLS needs one process-wide provider; an error only says that somebody has installed it already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let loaded = load_rules(&config, &metrics)?;
+    std::fs::create_dir_all(&config.state_dir).with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
+    let database = config.state_dir.join("guardraild.db");
+    let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
+    let mut store = open()?;
+    let recovered = recovery::recover(&mut store, &loaded.catalog, &config.engine.settings)?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+    let dispatcher = start_dispatcher(&runtime, open()?, &config, &metrics)?;
+    let listener = runtime.block_on(http::bind(config.http.listen))?;
+    let address = listener.local_addr()?;
+    let (sender, inbox) = crossbeam_channel::bounded(INBOX);
+    let catalog = Arc::new(loaded.catalog);
+    let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
+    let kafka = kafka_config(&config)?;
+    let ingest = Ingest::start(kafka, Arc::clone(&catalog), config.engine.settings.clone(), limits, recovered.resume, clock::now, sender)?;
+
+    let live = Live::default();
+    let (commands, orders) = mpsc::channel(64);
+    let rejects = ingest.rejects();
+    let court = Court {
+        fleet: recovered.fleet,
+        operations_seq: recovered.operations_seq,
+        store,
+        rules: loaded.rules.iter().map(|r| (r.plan.experiment.clone(), Arc::clone(r))).collect(),
+        router: delivery::Router { base_url: config.http.base_url.parse().ok() },
+        waker: dispatcher.waker(),
+        live: live.clone(),
+        metrics: metrics.clone(),
+        checkpoint_every: config.checkpoint.every,
+    };
+    let stop = Stop::default();
+    let signal = stop.clone();
+    let judging = std::thread::Builder::new().name("judge".into()).spawn(move || court.run(ingest, inbox, orders, &signal))?;
+
+    let api = Api {
+        live: live.clone(),
+        commands,
+        backend: Arc::new(backend::StoreBackend::new(open()?, dispatcher.waker(), rejects)),
+        metrics: metrics.clone(),
+        access: Access::new(&config.http, address),
+    };
+    let (close_http, closed) = oneshot::channel();
+    let served = runtime.spawn(http::serve(listener, api, async move {
+        let _ = closed.await;
+    }));
+    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging })
+}
+
+impl App {
+    /// Drains: no further record is read, what has been read is judged and saved, and deliveries in flight may end.
+    pub fn shutdown(self) {
+        self.stop.request();
+        if self.judging.join().is_err() {
+            tracing::error!("the judging thread panicked; the next start goes on from the last checkpoint");
+        }
+        let _ = self.close_http.send(());
+        self.runtime.block_on(async {
+            self.dispatcher.stop(GRACE).await;
+            let _ = self.served.await;
+        });
+        self.runtime.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+/// Starts the daemon of the demo from a configuration file.
+pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
+    let config = Config::load(Some(path), &[])?;
+    let app = start(config, Metrics::default())?;
+    Ok(Daemon { live: app.live.clone(), http: app.http, stop: Box::new(move || app.shutdown()) })
+}
+
+/// Reads the rules: what is wrong is logged, and the good files are used. None at all is an error.
+fn load_rules(config: &Config, metrics: &Metrics) -> anyhow::Result<Loaded> {
+    let endpoints: BTreeSet<String> = config.endpoints.keys().cloned().collect();
+    let loaded = rules::load(&config.rules, Some(&endpoints));
+    for diagnostic in &loaded.diagnostics {
+        match diagnostic.is_error() {
+            true => tracing::error!("{}", diagnostic.short()),
+            false => tracing::warn!("{}", diagnostic.short()),
+        }
+    }
+    metrics.set(&names::RULE_FILES, &["loaded"], loaded.rules.len() as f64);
+    metrics.set(&names::RULE_FILES, &["refused"], loaded.refused as f64);
+    if loaded.rules.is_empty() {
+        let paths: Vec<String> = config.rules.iter().map(|p| p.display().to_string()).collect();
+        let text = format!("no usable rule file in {} ({} refused): see `guardraild check`", paths.join(", "), loaded.refused);
+        return Err(BadConfig(text).into());
+    }
+    tracing::info!(experiments = loaded.rules.len(), refused = loaded.refused, "rules loaded");
+    Ok(loaded)
+}
+
+fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &Metrics) -> anyhow::Result<Dispatcher> {
+    let endpoints = config.endpoints.iter().map(|(name, endpoint)| delivery_endpoint(name, endpoint)).collect();
+    let metrics = metrics.clone();
+    let observe = move |event: &DeliveryEvent| {
+        let result = match event.result {
+            DeliveryResult::Delivered => "delivered",
+            DeliveryResult::Failed => "failed",
+            DeliveryResult::Dead => "dead",
+        };
+        metrics.add(&names::DELIVERY_ATTEMPTS, &[&event.endpoint, result], 1.0);
+        metrics.observe(&names::DELIVERY_ATTEMPT_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0);
+        if let Some(delay) = event.first_attempt_delay_ms {
+            metrics.observe(&names::DECISION_DELAY_SECONDS, &[], delay as f64 / 1_000.0);
+        }
+    };
+    let _guard = runtime.enter();
+    Ok(Dispatcher::start(store, endpoints, clock::now, Arc::new(observe))?)
+}
+
+fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint {
+    let kind = match from.kind {
+        config::EndpointKind::Webhook => delivery::Kind::Webhook,
+        config::EndpointKind::CloudEvents => delivery::Kind::CloudEvents,
+        config::EndpointKind::PagerDuty => delivery::Kind::PagerDuty,
+        config::EndpointKind::Slack => delivery::Kind::Slack,
+    };
+    delivery::Endpoint {
+        secrets: from.secrets.clone(),
+        routing_key: from.routing_key.clone(),
+        headers: from.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        timeout: from.timeout,
+        allow_link_local: from.allow_link_local,
+        ..delivery::Endpoint::new(name, kind, from.url.expose_secret())
+    }
+}
+
+fn kafka_config(config: &Config) -> anyhow::Result<KafkaConfig> {
+    let kafka = &config.kafka;
+    let properties: BTreeMap<String, String> = kafka.properties.iter().map(|(k, v)| (k.clone(), v.expose().to_owned())).collect();
+    Ok(KafkaConfig {
+        brokers: kafka.brokers.join(","),
+        group: kafka.group.clone(),
+        topics: kafka.topics.all().into_iter().map(str::to_owned).collect(),
+        auto_offset_reset: kafka.auto_offset_reset.name().to_owned(),
+        properties,
+        workers: kafka.workers,
+        max_future: kafka.max_future,
+        oauth: None,
+    })
+}

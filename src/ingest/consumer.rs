@@ -1,0 +1,345 @@
+//! The thread that owns the consumer: it takes batches, deals them out to the workers, and follows rebalances.
+//!
+//! It never blocks on a worker. When one is behind, no more batches are taken, but events are still polled, so that the group does
+//! not think the process dead.
+
+use super::batch::{Batch, BatchQueue};
+use super::context::{Change, Consumer, Place};
+use super::kafka::{FromIngest, STOPPED, way};
+use super::worker::{Mark, Shared, ToWorker};
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message as _;
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Offset, TopicPartitionList};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// A batch waits this long to become full: the delay of a record when there are few.
+const FILL: Duration = Duration::from_millis(20);
+/// Commits to the group, and reports of lag.
+const COMMIT: Duration = Duration::from_secs(5);
+/// Looks at how far the partitions are apart.
+const SKEW: Duration = Duration::from_millis(100);
+/// A partition that has not moved for this long no longer makes those ahead of it wait.
+const LAME: Duration = Duration::from_secs(30);
+
+/// What the owner asks for.
+pub enum Command {
+    Barrier(u64),
+    Stop,
+}
+
+/// See the module.
+pub struct Reader {
+    consumer: Arc<Consumer>,
+    queue: BatchQueue,
+    shared: Shared,
+    workers: Vec<Outbox>,
+    commands: Receiver<Command>,
+    assigned: BTreeSet<Place>,
+    paused: BTreeSet<Place>,
+    /// Watermark of each partition number, and when it last moved.
+    moved: BTreeMap<i32, (Mark, Instant)>,
+    commit_at: Instant,
+    skew_at: Instant,
+}
+
+/// What a worker has not taken yet: one batch and a few rare messages at most, since no batch is taken before this is empty.
+struct Outbox {
+    sender: Sender<ToWorker>,
+    waiting: VecDeque<ToWorker>,
+}
+
+impl Outbox {
+    /// Sends what the worker takes now; `false` when it is behind.
+    fn flush(&mut self) -> bool {
+        while let Some(message) = self.waiting.pop_front() {
+            match self.sender.try_send(message) {
+                Ok(()) => {}
+                Err(TrySendError::Full(message)) => {
+                    self.waiting.push_front(message);
+                    return false;
+                }
+                // The worker has ended because nobody receives: nothing is left to do.
+                Err(TrySendError::Disconnected(_)) => self.waiting.clear(),
+            }
+        }
+        true
+    }
+}
+
+impl Reader {
+    pub fn new(
+        consumer: Arc<Consumer>,
+        queue: BatchQueue,
+        shared: Shared,
+        workers: Vec<Sender<ToWorker>>,
+        commands: Receiver<Command>,
+    ) -> Reader {
+        let now = Instant::now();
+        let workers = workers.into_iter().map(|sender| Outbox { sender, waiting: VecDeque::new() }).collect();
+        let (assigned, paused, moved) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Reader { consumer, queue, shared, workers, commands, assigned, paused, moved, commit_at: now + COMMIT, skew_at: now }
+    }
+
+    /// Reads until it is told to stop, or cannot go on; then ends the workers.
+    pub fn run(mut self, threads: Vec<JoinHandle<()>>) {
+        loop {
+            self.events();
+            if self.context_fatal() || self.commanded() {
+                break;
+            }
+            let mut ready = true;
+            for worker in &mut self.workers {
+                ready &= worker.flush();
+            }
+            if ready {
+                let batch = self.queue.take(FILL);
+                if !batch.is_empty() {
+                    self.deal(batch);
+                }
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let now = Instant::now();
+            if now >= self.skew_at || self.shared.board.changed.swap(false, Ordering::Acquire) {
+                self.skew_at = now + SKEW;
+                self.pace(now);
+            }
+            if now >= self.commit_at {
+                self.commit_at = now + COMMIT;
+                self.commit();
+                self.lag();
+            }
+        }
+        self.end(threads);
+    }
+
+    /// Serves rebalances, errors and statistics.
+    fn events(&mut self) {
+        let consumer = Arc::clone(&self.consumer);
+        match consumer.poll(Duration::ZERO) {
+            None => {}
+            Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+                consumer.context().state().fatal.get_or_insert_with(|| code.to_string());
+            }
+            // Reported by the context, with its reason.
+            Some(Err(_)) => {}
+            Some(Ok(message)) => {
+                // It came before its partition was forwarded. Read it again, the right way.
+                let (topic, partition) = (message.topic(), message.partition());
+                self.queue.forward(topic, partition);
+                let offset = consumer.context().state().next.get(&(topic.to_owned(), partition)).copied().unwrap_or(message.offset());
+                if let Err(e) = consumer.seek(topic, partition, Offset::Offset(offset.min(message.offset())), Duration::ZERO) {
+                    tracing::error!(topic, partition, "could not go back to a record: {e}");
+                }
+            }
+        }
+        let changes = std::mem::take(&mut consumer.context().state().changes);
+        for change in changes {
+            consumer.context().reached();
+            match change {
+                Change::Assigned(places) => {
+                    tracing::info!(partitions = places.len(), "partitions assigned");
+                    for (topic, partition) in &places {
+                        self.queue.forward(topic, *partition);
+                    }
+                    self.tell(&places, ToWorker::Assigned);
+                    self.assigned.extend(places);
+                }
+                Change::Revoked(places) => {
+                    tracing::info!(partitions = places.len(), "partitions revoked");
+                    self.tell(&places, ToWorker::Revoked);
+                    for place in &places {
+                        self.assigned.remove(place);
+                        self.paused.remove(place);
+                        self.moved.remove(&place.1);
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, places: &[Place], message: fn(Vec<(usize, i32)>) -> ToWorker) {
+        let n = self.workers.len();
+        for (index, worker) in self.workers.iter_mut().enumerate() {
+            let known = |(topic, partition): &Place| self.shared.topics.iter().position(|t| t == topic).map(|t| (t, *partition));
+            let share: Vec<_> = places.iter().filter(|p| way(p.1, n) == index).filter_map(known).collect();
+            if !share.is_empty() {
+                worker.waiting.push_back(message(share));
+            }
+        }
+    }
+
+    fn context_fatal(&self) -> bool {
+        self.consumer.context().state().fatal.is_some()
+    }
+
+    /// Passes commands on; `true` when it is time to end.
+    fn commanded(&mut self) -> bool {
+        loop {
+            match self.commands.try_recv() {
+                Ok(Command::Barrier(n)) => self.workers.iter_mut().for_each(|w| w.waiting.push_back(ToWorker::Barrier(n))),
+                Ok(Command::Stop) => return true,
+                Err(e) => return e.is_disconnected(),
+            }
+        }
+    }
+
+    /// Deals a batch out, without the records that were read before.
+    fn deal(&mut self, batch: Batch) {
+        let n = self.workers.len();
+        let context = Arc::clone(self.consumer.context());
+        context.reached();
+        let mut state = context.state();
+        let mut troubles = Vec::new();
+        // Records come in runs of one partition: its next offset is looked up once for each run.
+        let mut run: Option<((usize, i32), Place, Option<i64>)> = None;
+        let batches = batch.split(n, |message| {
+            let key = (message.topic_key(), message.partition());
+            if run.as_ref().is_none_or(|r| r.0 != key) {
+                if let Some((_, place, Some(next))) = run.take() {
+                    state.next.insert(place, next);
+                }
+                let place = (message.topic().to_owned(), message.partition());
+                let next = state.next.get(&place).copied();
+                run = Some((key, place, next));
+            }
+            let (_, place, next) = run.as_mut()?;
+            match message.err() {
+                None if next.is_some_and(|next| message.offset() < next) => return None,
+                None => *next = Some(message.offset() + 1),
+                Some(RDKafkaErrorCode::PartitionEOF) => {
+                    if let Some(known) = next.filter(|next| *next > message.offset()) {
+                        tracing::error!(topic = %place.0, partition = place.1, known, end = message.offset(),
+                            "the partition ends before what was read of it: was the topic made anew? Reading goes on at its end");
+                    }
+                    *next = Some(message.offset());
+                }
+                Some(code) => {
+                    troubles.push((code, place.clone()));
+                    return None;
+                }
+            }
+            Some(way(message.partition(), n))
+        });
+        if let Some((_, place, Some(next))) = run {
+            state.next.insert(place, next);
+        }
+        drop(state);
+        for (code, (topic, partition)) in troubles {
+            context.trouble(Some(code), &format!("{topic}[{partition}]: {code}"));
+        }
+        for (worker, batch) in self.workers.iter_mut().zip(batches) {
+            if !batch.is_empty() {
+                worker.waiting.push_back(ToWorker::Batch(batch));
+            }
+        }
+    }
+
+    /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest; resumes the others.
+    fn pace(&mut self, now: Instant) {
+        let marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner()).clone();
+        for (partition, mark) in &marks {
+            match self.moved.get_mut(partition) {
+                Some((known, _)) if known.watermark == mark.watermark => *known = *mark,
+                _ => drop(self.moved.insert(*partition, (*mark, now))),
+            }
+        }
+        let span = self.shared.settings.max_skew_panes.saturating_mul(self.shared.settings.pane);
+        let paused = |p: i32| self.paused.iter().any(|place| place.1 == p);
+        let slowest = marks
+            .iter()
+            .filter(|(p, m)| !m.caught_up && self.moved.get(p).is_some_and(|(_, at)| now.duration_since(*at) < LAME || paused(**p)))
+            .filter_map(|(_, m)| m.watermark)
+            .min();
+        let bound = slowest.map(|s| s.saturating_add(span));
+        let wanted = |place: &Place| {
+            let Some(mark) = marks.get(&place.1) else { return false };
+            let topic = self.shared.topics.iter().position(|t| *t == place.0);
+            topic.is_some_and(|t| mark.crowded & (1 << t) != 0) || mark.watermark.zip(bound).is_some_and(|(w, b)| w > b)
+        };
+        let wanted: BTreeSet<Place> = self.assigned.iter().filter(|p| wanted(p)).cloned().collect();
+        let list = |places: &mut dyn Iterator<Item = &Place>| {
+            let mut tpl = TopicPartitionList::new();
+            places.for_each(|(topic, partition)| drop(tpl.add_partition(topic, *partition)));
+            tpl
+        };
+        let pause = list(&mut wanted.difference(&self.paused));
+        let resume = list(&mut self.paused.difference(&wanted));
+        for (tpl, result) in [(&pause, self.consumer.pause(&pause)), (&resume, self.consumer.resume(&resume))] {
+            if let Err(e) = result
+                && tpl.count() > 0
+            {
+                tracing::warn!("pausing or resuming partitions failed: {e}");
+            }
+        }
+        self.paused = wanted;
+    }
+
+    /// Tells the group how far we are; nothing waits for the answer.
+    fn commit(&self) {
+        let mut tpl = TopicPartitionList::new();
+        let state = self.consumer.context().state();
+        for place in &self.assigned {
+            if let Some(next) = state.next.get(place) {
+                // An offset out of range is the only fault, and ours are not.
+                let _ = tpl.add_partition_offset(&place.0, place.1, Offset::Offset(*next));
+            }
+        }
+        drop(state);
+        if tpl.count() > 0
+            && let Err(e) = self.consumer.commit(&tpl, CommitMode::Async)
+        {
+            tracing::debug!("commit for lag dashboards failed: {e}");
+        }
+    }
+
+    fn lag(&self) {
+        let state = self.consumer.context().state();
+        let lags = self.assigned.iter().filter_map(|place| {
+            let end = state.ends.get(place)?;
+            let (topic, partition) = place.clone();
+            Some(FromIngest::Lag { topic, partition, records: state.next.get(place).map_or(*end, |next| end - next).max(0) })
+        });
+        for lag in lags.collect::<Vec<_>>() {
+            if self.shared.sender.try_send(lag).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Ends the workers, behind all that they were given; then the consumer, while its events are still served.
+    fn end(mut self, threads: Vec<JoinHandle<()>>) {
+        let fatal = self.consumer.context().state().fatal.take();
+        for worker in &mut self.workers {
+            worker.waiting.push_back(ToWorker::Stop(STOPPED));
+        }
+        while !self.workers.iter_mut().fold(true, |done, w| w.flush() && done) {
+            self.events();
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for thread in threads {
+            while !thread.is_finished() {
+                self.events();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.join().is_err() {
+                tracing::error!("a worker has panicked");
+            }
+        }
+        self.commit();
+        if let Some(reason) = fatal {
+            let _ = self.shared.sender.send(FromIngest::Fatal(reason));
+        }
+        let sender = self.shared.sender.clone();
+        // Leaves the group.
+        drop(self);
+        let _ = sender.send(FromIngest::Stopped);
+    }
+}

@@ -1,0 +1,300 @@
+//! Kafka in: one thread owns the consumer, workers own the aggregators, and a bounded channel takes what they emit.
+//!
+//! A partition number over all topics is one aggregator; the topics are co-partitioned. Partition `p` belongs to worker `p % workers`.
+//! Where a partition starts is our own affair: at the offset that its aggregator's state reflects, else at `auto_offset_reset`.
+//! Commits to the group are for lag dashboards, and never read.
+
+use super::batch::BatchQueue;
+use super::consumer::{Command, Reader};
+use super::context::{Consumer, Context, Place};
+use super::decode::Limits;
+use super::oauth::{Oauth, OauthConfig};
+use super::rejects::{Rejects, Sample};
+use super::worker::{Board, Shared, Worker};
+use crate::engine::outcome::Counts;
+use crate::engine::pane::Emission;
+use crate::engine::plan::{Catalog, Settings};
+use crate::engine::time::Millis;
+use crossbeam_channel::{Sender, bounded};
+use rdkafka::Offset;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::KafkaError;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+/// Topics at most; a set of them fits a word.
+pub const MAX_TOPICS: usize = 64;
+/// Batches on their way to one worker at most.
+const INBOX: usize = 4;
+/// Commands not yet taken by the consumer's thread at most.
+const COMMANDS: usize = 64;
+
+/// What to read.
+#[derive(Clone, Debug)]
+pub struct KafkaConfig {
+    /// `host:port`, separated by commas.
+    pub brokers: String,
+    pub group: String,
+    /// Co-partitioned topics, 1 to 64. Of records with the same Kafka timestamp, those of the first topic come first: exposures.
+    pub topics: Vec<String>,
+    pub auto_offset_reset: AutoOffsetReset,
+    /// librdkafka's own properties; they win over the defaults here, except for [`RESERVED`].
+    pub properties: BTreeMap<String, String>,
+    /// Threads that decode and aggregate; 0 means one for each core.
+    pub workers: usize,
+    /// Records whose event time is further ahead of the clock are `future_timestamp`. Milliseconds, usually 300,000.
+    pub max_future: Millis,
+    /// Needed with `sasl.mechanism` OAUTHBEARER.
+    pub oauth: Option<OauthConfig>,
+}
+
+/// Where a partition starts that has never been read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AutoOffsetReset {
+    #[default]
+    Earliest,
+    Latest,
+}
+
+/// Properties that cannot be passed through: exactness rests on them, or they have a setting of their own.
+pub const RESERVED: [&str; 6] =
+    ["bootstrap.servers", "group.id", "auto.offset.reset", "enable.auto.commit", "enable.auto.offset.store", "enable.partition.eof"];
+
+/// The engine's side of a worker.
+#[derive(Clone)]
+pub struct Engine {
+    pub catalog: Arc<Catalog>,
+    pub settings: Settings,
+    pub limits: Limits,
+}
+
+/// State of one partition number in a checkpoint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PartitionSnapshot {
+    pub partition: i32,
+    /// The next offset of each topic: `state` and all `units` reflect everything before it, and nothing after.
+    pub offsets: BTreeMap<String, i64>,
+    /// See [`crate::engine::aggregate::Snapshot`].
+    pub state: Vec<u8>,
+    /// To be appended.
+    pub units: Vec<u8>,
+}
+
+/// What to go on from: the newest checkpoint of one partition number.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Resume {
+    pub offsets: BTreeMap<String, i64>,
+    pub state: Vec<u8>,
+    /// All chunks, oldest first.
+    pub units: Vec<Vec<u8>>,
+}
+
+/// What comes out. All about one partition number comes in order.
+#[derive(Debug)]
+pub enum FromIngest {
+    Emission {
+        partition: i32,
+        emission: Emission,
+    },
+    /// The first topic of the partition number has been assigned here.
+    Assigned(i32),
+    /// The last has been taken away. Its state is kept, and is part of snapshots.
+    Revoked(i32),
+    /// There has never been a record, and none has come for `idle_after`: nobody need wait for it.
+    Idle(i32),
+    /// At most four times a second. `counts` are since the start of the state.
+    Progress {
+        partition: i32,
+        watermark: Option<Millis>,
+        counts: Counts,
+    },
+    /// One from every worker for every barrier; behind everything that it reflects. [`STOPPED`] is the barrier of the last one.
+    Snapshot {
+        barrier: u64,
+        worker: usize,
+        parts: Vec<PartitionSnapshot>,
+    },
+    /// Records of a topic's partition that are still to be read; every few seconds, and left out when the receiver is behind.
+    Lag {
+        topic: String,
+        partition: i32,
+        records: i64,
+    },
+    /// Reading cannot go on in this process; the last snapshots and `Stopped` follow.
+    Fatal(String),
+    /// Nothing follows.
+    Stopped,
+}
+
+/// The barrier of the snapshots that end reading.
+pub const STOPPED: u64 = u64::MAX;
+
+/// Why reading could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("between 1 and {MAX_TOPICS} topics can be read, not {0}")]
+    Topics(usize),
+    #[error("kafka property `{0}` is reserved: it has a setting of its own, or exact counting rests on it")]
+    Reserved(String),
+    #[error("kafka: {0}")]
+    Kafka(#[from] KafkaError),
+    #[error("librdkafka has no memory for a queue")]
+    Queue,
+    #[error("state of partition {partition} cannot be restored: {reason}")]
+    Resume { partition: i32, reason: String },
+    #[error("no thread could be started: {0}")]
+    Thread(#[from] std::io::Error),
+}
+
+/// Running ingest. Dropping it stops reading as [`Ingest::stop`] does.
+pub struct Ingest {
+    commands: Sender<Command>,
+    rejects: Rejects,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ingest {
+    /// Begins to read, each partition number from `resume` if it is there. Brokers need not be reachable yet. `sender` should be
+    /// bounded: when it is full, no more is read.
+    ///
+    /// # Errors
+    /// See [`StartError`]. What goes wrong later is logged and retried, or ends with [`FromIngest::Fatal`].
+    pub fn start(
+        config: &KafkaConfig,
+        engine: Engine,
+        resume: BTreeMap<i32, Resume>,
+        clock: fn() -> Millis,
+        sender: Sender<FromIngest>,
+    ) -> Result<Ingest, StartError> {
+        if config.topics.is_empty() || config.topics.len() > MAX_TOPICS {
+            return Err(StartError::Topics(config.topics.len()));
+        }
+        let consumer = Arc::new(consumer(config, next_offsets(&resume), clock)?);
+        let queue = BatchQueue::new(Arc::clone(&consumer)).ok_or(StartError::Queue)?;
+        let shared = Shared {
+            topics: config.topics.clone().into(),
+            catalog: engine.catalog,
+            settings: engine.settings,
+            limits: engine.limits,
+            max_future: config.max_future,
+            clock,
+            sender,
+            rejects: Rejects::default(),
+            board: Arc::new(Board::default()),
+            started: Instant::now(),
+        };
+        let rejects = shared.rejects.clone();
+        let workers = workers(config, &shared, resume)?;
+        let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics)?;
+        let (commands, inbox) = bounded(COMMANDS);
+        let mut senders = Vec::new();
+        let mut threads = Vec::new();
+        for (index, worker) in workers.into_iter().enumerate() {
+            let (to_worker, from_reader) = bounded(INBOX);
+            senders.push(to_worker);
+            let name = format!("worker-{index}");
+            threads.push(std::thread::Builder::new().name(name).spawn(move || worker.run(&from_reader))?);
+        }
+        let reader = Reader::new(consumer, queue, shared, senders, inbox);
+        let thread = std::thread::Builder::new().name("kafka".into()).spawn(move || reader.run(threads))?;
+        Ok(Ingest { commands, rejects, thread: Some(thread) })
+    }
+
+    /// Asks every worker for a snapshot under this barrier. Wait for all of them before asking again.
+    pub fn barrier(&self, barrier: u64) {
+        // If the thread has gone, `Stopped` says so.
+        let _ = self.commands.send(Command::Barrier(barrier));
+    }
+
+    /// Ends reading: no more is taken, what has been taken is booked, the last snapshots come, then [`FromIngest::Stopped`].
+    /// Returns at once; the receiver must go on receiving.
+    pub fn stop(&self) {
+        let _ = self.commands.send(Command::Stop);
+    }
+
+    /// Waits for the end after [`Ingest::stop`]. Only once the receiver has seen `Stopped`, or is gone, will it come.
+    pub fn join(mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported by its own thread.
+            let _ = thread.join();
+        }
+    }
+
+    /// A redacted sample of refused records.
+    pub fn rejects(&self) -> Vec<Sample> {
+        self.rejects.snapshot()
+    }
+}
+
+fn next_offsets(resume: &BTreeMap<i32, Resume>) -> BTreeMap<Place, i64> {
+    resume.iter().flat_map(|(partition, r)| r.offsets.iter().map(|(topic, next)| ((topic.clone(), *partition), *next))).collect()
+}
+
+/// The workers, each with its share of the states.
+fn workers(config: &KafkaConfig, shared: &Shared, resume: BTreeMap<i32, Resume>) -> Result<Vec<Worker>, StartError> {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let n = if config.workers == 0 { cores() } else { config.workers };
+    let mut shares: Vec<Vec<(i32, Resume)>> = (0..n).map(|_| Vec::new()).collect();
+    for (partition, r) in resume {
+        shares[way(partition, n)].push((partition, r));
+    }
+    let start =
+        |(index, share)| Worker::new(index, shared.clone(), share).map_err(|(partition, reason)| StartError::Resume { partition, reason });
+    shares.into_iter().enumerate().map(start).collect()
+}
+
+/// The worker of a partition number, of `n`.
+pub fn way(partition: i32, n: usize) -> usize {
+    usize::try_from(partition).unwrap_or(0) % n
+}
+
+fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Millis) -> Result<Consumer, StartError> {
+    if let Some(name) = config.properties.keys().find(|name| RESERVED.contains(&name.as_str())) {
+        return Err(StartError::Reserved(name.clone()));
+    }
+    let mut client = ClientConfig::new();
+    for (name, value) in [
+        ("client.id", "guardraild"),
+        // A full queue stops fetching for this long: the default of a second starves a busy consumer.
+        ("fetch.queue.backoff.ms", "5"),
+        ("queued.min.messages", "100000"),
+        ("queued.max.messages.kbytes", "32768"),
+        ("fetch.message.max.bytes", "1048576"),
+        ("fetch.wait.max.ms", "100"),
+        ("fetch.min.bytes", "1"),
+        ("check.crcs", "true"),
+        ("isolation.level", "read_committed"),
+        ("statistics.interval.ms", "5000"),
+        ("reconnect.backoff.max.ms", "5000"),
+        ("topic.metadata.refresh.interval.ms", "30000"),
+        ("partition.assignment.strategy", "range"),
+    ] {
+        client.set(name, value);
+    }
+    for (name, value) in &config.properties {
+        client.set(name, value);
+    }
+    let (name, offset) = match config.auto_offset_reset {
+        AutoOffsetReset::Earliest => ("earliest", Offset::Beginning),
+        AutoOffsetReset::Latest => ("latest", Offset::End),
+    };
+    for (name, value) in [
+        ("bootstrap.servers", config.brokers.as_str()),
+        ("group.id", &config.group),
+        ("auto.offset.reset", name),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        ("enable.partition.eof", "true"),
+    ] {
+        client.set(name, value);
+    }
+    let oauth = config.oauth.clone().map(|oauth| Oauth::new(oauth, clock));
+    let context = Context::new(config.brokers.clone(), offset, next, oauth);
+    Ok(Consumer::from_config_and_context(&client, context)?)
+}

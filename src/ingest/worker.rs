@@ -1,0 +1,345 @@
+//! A worker: owns the aggregators of its partition numbers, and books records into them.
+
+use super::align::Aligner;
+use super::batch::Batch;
+use super::decode::{Decoder, Limits};
+use super::kafka::{FromIngest, PartitionSnapshot, Resume};
+use super::rejects::Rejects;
+use crate::engine::aggregate::Aggregator;
+use crate::engine::outcome::{Outcome, Reject};
+use crate::engine::plan::{Catalog, Settings};
+use crate::engine::time::Millis;
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
+use rdkafka::types::RDKafkaErrorCode;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How often quiet partitions are moved on, and progress is reported.
+const TICK: Duration = Duration::from_millis(250);
+/// Refused records sampled by one worker in one tick at most: a flood must not cost more than it tells.
+const SAMPLES_PER_TICK: u32 = 20;
+
+/// What the consumer's thread hands to a worker. Topics are indices into the configured ones.
+pub enum ToWorker {
+    Batch(Batch),
+    Assigned(Vec<(usize, i32)>),
+    Revoked(Vec<(usize, i32)>),
+    Barrier(u64),
+    /// Sends a last snapshot under this barrier, and ends.
+    Stop(u64),
+}
+
+/// What a worker lets the consumer's thread know of a partition number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mark {
+    pub watermark: Option<Millis>,
+    /// At the end of all its topics.
+    pub caught_up: bool,
+    /// Topics to pause, one bit each.
+    pub crowded: u64,
+}
+
+/// The marks of all partition numbers that are assigned.
+#[derive(Default)]
+pub struct Board {
+    pub marks: Mutex<BTreeMap<i32, Mark>>,
+    pub changed: AtomicBool,
+}
+
+/// What all workers have in common.
+#[derive(Clone)]
+pub struct Shared {
+    pub topics: Arc<[String]>,
+    pub catalog: Arc<Catalog>,
+    pub settings: Settings,
+    pub limits: Limits,
+    pub max_future: Millis,
+    pub clock: fn() -> Millis,
+    pub sender: Sender<FromIngest>,
+    pub rejects: Rejects,
+    pub board: Arc<Board>,
+    /// A clock that does not go back starts here.
+    pub started: Instant,
+}
+
+pub struct Worker {
+    index: usize,
+    shared: Shared,
+    decoder: Decoder,
+    parts: BTreeMap<i32, Part>,
+    samples: u32,
+}
+
+/// The receiver is gone: nobody wants to know.
+type Sent = Result<(), SendError<FromIngest>>;
+
+/// One partition number.
+struct Part {
+    aggregator: Aggregator,
+    aligner: Aligner<Held>,
+    /// Next offset of each topic, up to which `aggregator` has booked.
+    next: Vec<Option<i64>>,
+    /// The same of topics that are not read any more.
+    others: BTreeMap<String, i64>,
+    /// When the last record was booked, and the partition's time then.
+    quiet_since: Instant,
+    time: Option<Millis>,
+    /// Reported as idle since its last record.
+    idle: bool,
+    /// Records have been booked since the last release.
+    booked: bool,
+    /// Records or time have moved since the last report.
+    moved: bool,
+    mark: Mark,
+}
+
+/// A record that waits for records of other topics.
+struct Held {
+    offset: i64,
+    payload: Box<[u8]>,
+}
+
+impl Part {
+    fn new(aggregator: Aggregator, mut offsets: BTreeMap<String, i64>, topics: &[String]) -> Part {
+        Part {
+            time: aggregator.watermark(),
+            aggregator,
+            aligner: Aligner::new(topics.len()),
+            next: topics.iter().map(|t| offsets.remove(t)).collect(),
+            others: offsets,
+            quiet_since: Instant::now(),
+            idle: false,
+            booked: false,
+            moved: false,
+            mark: Mark::default(),
+        }
+    }
+
+    fn offsets(&self, topics: &[String]) -> BTreeMap<String, i64> {
+        let read = topics.iter().zip(&self.next).filter_map(|(t, next)| next.map(|n| (t.clone(), n)));
+        read.chain(self.others.clone()).collect()
+    }
+}
+
+impl Worker {
+    /// A worker that goes on from `resume`, its share of the partition numbers.
+    ///
+    /// # Errors
+    /// Where a state cannot be restored, the partition number and why.
+    pub fn new(index: usize, shared: Shared, resume: Vec<(i32, Resume)>) -> Result<Worker, (i32, String)> {
+        let mut parts = BTreeMap::new();
+        for (partition, r) in resume {
+            let (catalog, settings) = (Arc::clone(&shared.catalog), shared.settings.clone());
+            let aggregator = Aggregator::restore(partition, catalog, settings, &r.state, &r.units).map_err(|reason| (partition, reason))?;
+            parts.insert(partition, Part::new(aggregator, r.offsets, &shared.topics));
+        }
+        let decoder = Decoder::new(&shared.catalog.fields, shared.limits);
+        Ok(Worker { index, shared, decoder, parts, samples: 0 })
+    }
+
+    /// Works until it is told to stop, or until nobody receives.
+    pub fn run(mut self, inbox: &Receiver<ToWorker>) {
+        // An error means that the receiver has gone: there is nobody left to tell.
+        let _ = self.work(inbox);
+    }
+
+    fn work(&mut self, inbox: &Receiver<ToWorker>) -> Sent {
+        let mut tick = Instant::now() + TICK;
+        loop {
+            match inbox.recv_deadline(tick) {
+                Ok(ToWorker::Batch(batch)) => self.batch(&batch)?,
+                Ok(ToWorker::Assigned(places)) => self.assigned(&places)?,
+                Ok(ToWorker::Revoked(places)) => self.revoked(&places)?,
+                Ok(ToWorker::Barrier(n)) => self.snapshot(n)?,
+                Ok(ToWorker::Stop(n)) => return self.snapshot(n),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            if Instant::now() >= tick {
+                self.tick()?;
+                tick = Instant::now() + TICK;
+            }
+        }
+    }
+
+    fn assigned(&mut self, places: &[(usize, i32)]) -> Sent {
+        for &(topic, partition) in places {
+            let shared = &self.shared;
+            let part = self.parts.entry(partition).or_insert_with(|| {
+                let aggregator = Aggregator::new(partition, Arc::clone(&shared.catalog), shared.settings.clone());
+                Part::new(aggregator, BTreeMap::new(), &shared.topics)
+            });
+            let first = !part.aligner.any_live();
+            part.aligner.set_live(topic, true);
+            if first {
+                (part.quiet_since, part.idle) = (Instant::now(), false);
+                shared.sender.send(FromIngest::Assigned(partition))?;
+            }
+        }
+        self.post(self.parts.keys().copied().collect());
+        Ok(())
+    }
+
+    /// Aggregators and offsets stay: the partition may come back, and then goes on where it stood.
+    fn revoked(&mut self, places: &[(usize, i32)]) -> Sent {
+        for &(topic, partition) in places {
+            let Some(part) = self.parts.get_mut(&partition) else { continue };
+            let was = part.aligner.any_live();
+            part.aligner.set_live(topic, false);
+            if was && !part.aligner.any_live() {
+                self.shared.sender.send(FromIngest::Revoked(partition))?;
+            }
+        }
+        self.post(self.parts.keys().copied().collect());
+        Ok(())
+    }
+
+    fn batch(&mut self, batch: &Batch) -> Sent {
+        let latest = (self.shared.clock)().saturating_add(self.shared.max_future);
+        let mut topic = (0, None);
+        let mut touched = BTreeSet::new();
+        let mut last = None;
+        for message in batch.iter() {
+            if topic.0 != message.topic_key() {
+                topic = (message.topic_key(), self.shared.topics.iter().position(|t| t == message.topic()));
+            }
+            let Some(lane) = topic.1 else { continue };
+            let Some(part) = self.parts.get_mut(&message.partition()) else { continue };
+            if last != Some(message.partition()) {
+                last = Some(message.partition());
+                touched.insert(message.partition());
+            }
+            if message.err() == Some(RDKafkaErrorCode::PartitionEOF) {
+                part.aligner.end(lane);
+            } else if part.aligner.passes(lane) {
+                let mut booking = Booking { shared: &self.shared, decoder: &mut self.decoder, samples: &mut self.samples, latest };
+                booking.book(part, message.partition(), lane, message.offset(), message.payload());
+            } else {
+                part.aligner.push(lane, message.timestamp(), Held { offset: message.offset(), payload: message.payload().into() });
+            }
+        }
+        for partition in &touched {
+            self.release(*partition, latest)?;
+        }
+        self.post(touched);
+        Ok(())
+    }
+
+    /// Books the held records whose turn has come, and hands on what the partition has emitted.
+    fn release(&mut self, partition: i32, latest: Millis) -> Sent {
+        let now = self.shared.started.elapsed().as_millis() as u64;
+        let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
+        let stalls = part.aligner.stalls();
+        let mut booking = Booking { shared: &self.shared, decoder: &mut self.decoder, samples: &mut self.samples, latest };
+        while let Some((lane, held)) = part.aligner.pop(now) {
+            booking.book(part, partition, lane, held.offset, &held.payload);
+        }
+        if part.aligner.stalls() > stalls {
+            tracing::debug!(partition, "a topic that brings no records has kept the others waiting for a second");
+        }
+        if std::mem::take(&mut part.booked) {
+            (part.quiet_since, part.time) = (Instant::now(), part.aggregator.watermark());
+            (part.idle, part.moved) = (false, true);
+        }
+        hand_on(part, partition, &self.shared.sender)
+    }
+
+    /// Quiet partitions move on with the clock; progress is reported.
+    fn tick(&mut self) -> Sent {
+        self.samples = 0;
+        let latest = (self.shared.clock)().saturating_add(self.shared.max_future);
+        let partitions: Vec<i32> = self.parts.keys().copied().collect();
+        for partition in partitions {
+            self.release(partition, latest)?;
+            let Some(part) = self.parts.get_mut(&partition) else { continue };
+            let quiet = part.quiet_since.elapsed().as_millis() as Millis - self.shared.settings.idle_after;
+            if quiet > 0 && part.aligner.caught_up() {
+                match part.time {
+                    Some(time) => {
+                        part.aggregator.advance(time.saturating_add(quiet));
+                        part.moved = true;
+                    }
+                    None if !part.idle => {
+                        part.idle = true;
+                        self.shared.sender.send(FromIngest::Idle(partition))?;
+                    }
+                    None => {}
+                }
+            }
+            hand_on(part, partition, &self.shared.sender)?;
+            if std::mem::take(&mut part.moved) {
+                let (watermark, counts) = (part.aggregator.watermark(), part.aggregator.counts().clone());
+                self.shared.sender.send(FromIngest::Progress { partition, watermark, counts })?;
+            }
+        }
+        self.post(self.parts.keys().copied().collect());
+        Ok(())
+    }
+
+    fn snapshot(&mut self, barrier: u64) -> Sent {
+        let mut parts = Vec::new();
+        for (partition, part) in &mut self.parts {
+            hand_on(part, *partition, &self.shared.sender)?;
+            let snapshot = part.aggregator.snapshot();
+            let offsets = part.offsets(&self.shared.topics);
+            parts.push(PartitionSnapshot { partition: *partition, offsets, state: snapshot.state, units: snapshot.units });
+        }
+        self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })
+    }
+
+    /// Lets the consumer's thread know how far the partitions are.
+    fn post(&mut self, partitions: BTreeSet<i32>) {
+        let mut marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner());
+        let mut urgent = false;
+        for partition in partitions {
+            let Some(part) = self.parts.get_mut(&partition) else { continue };
+            if !part.aligner.any_live() {
+                marks.remove(&partition);
+                continue;
+            }
+            let crowded = part.aligner.crowded(part.mark.crowded);
+            urgent |= crowded != part.mark.crowded;
+            part.mark = Mark { watermark: part.aggregator.watermark(), caught_up: part.aligner.caught_up(), crowded };
+            marks.insert(partition, part.mark);
+        }
+        if urgent {
+            self.shared.board.changed.store(true, Ordering::Release);
+        }
+    }
+}
+
+fn hand_on(part: &mut Part, partition: i32, sender: &Sender<FromIngest>) -> Sent {
+    for emission in part.aggregator.drain() {
+        sender.send(FromIngest::Emission { partition, emission })?;
+    }
+    Ok(())
+}
+
+/// What booking a record takes besides its partition.
+struct Booking<'a> {
+    shared: &'a Shared,
+    decoder: &'a mut Decoder,
+    samples: &'a mut u32,
+    latest: Millis,
+}
+
+impl Booking<'_> {
+    fn book(&mut self, part: &mut Part, partition: i32, lane: usize, offset: i64, payload: &[u8]) {
+        let outcome = match self.decoder.decode(payload) {
+            Ok(event) if event.ts > self.latest => part.aggregator.refuse(Reject::FutureTimestamp, event.experiment.as_deref()),
+            Ok(event) => part.aggregator.observe(&event),
+            Err(refused) => part.aggregator.refuse(refused.reason, refused.experiment.as_deref()),
+        };
+        let topic = &self.shared.topics[lane];
+        if let Outcome::Rejected(reason) = outcome
+            && *self.samples < SAMPLES_PER_TICK
+        {
+            *self.samples += 1;
+            self.shared.rejects.add(reason, topic, partition, offset, payload);
+        }
+        part.next[lane] = Some(offset + 1);
+        part.booked = true;
+    }
+}

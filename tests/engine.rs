@@ -1,0 +1,369 @@
+//! The engine end to end, without I/O: the invariants of ARCHITECTURE.md that concern it, and the guardrails one by one.
+
+mod support;
+
+use guardraild::engine::decision::{Action, Output, Verdict};
+use guardraild::engine::fleet::Fleet;
+use guardraild::engine::judge::{Operation, Operator};
+use guardraild::engine::outcome::Outcome;
+use guardraild::engine::plan::Settings;
+use guardraild::engine::state::{ExperimentState, GuardrailState};
+use support::*;
+
+fn rule(guardrails: &str, more: &str) -> String {
+    format!(
+        "guardrail: v1\noverview: {{experiment: exp, owner: team}}\nbuckets: {{control: {{baseline: true}}, treatment: {{}}}}\n\
+         guardrails:\n{guardrails}\nactions: {{mode: enforce, rollback: {{webhook: flags}}, kill: {{webhook: flags}}, page: {{webhook: pager}}, notify: {{webhook: chat}}, confirm_within: 30s, unconfirmed: [kill, page]}}\n{more}\n"
+    )
+}
+
+/// `seconds` of traffic, ten users a second in both buckets; `latency` and `error` say how treatment fares at each second.
+fn traffic(seconds: i64, latency: impl Fn(i64) -> f64, error: impl Fn(i64, u32) -> bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    for second in 0..seconds {
+        for i in 0..20u32 {
+            let user = (second as u32 * 20 + i) % 400;
+            let ms = second * 1_000 + i64::from(i) * 50;
+            let treated = bucket_of(user) == "treatment";
+            lines.push(exposure(ms, user, "exp", bucket_of(user)));
+            lines.push(request(ms + 1, user, if treated { latency(second) } else { 100.0 }, treated && error(second, i)));
+        }
+    }
+    lines
+}
+
+fn state(fleet: &Fleet) -> ExperimentState {
+    fleet.views().remove(0)
+}
+
+fn guardrail(fleet: &Fleet) -> GuardrailState {
+    state(fleet).guardrails.remove(0)
+}
+
+#[test]
+fn a_latency_limit_rolls_back_once_and_says_why() {
+    let rule = rule("  - {metric: latency_p95, window: 1m, limit: 300ms}", "");
+    let (said, fleet) = run(&[&rule], &traffic(120, |s| if s < 60 { 100.0 } else { 900.0 }, |_, _| false));
+    let d = &said.decisions[0];
+    assert_eq!(said.decisions.iter().filter(|d| d.criterion == "limit").count(), 1);
+    assert_eq!((d.action, d.bucket.as_str(), d.guardrail.as_str()), (Action::Rollback, "treatment", "latency_p95"));
+    let delay = d.decided_at - (START + 60_000);
+    assert!((0..15_000).contains(&delay), "decided {delay} ms after the fault");
+    assert_eq!((d.baseline_value, d.unit.as_str(), d.margin), (Some(100.031), "ms", Some(300.0)));
+    assert!(d.reason.contains("above the limit of 300 ms"), "{}", d.reason);
+    assert_eq!(guardrail(&fleet).verdict, Verdict::Breach);
+    assert!(state(&fleet).stop && !state(&fleet).go);
+}
+
+#[test]
+fn a_healthy_limit_becomes_safe() {
+    let rule = rule("  - {metric: latency_p95, window: 5m, limit: 300ms}\n  - {metric: error_rate, window: 5m, limit: 10%}", "");
+    let (said, fleet) = run(&[&rule], &traffic(300, |_| 120.0, |_, _| false));
+    assert_eq!(said.decisions, []);
+    let verdicts: Vec<Verdict> = state(&fleet).guardrails.iter().map(|g| g.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Safe, Verdict::Safe]);
+    assert!(state(&fleet).go, "{}", state(&fleet).reason);
+}
+
+#[test]
+fn a_hold_time_must_pass_without_a_break() {
+    let rule = |hold: &str| rule(&format!("  - {{metric: error_rate, window: 20s, limit: 20%, for: {hold}}}"), "");
+    let spike = |s: i64, _: u32| (60..75).contains(&s);
+    let lines = traffic(150, |_| 100.0, spike);
+    let limits = |said: Said| said.decisions.iter().filter(|d| d.criterion == "limit").count();
+    assert_eq!(limits(run(&[&rule("5s")], &lines).0), 1);
+    assert_eq!(limits(run(&[&rule("20s")], &lines).0), 0, "the spike has left the window before 20 s are over");
+}
+
+#[test]
+fn relative_margins_watch_until_their_test_is_there() {
+    let rule = rule("  - {metric: latency_p95, max_increase: 10%}", "");
+    let (said, fleet) = run(&[&rule], &traffic(60, |_| 900.0, |_, _| false));
+    assert_eq!((said.decisions.len(), guardrail(&fleet).verdict), (0, Verdict::Watching));
+}
+
+#[test]
+fn absence_of_data_is_never_safe() {
+    let text = rule("  - {metric: latency_p95, window: 10s, limit: 300ms}", "quality: {silence: {after: 1h, do: hold}}");
+    let mut lines = traffic(60, |_| 100.0, |_, _| false);
+    let (_, fleet) = run(&[&text], &[]);
+    assert_eq!(guardrail(&fleet).verdict, Verdict::NoData, "nothing yet");
+    assert!(!state(&fleet).go);
+    // Control goes on, treatment does not.
+    lines.extend((60..120).map(|s| request(s * 1_000, 0, 100.0, false)));
+    let (_, fleet) = run(&[&text], &lines);
+    assert_eq!(guardrail(&fleet).verdict, Verdict::NoData, "stale");
+    assert!(!state(&fleet).go);
+}
+
+#[test]
+fn one_compliance_flag_kills_at_once() {
+    let text = rule("  - {metric: compliance_flags, limit: 0, on_breach: kill}", "");
+    let mut lines = traffic(10, |_| 100.0, |_, _| false);
+    lines.push(unit_event("compliance_flag", 10_200, 1, r#","flag":"missing_consent""#));
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    lines.iter().for_each(|line| assert_eq!(partition.read(line), Outcome::Accepted));
+    // The pane of the flag is still open.
+    let (mut fleet, mut out) = (Fleet::new(&catalog, settings.pane), Output::default());
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions.len(), 1);
+    assert_eq!((out.decisions[0].action, out.decisions[0].decided_at), (Action::Kill, START + 10_200));
+    partition.aggregator.finish();
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions.len(), 1, "the pane counts it, too, and decides nothing twice");
+}
+
+#[test]
+fn a_flag_in_control_is_not_the_treatments_fault() {
+    let text = rule("  - {metric: compliance_flags, limit: 0, on_breach: kill}", "");
+    let mut lines = traffic(10, |_| 100.0, |_, _| false);
+    lines.push(unit_event("compliance_flag", 10_200, 2, r#","flag":"missing_consent""#));
+    assert_eq!(run(&[&text], &lines).0.decisions, []);
+}
+
+#[test]
+fn workflows_are_abandoned_by_a_timer_that_needs_no_event() {
+    let text = rule("  - {metric: abandonment, within: 20s, window: 30s, limit: 30%}", "");
+    let mut lines = traffic(5, |_| 100.0, |_, _| false);
+    for i in 0..100 {
+        lines.push(workflow(4_900 + i64::from(i), i * 2 + 1, "started", i));
+        lines.push(workflow(4_900 + i64::from(i), i * 2, "started", 1_000 + i));
+        lines.push(workflow(4_950 + i64::from(i), i * 2, "completed", 1_000 + i));
+    }
+    // Users 1, 3, … have been exposed only in the first seconds: expose all of them.
+    let mut all: Vec<String> = (0..200).map(|u| exposure(0, u, "exp", bucket_of(u))).collect();
+    all.extend(lines);
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    all.iter().for_each(|line| {
+        partition.read(line);
+    });
+    let (mut fleet, mut out) = (Fleet::new(&catalog, settings.pane), Output::default());
+    partition.aggregator.advance(START + 24_000);
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions, [], "not yet");
+    partition.aggregator.advance(START + 27_000);
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions.len(), 1);
+    assert_eq!(out.decisions[0].bucket_value, Some(1.0));
+    assert_eq!(out.decisions[0].baseline_value, Some(0.0));
+}
+
+#[test]
+fn explicit_abandonment_does_not_wait_for_the_limit() {
+    let text = rule("  - {metric: abandonment, within: 30m, window: 1m, limit: 30%}", "");
+    let mut lines: Vec<String> = (0..200).map(|u| exposure(0, u, "exp", bucket_of(u))).collect();
+    for i in 0..100 {
+        lines.push(workflow(1_000 + i64::from(i) * 100, i * 2 + 1, "started", i));
+        lines.push(workflow(1_050 + i64::from(i) * 100, i * 2 + 1, "abandoned", i));
+    }
+    assert_eq!(run(&[&text], &lines).0.decisions.len(), 1);
+}
+
+#[test]
+fn tickets_count_per_exposed_unit() {
+    let text = rule("  - {metric: tickets, window: 10m, limit: 5%, on_breach: notify}", "");
+    let mut lines: Vec<String> = (0..400).map(|u| exposure(i64::from(u), u, "exp", bucket_of(u))).collect();
+    lines.extend((0..80).map(|i| unit_event("ticket", 1_000 + i64::from(i) * 10, i * 2 + 1, "")));
+    let (said, _) = run(&[&text], &lines);
+    assert_eq!((said.decisions.len(), said.decisions[0].action), (1, Action::Notify));
+    assert_eq!(said.decisions[0].bucket_value, Some(0.4));
+}
+
+#[test]
+fn silence_holds_and_makes_everything_no_data() {
+    let text = rule("  - {metric: error_rate, window: 1h, limit: 10%}", "quality: {silence: {after: 1m, do: hold}}");
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    traffic(300, |_| 100.0, |_, _| false).iter().for_each(|line| {
+        partition.read(line);
+    });
+    let (mut fleet, mut out) = (Fleet::new(&catalog, settings.pane), Output::default());
+    partition.aggregator.advance(START + 310_000);
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(guardrail(&fleet).verdict, Verdict::Safe);
+    partition.aggregator.advance(START + 370_000);
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions.len(), 1);
+    let d = &out.decisions[0];
+    assert_eq!((d.guardrail.as_str(), d.action, d.verdict), ("silence", Action::Hold, Verdict::NoData));
+    assert_eq!(d.decided_at, START + 360_000);
+    assert_eq!(guardrail(&fleet).verdict, Verdict::NoData);
+    assert_eq!(state(&fleet).holds.len(), 1);
+    // Data comes back: the hold is lifted, the decision is not repeated.
+    partition.read(&request(371_000, 1, 100.0, false));
+    partition.aggregator.advance(START + 373_000);
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!((out.decisions.len(), state(&fleet).holds.len()), (1, 0));
+}
+
+#[test]
+fn schema_violations_hold() {
+    let text = rule("  - {metric: error_rate, limit: 10%}", "quality: {schema_violations: {max: 1%, do: hold}}");
+    let mut lines = traffic(30, |_| 100.0, |_, _| false);
+    lines.extend((0..100).map(|i| {
+        format!(r#"{{"event":"request","ts":{},"experiment":"exp","bucket":"treatment","latency_ms":"slow"}}"#, START + 30_000 + i)
+    }));
+    lines.extend(traffic(40, |_| 100.0, |_, _| false).split_off(1_300));
+    let (said, fleet) = run(&[&text], &lines);
+    assert_eq!(said.decisions.len(), 1);
+    assert_eq!((said.decisions[0].guardrail.as_str(), said.decisions[0].action), ("schema_violations", Action::Hold));
+    assert!(!state(&fleet).go);
+}
+
+#[test]
+fn a_rollback_is_confirmed_by_the_exposures() {
+    let text = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}", "");
+    let all = traffic(120, |s| if s < 30 { 100.0 } else { 900.0 }, |_, _| false);
+    let decided = run(&[&text], &all).0.decisions[0].decided_at;
+    let stops = |line: &&String| !(line.contains("\"treatment\"") && ts(line) > decided + 2_000);
+    let obeyed: Vec<String> = all.iter().filter(stops).cloned().collect();
+    let (said, fleet) = run(&[&text], &obeyed);
+    assert_eq!((said.decisions.len(), said.notices.len()), (1, 1));
+    assert_eq!(state(&fleet).buckets[1].stopped.as_ref().unwrap().confirmation, "confirmed");
+    assert!(said.notices[0].text.contains("exposures fell from 10.0/s to 0/s"), "{}", said.notices[0].text);
+
+    let (said, fleet) = run(&[&text], &all);
+    let actions: Vec<(Action, &str)> = said.decisions.iter().map(|d| (d.action, d.criterion.as_str())).collect();
+    assert_eq!(actions, [(Action::Rollback, "limit"), (Action::Kill, "confirm_within"), (Action::Page, "confirm_within")]);
+    assert_eq!(said.decisions[1].decided_at - said.decisions[0].decided_at, 30_000);
+    assert_eq!(state(&fleet).buckets[1].stopped.as_ref().unwrap().confirmation, "unconfirmed");
+}
+
+#[test]
+fn silence_everywhere_confirms_nothing() {
+    let text = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}", "");
+    let all = traffic(120, |s| if s < 30 { 100.0 } else { 900.0 }, |_, _| false);
+    let decided = run(&[&text], &all).0.decisions[0].decided_at;
+    let cut: Vec<String> = all.iter().filter(|line| ts(line) < decided + 500).cloned().collect();
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    cut.iter().for_each(|line| {
+        partition.read(line);
+    });
+    partition.aggregator.advance(decided + 40_000);
+    let (mut fleet, mut out) = (Fleet::new(&catalog, settings.pane), Output::default());
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.notices, []);
+    assert!(out.decisions[1].reason.contains("no data has arrived since"), "{}", out.decisions[1].reason);
+}
+
+#[test]
+fn observe_differs_from_enforce_in_the_mode_alone() {
+    let enforce = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}\n  - {metric: error_rate, limit: 10%, on_breach: page}", "");
+    let observe = enforce.replace("mode: enforce", "mode: observe");
+    let lines = traffic(60, |s| if s < 30 { 100.0 } else { 900.0 }, |s, _| s > 40);
+    let (a, b) = (run(&[&enforce], &lines).0, run(&[&observe], &lines).0);
+    assert_eq!(a.decisions.len(), 2);
+    let same: Vec<String> = b.lines().iter().map(|l| l.replace("\"observe\"", "\"enforce\"")).collect();
+    assert_eq!(a.lines(), same);
+}
+
+#[test]
+fn a_guardrail_acts_once_until_it_is_rearmed() {
+    let text = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}", "");
+    let lines = traffic(200, |s| if s < 30 { 100.0 } else { 900.0 }, |_, _| false);
+    let (said, mut fleet) = run(&[&text], &lines);
+    assert_eq!(said.decisions.iter().filter(|d| d.criterion == "limit").count(), 1);
+    let operator = |operation, at| Operator { operation, bucket: None, author: "ann".into(), reason: "fixed".into(), at };
+    let mut out = Output::default();
+    fleet.operate("exp", &operator(Operation::Resume, START + 200_000), &mut out).unwrap().unwrap();
+    assert!(out.notices.iter().any(|n| n.decision.criterion == "limit"), "resolved");
+    assert_eq!(guardrail(&fleet).decision, None);
+    let first = said.decisions[0].decision.clone();
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    let mut out = Output::default();
+    traffic(260, |_| 900.0, |_, _| false).iter().for_each(|line| {
+        partition.read(line);
+    });
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    let again: Vec<_> = out.decisions.iter().filter(|d| d.criterion == "limit").collect();
+    assert_eq!(again.len(), 1);
+    assert_ne!(again[0].decision, first, "a new arming epoch, a new id");
+}
+
+#[test]
+fn a_hold_withholds_everything_but_kill_and_never_measuring() {
+    let text = rule(
+        "  - {metric: latency_p95, window: 30s, limit: 300ms}\n  - {metric: error_rate, window: 30s, limit: 20%, on_breach: kill}",
+        "",
+    );
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    let (mut fleet, mut out) = (Fleet::new(&catalog, settings.pane), Output::default());
+    let hold = Operation::Hold { until: Some(START + 80_000) };
+    let operator = Operator { operation: hold, bucket: None, author: "ann".into(), reason: "looking".into(), at: START };
+    fleet.operate("exp", &operator, &mut out).unwrap().unwrap();
+    let mut decided = Vec::new();
+    for line in traffic(100, |_| 900.0, |s, _| s > 50) {
+        partition.read(&line);
+        partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+        decided.append(&mut out.decisions);
+        if ts(&line) == START + 30_000 {
+            assert_eq!(guardrail(&fleet).verdict, Verdict::Breach, "still measured");
+            assert_eq!(decided, []);
+        }
+    }
+    let actions: Vec<Action> = decided.iter().map(|d| d.action).collect();
+    assert_eq!(actions[..2], [Action::Kill, Action::Rollback]);
+    assert!(decided[0].decided_at < START + 80_000);
+    assert_eq!(decided[1].decided_at, START + 80_000, "when the hold expires");
+    assert_eq!(decided[1].covered_by.as_ref(), Some(&decided[0].decision), "the kill has done as much already");
+}
+
+#[test]
+fn operators_act_and_are_refused_with_reasons() {
+    let text = rule("  - {metric: latency_p95, limit: 300ms}", "");
+    let (_, mut fleet) = run(&[&text], &traffic(10, |_| 100.0, |_, _| false));
+    let ask = |fleet: &mut Fleet, bucket: Option<&str>, operation: Operation| {
+        let operator =
+            Operator { operation, bucket: bucket.map(Into::into), author: "ann".into(), reason: "because".into(), at: START + 11_000 };
+        let mut out = Output::default();
+        (fleet.operate("exp", &operator, &mut out).unwrap(), out)
+    };
+    assert!(ask(&mut fleet, Some("control"), Operation::Act(Action::Rollback)).0.is_err());
+    assert!(ask(&mut fleet, Some("nope"), Operation::Act(Action::Rollback)).0.is_err());
+    assert!(ask(&mut fleet, None, Operation::Phase { phase: "nope".into(), weights: vec![] }).0.is_err());
+    let (_, out) = ask(&mut fleet, None, Operation::Act(Action::Rollback));
+    assert_eq!((out.decisions.len(), out.decisions[0].author.as_deref()), (1, Some("ann")));
+    let (answer, out) = ask(&mut fleet, None, Operation::Act(Action::Rollback));
+    assert!(out.decisions.is_empty() && answer.unwrap().starts_with("nothing to do"));
+    assert!(
+        fleet
+            .operate(
+                "other",
+                &Operator { operation: Operation::Resume, bucket: None, author: "a".into(), reason: "r".into(), at: 0 },
+                &mut Output::default()
+            )
+            .is_none()
+    );
+}
+
+#[test]
+fn every_record_has_one_outcome_and_they_add_up() {
+    let text = rule("  - {metric: error_rate, limit: 10%}", "")
+        .replace("owner: team", "owner: team, starts: 2025-12-02T00:00:00Z, ends: 2025-12-02T09:10:00Z");
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut p = Partition::new(0, &catalog, &settings);
+    let with_id = |line: String| line.replace("{\"event\"", "{\"id\":\"x1\",\"event\"");
+    assert_eq!(p.read(&exposure(0, 1, "exp", "treatment")), Outcome::Accepted);
+    assert_eq!(p.read(&with_id(request(1, 1, 5.0, false))), Outcome::Accepted);
+    assert_eq!(p.read(&with_id(request(2, 1, 5.0, false))), Outcome::Duplicate);
+    assert_eq!(p.read(&request(3, 2, 5.0, false)), Outcome::Unattributed);
+    assert_eq!(p.read(&exposure(4, 1, "nope", "treatment")), Outcome::UnknownExperiment);
+    assert!(matches!(p.read(&exposure(5, 1, "exp", "nope")), Outcome::Rejected(_)));
+    assert!(matches!(p.read("{"), Outcome::Rejected(_)));
+    assert_eq!(p.read(&request(40_000, 1, 5.0, false)), Outcome::Accepted);
+    assert_eq!(p.read(&request(10_000, 1, 5.0, false)), Outcome::Accepted, "late, but inside the allowed lateness");
+    assert_eq!(p.read(&request(9_999, 1, 5.0, false)), Outcome::Late);
+    let end = 1_764_666_600_000 - START;
+    assert_eq!(p.read(&request(end, 1, 5.0, false)), Outcome::Inactive);
+    assert_eq!(p.aggregator.counts().records(), 11);
+}
+
+fn ts(line: &str) -> i64 {
+    let at = line.find("\"ts\":").unwrap() + 5;
+    line[at..].split(',').next().unwrap().parse().unwrap()
+}

@@ -1,0 +1,301 @@
+//! Ingest against librdkafka's in-process mock cluster: real sockets and groups, injected faults, no broker to install.
+
+use crossbeam_channel::{Receiver, bounded};
+use guardraild::engine::aggregate::Aggregator;
+use guardraild::engine::outcome::{Counts, Reject};
+use guardraild::engine::plan::{Catalog, Settings};
+use guardraild::ingest::decode::Limits;
+use guardraild::ingest::kafka::{AutoOffsetReset, Engine, FromIngest, Ingest, KafkaConfig, PartitionSnapshot, Resume, STOPPED, StartError};
+use rdkafka::ClientConfig;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const PARTITIONS: i32 = 4;
+const NOW: i64 = 1_764_666_000_000;
+/// Far more than anything here takes, on a busy machine too.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+struct Bench {
+    cluster: MockCluster<'static, DefaultProducerContext>,
+    producer: BaseProducer,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let cluster = MockCluster::new(1).unwrap();
+        for topic in ["exposures", "events"] {
+            cluster.create_topic(topic, PARTITIONS, 1).unwrap();
+        }
+        let producer = ClientConfig::new()
+            .set("bootstrap.servers", cluster.bootstrap_servers())
+            .set("reconnect.backoff.max.ms", "200")
+            .create()
+            .unwrap();
+        Bench { cluster, producer }
+    }
+
+    fn send(&self, topic: &str, partition: i32, timestamp: i64, payload: &[u8]) {
+        let record = BaseRecord::<(), _>::to(topic).partition(partition).timestamp(timestamp).payload(payload);
+        self.producer.send(record).map_err(|(e, _)| e).unwrap();
+    }
+
+    /// Spreads `n` records over topics and partitions; every tenth is poison. Returns when all are stored.
+    fn produce(&self, n: usize) {
+        for i in 0..n {
+            let topic = if i % 3 == 0 { "exposures" } else { "events" };
+            let good = format!(r#"{{"event":"ticket","ts":{},"tenant_id":"t","user_id":"u{i}"}}"#, NOW + i as i64);
+            let payload: &[u8] = if i % 10 == 9 { b"{\"poison\":" } else { good.as_bytes() };
+            self.send(topic, (i / 3) as i32 % PARTITIONS, NOW + i as i64, payload);
+        }
+        self.producer.flush(DEADLINE).unwrap();
+    }
+
+    fn config(&self, strategy: &str) -> KafkaConfig {
+        let properties = [
+            ("partition.assignment.strategy", strategy),
+            ("heartbeat.interval.ms", "200"),
+            ("session.timeout.ms", "6000"),
+            ("statistics.interval.ms", "500"),
+            ("reconnect.backoff.max.ms", "200"),
+            ("topic.metadata.refresh.interval.ms", "500"),
+        ];
+        KafkaConfig {
+            brokers: self.cluster.bootstrap_servers(),
+            group: "guardraild".into(),
+            topics: vec!["exposures".into(), "events".into()],
+            auto_offset_reset: AutoOffsetReset::Earliest,
+            properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            workers: 2,
+            max_future: 300_000,
+            oauth: None,
+        }
+    }
+}
+
+fn engine() -> Engine {
+    Engine { catalog: Arc::new(Catalog::default()), settings: Settings::default(), limits: Limits::default() }
+}
+
+/// A running ingest, and what has come out of it.
+struct Run {
+    ingest: Ingest,
+    receiver: Receiver<FromIngest>,
+    assigned: BTreeSet<i32>,
+    counts: BTreeMap<i32, Counts>,
+    snapshots: Vec<(u64, Vec<PartitionSnapshot>)>,
+    lag: BTreeMap<(String, i32), i64>,
+    stopped: bool,
+}
+
+impl Run {
+    fn start(config: &KafkaConfig, resume: BTreeMap<i32, Resume>) -> Run {
+        let (sender, receiver) = bounded(16);
+        let ingest = Ingest::start(config, engine(), resume, || NOW, sender).unwrap();
+        let (assigned, counts, lag) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        Run { ingest, receiver, assigned, counts, snapshots: Vec::new(), lag, stopped: false }
+    }
+
+    fn records(&self) -> u64 {
+        self.counts.values().map(Counts::records).sum()
+    }
+
+    /// Receives what there is.
+    fn take(&mut self, timeout: Duration) {
+        let Ok(message) = self.receiver.recv_timeout(timeout) else { return };
+        match message {
+            FromIngest::Assigned(p) => assert!(self.assigned.insert(p)),
+            FromIngest::Revoked(p) => assert!(self.assigned.remove(&p)),
+            FromIngest::Progress { partition, counts, .. } => drop(self.counts.insert(partition, counts)),
+            FromIngest::Snapshot { barrier, parts, .. } => self.snapshots.push((barrier, parts)),
+            FromIngest::Lag { topic, partition, records } => drop(self.lag.insert((topic, partition), records)),
+            FromIngest::Fatal(reason) => panic!("{reason}"),
+            FromIngest::Stopped => self.stopped = true,
+            FromIngest::Emission { .. } | FromIngest::Idle(_) => {}
+        }
+    }
+
+    fn until(&mut self, what: &str, done: impl Fn(&Run) -> bool) {
+        let deadline = Instant::now() + DEADLINE;
+        while !done(self) {
+            assert!(Instant::now() < deadline, "no {what}: {} records, assigned {:?}", self.records(), self.assigned);
+            self.take(Duration::from_millis(20));
+        }
+    }
+
+    fn until_records(&mut self, n: u64) {
+        self.until(&format!("{n} records"), |run| run.records() >= n);
+        assert_eq!(self.records(), n);
+    }
+
+    /// Stops, and returns the last snapshots.
+    fn stop(mut self) -> Vec<PartitionSnapshot> {
+        self.ingest.stop();
+        self.until("end", |run| run.stopped);
+        self.ingest.join();
+        self.snapshots.into_iter().filter(|(barrier, _)| *barrier == STOPPED).flat_map(|(_, parts)| parts).collect()
+    }
+}
+
+fn resume(parts: Vec<PartitionSnapshot>) -> BTreeMap<i32, Resume> {
+    parts.into_iter().map(|p| (p.partition, Resume { offsets: p.offsets, state: p.state, units: vec![p.units] })).collect()
+}
+
+/// Records that the states of a checkpoint hold.
+fn remembered(resume: &BTreeMap<i32, Resume>) -> u64 {
+    let restore = |(p, r): (&i32, &Resume)| {
+        Aggregator::restore(*p, engine().catalog, engine().settings, &r.state, &r.units).unwrap().counts().records()
+    };
+    resume.iter().map(restore).sum()
+}
+
+#[test]
+fn every_record_is_counted_once_across_a_restart() {
+    let bench = Bench::new();
+    bench.produce(3000);
+    let mut run = Run::start(&bench.config("range"), BTreeMap::new());
+    run.until_records(3000);
+    assert_eq!(run.counts.values().map(|c| c.rejected.get(Reject::NotJson)).sum::<u64>(), 300);
+    assert!(run.ingest.rejects().iter().all(|s| s.reason == Reject::NotJson && s.text == "{\"poison\":" && s.length == 10));
+    assert!(!run.ingest.rejects().is_empty());
+    run.until("lag", |run| run.lag.len() == 2 * PARTITIONS as usize && run.lag.values().all(|l| *l == 0));
+
+    run.ingest.barrier(7);
+    run.until("snapshots", |run| run.snapshots.len() == 2);
+    let offsets = |parts: &[PartitionSnapshot]| parts.iter().flat_map(|p| p.offsets.values()).sum::<i64>();
+    assert!(run.snapshots.iter().all(|(barrier, _)| *barrier == 7));
+    assert_eq!(run.snapshots.iter().map(|(_, parts)| offsets(parts)).sum::<i64>(), 3000);
+    let parts = run.stop();
+    assert_eq!(parts.iter().map(|p| p.partition).collect::<BTreeSet<_>>(), (0..PARTITIONS).collect());
+
+    bench.produce(100);
+    let resume = resume(parts);
+    let before = remembered(&resume);
+    let mut run = Run::start(&bench.config("range"), resume);
+    // Every partition gets some of them, and so reports all that it knows.
+    run.until_records(before + 100);
+    assert_eq!(offsets(&run.stop()), 3100);
+}
+
+fn survives_a_rebalance(strategy: &str) {
+    let bench = Bench::new();
+    bench.produce(600);
+    let config = bench.config(strategy);
+    let mut first = Run::start(&config, BTreeMap::new());
+    first.until_records(600);
+    let mut second = Run::start(&config, BTreeMap::new());
+    let deadline = Instant::now() + DEADLINE;
+    let mut produced = 600;
+    while second.assigned.is_empty() || second.records() == 0 {
+        assert!(Instant::now() < deadline, "the second member got nothing");
+        bench.produce(24);
+        produced += 24;
+        first.take(Duration::from_millis(50));
+        second.take(Duration::from_millis(50));
+    }
+    bench.produce(240);
+    produced += 240;
+    second.stop();
+    bench.produce(24);
+    // What the second has read meanwhile, the first reads too: it goes on at its own offsets.
+    first.until("partitions back", |run| run.assigned.len() == PARTITIONS as usize);
+    first.until_records(produced + 24);
+    let next: i64 = first.stop().iter().flat_map(|p| p.offsets.values()).sum();
+    assert_eq!(next as u64, produced + 24);
+}
+
+#[test]
+fn a_rebalance_by_range_loses_and_doubles_nothing() {
+    survives_a_rebalance("range");
+}
+
+#[test]
+fn a_cooperative_rebalance_loses_and_doubles_nothing() {
+    survives_a_rebalance("cooperative-sticky");
+}
+
+#[test]
+fn topics_are_merged_by_kafkas_time() {
+    let bench = Bench::new();
+    // The later records first, so that nothing but their timestamps tells the order. Refused records keep it in their sample.
+    for i in 0..8 {
+        bench.send("events", 0, NOW + 10 * i + 5, b"1");
+    }
+    bench.producer.flush(DEADLINE).unwrap();
+    for i in 0..8 {
+        bench.send("exposures", 0, NOW + 10 * i, b"1");
+    }
+    bench.producer.flush(DEADLINE).unwrap();
+    let mut run = Run::start(&bench.config("range"), BTreeMap::new());
+    run.until_records(16);
+    let order: Vec<(String, i64)> = run.ingest.rejects().into_iter().map(|s| (s.topic, s.offset)).collect();
+    let expected: Vec<(String, i64)> = (0..8).flat_map(|i| [("exposures".to_owned(), i), ("events".to_owned(), i)]).collect();
+    assert_eq!(order, expected);
+    run.stop();
+}
+
+#[test]
+fn records_of_the_future_are_refused() {
+    let bench = Bench::new();
+    for ts in [NOW + 300_000, NOW + 300_001] {
+        bench.send("events", 0, NOW, format!(r#"{{"event":"ticket","ts":{ts},"tenant_id":"t","user_id":"u"}}"#).as_bytes());
+    }
+    bench.producer.flush(DEADLINE).unwrap();
+    let mut run = Run::start(&bench.config("range"), BTreeMap::new());
+    run.until_records(2);
+    assert_eq!(run.counts[&0].rejected.get(Reject::FutureTimestamp), 1);
+    run.stop();
+}
+
+#[test]
+fn brokers_may_be_down_at_start_in_between_and_at_the_end() {
+    let bench = Bench::new();
+    bench.produce(120);
+    bench.cluster.broker_down(-1).unwrap();
+    let mut config = bench.config("range");
+    config.topics.push("not-there-yet".into());
+    let mut run = Run::start(&config, BTreeMap::new());
+    run.take(Duration::from_millis(500));
+    assert!(run.assigned.is_empty());
+    bench.cluster.broker_up(-1).unwrap();
+    run.until_records(120);
+    bench.cluster.broker_down(-1).unwrap();
+    run.take(Duration::from_millis(500));
+    bench.cluster.broker_up(-1).unwrap();
+    bench.produce(120);
+    run.until_records(240);
+    bench.cluster.broker_down(-1).unwrap();
+    let parts = run.stop();
+    assert_eq!(parts.iter().flat_map(|p| p.offsets.values()).sum::<i64>(), 240);
+}
+
+#[test]
+fn a_full_receiver_stops_reading_and_loses_nothing() {
+    let bench = Bench::new();
+    bench.produce(3000);
+    let (sender, receiver) = bounded(1);
+    let ingest = Ingest::start(&bench.config("range"), engine(), BTreeMap::new(), || NOW, sender).unwrap();
+    // Nobody receives for longer than a session lasts.
+    std::thread::sleep(Duration::from_secs(7));
+    let (assigned, counts, lag) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+    let mut run = Run { ingest, receiver, assigned, counts, snapshots: Vec::new(), lag, stopped: false };
+    run.until_records(3000);
+    run.stop();
+}
+
+#[test]
+fn a_bad_configuration_is_an_error_at_start() {
+    let bench = Bench::new();
+    let start = |change: &dyn Fn(&mut KafkaConfig)| {
+        let mut config = bench.config("range");
+        change(&mut config);
+        Ingest::start(&config, engine(), BTreeMap::new(), || NOW, bounded(1).0).err().unwrap()
+    };
+    let reserved = start(&|c| drop(c.properties.insert("enable.auto.commit".into(), "true".into())));
+    assert!(matches!(reserved, StartError::Reserved(name) if name == "enable.auto.commit"));
+    assert!(matches!(start(&|c| c.topics.clear()), StartError::Topics(0)));
+    let unknown = start(&|c| drop(c.properties.insert("no.such.property".into(), "1".into())));
+    assert!(unknown.to_string().contains("no.such.property"), "{unknown}");
+}

@@ -39,22 +39,27 @@ impl Broker {
 /// A producer that waits for room instead of failing when its queue is full.
 pub struct Writer {
     producer: BaseProducer,
+    exposures: String,
+    events: String,
 }
 
 impl Writer {
-    /// `settings` are librdkafka's, beyond the defaults for many small records.
-    pub fn new(servers: &str, settings: &[(&str, &str)]) -> Result<Writer, KafkaError> {
+    /// Writes to the default topics with `prefix` before their names. `settings` are librdkafka's, beyond the defaults for many small
+    /// records.
+    pub fn new(servers: &str, prefix: &str, settings: &[(&str, &str)]) -> Result<Writer, KafkaError> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", servers).set("linger.ms", "5").set("compression.type", "lz4");
         for (key, value) in settings {
             config.set(*key, *value);
         }
-        Ok(Writer { producer: config.create()? })
+        let name = |topic: Topic| format!("{prefix}{}", topic.name());
+        Ok(Writer { producer: config.create()?, exposures: name(Topic::Exposures), events: name(Topic::Events) })
     }
 
     /// Queues a record, keyed by its unit and stamped with its event time.
     pub fn send(&self, record: &Record) -> Result<(), KafkaError> {
-        let mut message = BaseRecord::to(record.topic.name()).key(&record.key).payload(&record.payload).timestamp(record.ts);
+        let topic = if record.topic == Topic::Exposures { &self.exposures } else { &self.events };
+        let mut message = BaseRecord::to(topic).key(&record.key).payload(&record.payload).timestamp(record.ts);
         loop {
             match self.producer.send(message) {
                 Ok(()) => return Ok(()),
@@ -256,7 +261,7 @@ mod tests {
     fn a_feed_reaches_the_broker_and_obeys() {
         let broker = Broker::start(4).unwrap();
         let traffic = Traffic::new(Case::default(), clock::now()).unwrap();
-        let feed = Feed::start(traffic, Writer::new(&broker.servers(), &[]).unwrap()).unwrap();
+        let feed = Feed::start(traffic, Writer::new(&broker.servers(), "", &[]).unwrap()).unwrap();
         let effect = Effect { latency: 2.0, ..Effect::default() };
         let fault =
             Fault { at_s: 0.0, until_s: None, experiment: "new-checkout".into(), stagger_s: 0.0, bucket: "treatment".into(), effect };
@@ -296,7 +301,7 @@ mod tests {
     fn a_fault_without_its_bucket_ends_the_feed_with_an_error() {
         let broker = Broker::start(1).unwrap();
         let traffic = Traffic::new(Case::default(), clock::now()).unwrap();
-        let feed = Feed::start(traffic, Writer::new(&broker.servers(), &[]).unwrap()).unwrap();
+        let feed = Feed::start(traffic, Writer::new(&broker.servers(), "", &[]).unwrap()).unwrap();
         let effect = Effect::default();
         feed.inject(Fault { at_s: 0.0, until_s: None, experiment: "nobody".into(), stagger_s: 0.0, bucket: "treatment".into(), effect });
         until("the feed ends", || feed.is_over());

@@ -61,6 +61,14 @@ pub enum StartError {
     Listen(#[from] std::io::Error),
 }
 
+impl Delivery {
+    /// An instant that the decision names, such as `decided_at`.
+    pub fn instant(&self, key: &str) -> Option<Millis> {
+        let at: jiff::Timestamp = self.data[key].as_str()?.parse().ok()?;
+        Some(at.as_millisecond())
+    }
+}
+
 /// A running receiver; it stops when dropped.
 pub struct Receiver {
     address: SocketAddr,

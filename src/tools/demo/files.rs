@@ -12,7 +12,7 @@ pub struct Files {
 }
 
 /// A limit that healthy traffic (p95 about 420 ms) keeps and the slowed bucket does not.
-const LIMIT_MS: u32 = 550;
+const LIMIT_MS: u32 = 500;
 
 impl Files {
     pub fn create(dir: Option<&Path>) -> io::Result<Files> {
@@ -86,6 +86,20 @@ endpoints:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_daemon_takes_the_files() {
+        let files = Files::create(None).unwrap();
+        files
+            .write("127.0.0.1:9092", "http://127.0.0.1:2/hook", "whsec_QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFB", "127.0.0.1:0".parse().unwrap())
+            .unwrap();
+        let config = crate::config::Config::load_with(Some(&files.config()), &[], &Default::default()).unwrap();
+        assert_eq!(config.state_dir, files.root.join("state"));
+        let endpoints = config.endpoints.keys().cloned().collect();
+        let loaded = crate::rules::load(&config.rules, Some(&endpoints));
+        assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics);
+        assert_eq!(loaded.catalog.plans[0].experiment, EXPERIMENT);
+    }
 
     #[test]
     fn a_temporary_demo_leaves_nothing_behind_and_a_named_one_stays() {

@@ -21,7 +21,7 @@ use story::{BUCKET, EXPERIMENT, Story};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The longest that the demo runs. Without it: 55 s, or on a terminal until Ctrl-C.
+    /// The longest that the demo runs. Without it: 50 s, or on a terminal until Ctrl-C.
     pub limit: Option<Duration>,
     /// No terminal, and the whole story or failure.
     pub ci: bool,
@@ -65,11 +65,13 @@ pub enum DemoError {
 
 /// Traffic is healthy for this long before the fault.
 const HEALTHY: Duration = Duration::from_secs(8);
-const LIMIT: Duration = Duration::from_secs(55);
+const LIMIT: Duration = Duration::from_secs(50);
 /// Wait for the last records to be counted.
 const SETTLE: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(50);
 const PARTITIONS: i32 = 4;
+/// Everyone comes back every ten seconds.
+const USERS: u64 = 4_000;
 const USERS_PER_S: f64 = 400.0;
 const SLOWER: f64 = 1.5;
 
@@ -78,7 +80,7 @@ pub fn run(options: &Options, start: impl FnOnce(&Path) -> anyhow::Result<Daemon
     let interrupted = on_interrupt();
     let screen = Screen::new(options.ci);
     let broker = Broker::start(PARTITIONS)?;
-    let feed = Feed::start(traffic(options.seed)?, Writer::new(&broker.servers(), &[])?)?;
+    let feed = Feed::start(traffic(options.seed)?, Writer::new(&broker.servers(), "", &[])?)?;
     let secret = format!("whsec_{}", base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 24]>()));
     let switch = feed.switch();
     let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));
@@ -164,7 +166,7 @@ impl Stage<'_> {
 }
 
 fn traffic(seed: u64) -> Result<Traffic, FeedError> {
-    let case = Case { seed, visits_per_s: USERS_PER_S, ids: true, ..Case::default() };
+    let case = Case { seed, visits_per_s: USERS_PER_S, requests_per_visit: 2, users: USERS, ids: true, ..Case::default() };
     Ok(Traffic::new(case, clock::now())?)
 }
 

@@ -129,7 +129,7 @@ impl Story {
         let fault_at = self.fault_at.unwrap_or(Millis::MAX);
         let first = self.attempts.first();
         let (once, accepted) = (first.map(|a| &a.id), self.attempts.iter().skip(1).find(|a| a.status == 200));
-        let decided = first.is_some_and(|a| a.data["guardrail"] == GUARDRAIL && decided_at(a).is_some_and(|at| at > fault_at));
+        let decided = first.is_some_and(|a| a.data["guardrail"] == GUARDRAIL && a.instant("decided_at").is_some_and(|at| at > fault_at));
         let seen = [
             (self.healthy, "both buckets healthy before the fault"),
             (self.fault_at.is_some(), "the fault injected"),
@@ -155,7 +155,7 @@ impl Story {
         let seconds = |from: Millis, to: Millis| format!("{:.1} s", (to - from) as f64 / 1_000.0);
         let first = self.attempts.first();
         if let (Some(fault), Some(first)) = (self.fault_at, first)
-            && let Some(decided) = decided_at(first)
+            && let Some(decided) = first.instant("decided_at")
         {
             lines.push(format!("Fault to decision {}; decision to first attempt {} ms.", seconds(fault, decided), first.at - decided));
             if let Some(done) = self.attempts.iter().find(|a| a.status == 200) {
@@ -219,12 +219,6 @@ fn word(verdict: Verdict) -> &'static str {
         Verdict::Breach => "breach",
         Verdict::NoData => "no_data",
     }
-}
-
-/// Event time of the decision that a request carries.
-fn decided_at(delivery: &Delivery) -> Option<Millis> {
-    let at: jiff::Timestamp = delivery.data["decided_at"].as_str()?.parse().ok()?;
-    Some(at.as_millisecond())
 }
 
 #[cfg(test)]

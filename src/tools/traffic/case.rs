@@ -11,6 +11,9 @@ pub struct Case {
     pub visits_per_s: f64,
     /// Requests of one visit.
     pub requests_per_visit: u32,
+    /// Time from an exposure to its requests, ms: records of two topics can overtake each other, and a request without a known exposure
+    /// counts nowhere.
+    pub request_delay_ms: i64,
     /// Distinct users, at least 1.
     pub users: u64,
     /// Tenants that the users belong to, at least 1.
@@ -46,6 +49,13 @@ pub struct Experiment {
     pub copies: u32,
     /// The first is what users are served when another bucket has been stopped.
     pub buckets: Vec<Bucket>,
+}
+
+impl Experiment {
+    /// The name of every copy.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        (0..self.copies).map(|n| if self.copies == 1 { self.name.clone() } else { format!("{}-{n:04}", self.name) })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -127,6 +137,7 @@ impl Default for Case {
             seed: 1,
             visits_per_s: 400.0,
             requests_per_visit: 1,
+            request_delay_ms: 300,
             users: 100_000,
             tenants: 100,
             latency_p50_ms: 180.0,
@@ -173,6 +184,7 @@ impl Case {
         range("tenants", self.tenants as f64, 1.0, 1e9, "1..=10^9")?;
         range("latency_p50_ms", self.latency_p50_ms, 0.001, 1e6, "0.001..=1,000,000")?;
         range("latency_p95_ms", self.latency_p95_ms, self.latency_p50_ms * 1.000_001, 1e7, "latency_p50_ms..=10,000,000")?;
+        range("request_delay_ms", self.request_delay_ms as f64, 0.0, 8.64e7, "0..=86,400,000")?;
         range("workflow_ms", self.workflow_ms as f64, 0.0, 8.64e7, "0..=86,400,000")?;
         range("experiments_per_user", self.experiments_per_user as f64, 1.0, 64.0, "1..=64")?;
         let shares = [

@@ -1,7 +1,7 @@
 //! Synthetic traffic of a service under experiment, in virtual time: one case gives the same records on every run.
 //!
-//! Users visit in turn. A visit exposes the user to the experiments that it is in, makes requests, and may begin a workflow, open a
-//! ticket or raise a compliance flag. [`Traffic::stop`] is the flag service: users of a stopped bucket get the first bucket's
+//! Users visit in turn. A visit exposes the user to the experiments that it is in; a moment later it makes requests, and may begin a
+//! workflow, open a ticket or raise a compliance flag. [`Traffic::stop`] is the flag service: users of a stopped bucket get the first bucket's
 //! behaviour and are no longer exposed.
 
 mod case;
@@ -64,7 +64,11 @@ pub struct Traffic {
     writer: write::Writer,
     records: u64,
     visits: u64,
+    /// Visits between an exposure and its requests.
+    lag: u64,
     visit: Visit,
+    /// The user whose requests are due next, at the time of the visit.
+    acting: Option<u64>,
     /// What is still to be written of the visit, last first.
     steps: Vec<Step>,
     /// Workflows begun and not over, by due time (all take the same time).
@@ -138,7 +142,9 @@ impl Traffic {
             writer: write::Writer::new(case.tenants, case.ids),
             records: 0,
             visits: 0,
+            lag: (case.request_delay_ms as f64 * case.visits_per_s / 1_000.0) as u64,
             visit: Visit::default(),
+            acting: None,
             steps: Vec::new(),
             workflows: VecDeque::new(),
             workflow_ids: 0,
@@ -163,7 +169,7 @@ impl Traffic {
 
     /// Event time of the next record.
     pub fn next_ts(&self) -> Millis {
-        if !self.steps.is_empty() {
+        if !self.steps.is_empty() || self.acting.is_some() {
             return self.visit.ts;
         }
         let visit = self.visit_ts();
@@ -172,7 +178,11 @@ impl Traffic {
 
     /// Writes the next record over `out`.
     pub fn next(&mut self, out: &mut Record) {
-        if self.steps.is_empty() {
+        while self.steps.is_empty() {
+            if let Some(user) = self.acting.take() {
+                self.act(user);
+                continue;
+            }
             let due = self.workflows.front().is_some_and(|w| w.due <= self.visit_ts());
             if due && let Some(workflow) = self.workflows.pop_front() {
                 return self.end(&workflow, out);
@@ -190,9 +200,14 @@ impl Traffic {
         Ok(())
     }
 
-    /// Turns a bucket off; false where there is no such bucket.
+    /// Turns a bucket off; false where there is no such bucket. The first bucket of an experiment stays on.
     pub fn stop(&mut self, experiment: &str, bucket: &str) -> bool {
-        let found = self.experiments.iter_mut().filter(|e| e.name == experiment).flat_map(|e| &mut e.buckets).find(|b| b.name == bucket);
+        let found = self
+            .experiments
+            .iter_mut()
+            .filter(|e| e.name == experiment)
+            .flat_map(|e| e.buckets.iter_mut().skip(1))
+            .find(|b| b.name == bucket);
         found.map(|b| b.stopped = true).is_some()
     }
 
@@ -237,10 +252,19 @@ impl Traffic {
         if ts >= self.next_change {
             self.apply_faults(ts);
         }
-        let user = self.visits % self.case.users;
-        self.visits += 1;
-        self.visit.user = user;
         self.visit.ts = ts;
+        self.acting = self.visits.checked_sub(self.lag).map(|visit| visit % self.case.users);
+        self.enrol(self.visits % self.case.users);
+        self.visits += 1;
+        for &(experiment, bucket) in &self.visit.buckets {
+            if !self.experiments[experiment as usize].buckets[bucket as usize].stopped {
+                self.steps.push(Step::Exposure(experiment, bucket));
+            }
+        }
+    }
+
+    /// What a user does once it has been exposed.
+    fn act(&mut self, user: u64) {
         self.enrol(user);
         let effect = self.visit.effect;
         if self.rng.random_bool(effect.compliance.clamp(0.0, 1.0)) {
@@ -255,20 +279,13 @@ impl Traffic {
         for _ in 0..self.case.requests_per_visit {
             self.steps.push(Step::Request);
         }
-        for &(experiment, bucket) in &self.visit.buckets {
-            if !self.experiments[experiment as usize].buckets[bucket as usize].stopped {
-                self.steps.push(Step::Exposure(experiment, bucket));
-            }
-        }
-        if self.steps.is_empty() {
-            self.steps.push(Step::Request);
-        }
     }
 
     /// Finds the user's experiments and buckets, and what they do to it.
     fn enrol(&mut self, user: u64) {
         let all = self.experiments.len();
         let first = (write::mix(user ^ 0x5bd1_e995) % all as u64) as usize;
+        self.visit.user = user;
         self.visit.buckets.clear();
         self.visit.effect = Effect::default();
         for offset in 0..self.case.experiments_per_user.min(all) {
@@ -350,8 +367,7 @@ impl Traffic {
 fn expand(experiments: &[Experiment]) -> Vec<Live> {
     let mut live = Vec::new();
     for experiment in experiments {
-        for copy in 0..experiment.copies {
-            let name = if experiment.copies == 1 { experiment.name.clone() } else { format!("{}-{copy:04}", experiment.name) };
+        for name in experiment.names() {
             let total: f64 = experiment.buckets.iter().map(|b| b.weight).sum();
             let mut upto = 0.0;
             let mut buckets = Vec::new();

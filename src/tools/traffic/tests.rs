@@ -17,7 +17,7 @@ fn json(record: &Record) -> serde_json::Value {
 }
 
 fn busy() -> Case {
-    Case { workflow_share: 0.5, ticket_share: 0.1, workflow_ms: 40, requests_per_visit: 3, ..Case::default() }
+    Case { workflow_share: 0.5, ticket_share: 0.1, workflow_ms: 40, requests_per_visit: 3, request_delay_ms: 20, ..Case::default() }
 }
 
 /// Share of requests with an error and their 95th percentile of latency, of one bucket.
@@ -141,7 +141,7 @@ fn a_stopped_bucket_is_no_longer_exposed_and_behaves_as_the_first() {
 
 #[test]
 fn copies_share_the_users_and_are_struck_one_after_another() {
-    let mut case = Case::default();
+    let mut case = Case { request_delay_ms: 0, ..Case::default() };
     case.experiments[0].copies = 20;
     case.faults = vec![Fault {
         at_s: 1.0,
@@ -194,6 +194,22 @@ fn impossible_cases_are_refused() {
         effect: Effect::default(),
     };
     assert!(refused(Case { faults: vec![fault], ..Case::default() }).contains("`blue`"));
+}
+
+#[test]
+fn requests_follow_their_exposure_after_the_delay() {
+    let case = Case { requests_per_visit: 2, request_delay_ms: 100, users: 50, ..Case::default() };
+    let mut exposed = std::collections::BTreeMap::new();
+    let mut requests = 0;
+    for record in records(case, 1_000) {
+        if record.exposed.is_some() {
+            exposed.insert(record.user, record.ts);
+        } else {
+            requests += 1;
+            assert_eq!(record.ts - exposed[&record.user], 100);
+        }
+    }
+    assert!(requests > 600);
 }
 
 #[test]

@@ -98,11 +98,7 @@ impl Reader {
             if self.context_fatal() || self.commanded() {
                 break;
             }
-            let mut ready = true;
-            for worker in &mut self.workers {
-                ready &= worker.flush();
-            }
-            if ready {
+            if self.flush() {
                 let batch = self.queue.take(FILL);
                 if !batch.is_empty() {
                     self.deal(batch);
@@ -123,6 +119,12 @@ impl Reader {
             }
         }
         self.end(threads);
+    }
+
+    /// Sends every worker what it takes now; `false` when one is behind.
+    fn flush(&mut self) -> bool {
+        let behind = self.workers.iter_mut().filter_map(|w| (!w.flush()).then_some(())).count();
+        behind == 0
     }
 
     /// Serves rebalances, errors and statistics.
@@ -220,7 +222,15 @@ impl Reader {
             }
             let (_, place, next) = run.as_mut()?;
             match message.err() {
-                None if next.is_some_and(|next| message.offset() < next) => return None,
+                None if next.is_some_and(|next| message.offset() < next) => {
+                    // Delivered again; or the log is shorter than what was read of it, and so is another log.
+                    let known = *next;
+                    if self.queue.end(&place.0, place.1).is_none_or(|end| Some(end) >= known) {
+                        return None;
+                    }
+                    tracing::error!(topic = %place.0, partition = place.1, known, "the topic was made anew; reading it from its beginning");
+                    *next = Some(message.offset() + 1);
+                }
                 None => *next = Some(message.offset() + 1),
                 Some(code) => {
                     troubles.push((code, place.clone()));
@@ -302,7 +312,9 @@ impl Reader {
         let wanted: BTreeSet<Place> = self.assigned.keys().filter(|p| wanted(p)).cloned().collect();
         let list = |places: &mut dyn Iterator<Item = &Place>| {
             let mut tpl = TopicPartitionList::new();
-            places.for_each(|(topic, partition)| drop(tpl.add_partition(topic, *partition)));
+            for (topic, partition) in places {
+                tpl.add_partition(topic, *partition);
+            }
             tpl
         };
         let pause = list(&mut wanted.difference(&self.paused));
@@ -355,7 +367,7 @@ impl Reader {
         for worker in &mut self.workers {
             worker.waiting.push_back(ToWorker::Stop(STOPPED));
         }
-        while !self.workers.iter_mut().fold(true, |done, w| w.flush() && done) {
+        while !self.flush() {
             self.events();
             std::thread::sleep(Duration::from_millis(1));
         }

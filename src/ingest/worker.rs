@@ -74,7 +74,15 @@ pub struct Worker {
 }
 
 /// The receiver is gone: nobody wants to know.
-type Sent = Result<(), SendError<FromIngest>>;
+struct Gone;
+
+type Sent = Result<(), Gone>;
+
+impl From<SendError<FromIngest>> for Gone {
+    fn from(_: SendError<FromIngest>) -> Gone {
+        Gone
+    }
+}
 
 /// One partition number.
 struct Part {
@@ -302,7 +310,7 @@ impl Worker {
             let offsets = part.offsets(&self.shared.topics);
             parts.push(PartitionSnapshot { partition: *partition, offsets, state: snapshot.state, units: snapshot.units });
         }
-        self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })
+        Ok(self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })?)
     }
 
     /// Lets the consumer's thread know how far the partitions are.

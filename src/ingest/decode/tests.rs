@@ -411,11 +411,15 @@ proptest! {
 fn decode_speed() {
     for records in [&[EXPOSURE][..], &[REQUEST], &[EXPOSURE, REQUEST]] {
         let mut d = decoder();
-        let start = std::time::Instant::now();
-        let n = 2_000_000;
-        for i in 0..n {
-            std::hint::black_box(d.decode(std::hint::black_box(records[i % records.len()].as_bytes())).is_ok());
-        }
-        println!("{} shapes: {:.1} ns per record, {:?}", records.len(), start.elapsed().as_nanos() as f64 / n as f64, d.stats());
+        let n = 100_000;
+        let round = |d: &mut Decoder| {
+            let start = std::time::Instant::now();
+            for i in 0..n {
+                std::hint::black_box(d.decode(std::hint::black_box(records[i % records.len()].as_bytes())).is_ok());
+            }
+            start.elapsed().as_nanos() as f64 / n as f64
+        };
+        let best = (0..30).map(|_| round(&mut d)).fold(f64::INFINITY, f64::min);
+        println!("{} shapes: {best:.1} ns per record, best of 30, {:?}", records.len(), d.stats());
     }
 }

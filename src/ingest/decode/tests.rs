@@ -393,7 +393,10 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = with;
         let ours = decoder().decode(&bytes);
-        let is_json = serde_json::from_slice::<Json>(&bytes).is_ok();
+        let oracle = serde_json::from_slice::<Json>(&bytes);
+        // Valid JSON that serde_json cannot represent.
+        prop_assume!(!matches!(&oracle, Err(e) if e.to_string().contains("out of range")));
+        let is_json = oracle.is_ok();
         prop_assert_eq!(!matches!(ours, Err(Refused { reason: Reject::NotJson, .. })), is_json, "{:?}", String::from_utf8_lossy(&bytes));
     }
 

@@ -290,7 +290,7 @@ fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Mil
         ("auto.offset.reset", name),
         ("enable.auto.commit", "false"),
         ("enable.auto.offset.store", "false"),
-        ("enable.partition.eof", "true"),
+        ("enable.partition.eof", "false"),
     ] {
         client.set(name, value);
     }

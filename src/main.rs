@@ -1,8 +1,8 @@
 //! The program: see `guardraild --help`.
 
 use clap::{CommandFactory, Parser, Subcommand};
-use guardraild::cli::{backtest, check, demo, run, schema};
-use guardraild::{app, config};
+use guardraild::app;
+use guardraild::cli::{backtest, check, demo, run, schema, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -23,7 +23,10 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
-    Schema(schema::SchemaArgs),
+    /// Print the JSON Schema of rule files, for editors
+    Schema,
+    /// Recompute evidence: a test and its sufficient statistics per JSON line on standard input
+    Stats,
     /// Print shell completions
     Completions {
         shell: clap_complete::Shell,
@@ -34,12 +37,16 @@ fn main() -> ExitCode {
     let status = match Cli::parse().command {
         Command::Demo(args) => return demo::run(&args, app::start_for_demo),
         Command::Run(args) => run::run(&args),
-        Command::Check(args) => match config::endpoint_names(args.config.as_deref()) {
+        Command::Check(args) => match args.config.as_deref().map(run::endpoint_names).transpose() {
             Ok(endpoints) => check::run(&args, endpoints.as_ref()),
             Err(errors) => run::refuse(&errors, 1),
         },
         Command::Backtest(args) => backtest::run(&args),
-        Command::Schema(args) => schema::run(&args),
+        Command::Schema => schema::run(),
+        Command::Stats => match stats::run(std::io::stdin().lock(), std::io::stdout().lock()) {
+            Ok(()) => 0,
+            Err(_) => 1,
+        },
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "guardraild", &mut std::io::stdout());
             0

@@ -3,20 +3,20 @@
 use crate::clock;
 use crate::delivery::Waker;
 use crate::http::{Backend, BackendError, LogPage};
-use crate::ingest::rejects::Rejects;
+use crate::ingest::kafka::Ingest;
 use crate::store::{Store, StoreError};
 use serde_json::{Value, json};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 pub struct StoreBackend {
     store: Mutex<Store>,
     waker: Waker,
-    rejects: Rejects,
+    ingest: Arc<Ingest>,
 }
 
 impl StoreBackend {
-    pub fn new(store: Store, waker: Waker, rejects: Rejects) -> StoreBackend {
-        StoreBackend { store: Mutex::new(store), waker, rejects }
+    pub fn new(store: Store, waker: Waker, ingest: Arc<Ingest>) -> StoreBackend {
+        StoreBackend { store: Mutex::new(store), waker, ingest }
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -50,7 +50,7 @@ impl Backend for StoreBackend {
     }
 
     fn rejects(&self) -> Result<Vec<Value>, BackendError> {
-        Ok(self.rejects.snapshot().iter().map(|sample| json!(sample)).collect())
+        Ok(self.ingest.rejects().iter().map(|sample| json!(sample)).collect())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::engine::fleet::Fleet;
 use crate::engine::judge::Operator;
 use crate::engine::outcome::Counts;
 use crate::engine::time::Millis;
-use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot};
+use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot, way};
 use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, View};
 use crate::rules::RuleSet;
 use crate::store::{Checkpoint, Commit, NewOperation, PartitionCheckpoint, Store, Units};
@@ -69,12 +69,14 @@ pub struct Court {
     pub live: Live,
     pub metrics: Metrics,
     pub checkpoint_every: Duration,
+    /// Threads that aggregate: a checkpoint needs the snapshot of each.
+    pub workers: usize,
 }
 
 /// The running thread.
 struct Session<'a> {
     court: Court,
-    ingest: Ingest,
+    ingest: Arc<Ingest>,
     stop: &'a Stop,
     partitions: BTreeMap<i32, PartitionView>,
     assigned: BTreeSet<i32>,
@@ -83,6 +85,8 @@ struct Session<'a> {
     /// Why the store could not be written last time.
     store_error: Option<String>,
     viewed: Instant,
+    failed: bool,
+    /// Nothing more will come.
     stopped: bool,
 }
 
@@ -100,7 +104,7 @@ struct Barrier {
 
 impl Court {
     /// Runs until [`Stop::request`], or until ingest gives up.
-    pub fn run(self, ingest: Ingest, inbox: Receiver<FromIngest>, mut commands: mpsc::Receiver<Command>, stop: &Stop) {
+    pub fn run(self, ingest: Arc<Ingest>, inbox: Receiver<FromIngest>, mut commands: mpsc::Receiver<Command>, stop: &Stop) {
         let now = Instant::now();
         let next_checkpoint = now + self.checkpoint_every;
         let mut session = Session {
@@ -113,10 +117,11 @@ impl Court {
             next_checkpoint,
             store_error: None,
             viewed: now,
+            failed: false,
             stopped: false,
         };
         session.publish();
-        while !stop.is_requested() && !session.stopped {
+        while !stop.is_requested() && !session.failed {
             session.step(&inbox);
             while let Ok(command) = commands.try_recv() {
                 session.command(command);
@@ -132,7 +137,10 @@ impl Session<'_> {
         match inbox.recv_timeout(TICK) {
             Ok(message) => self.receive(message),
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => self.give_up("reading from Kafka has ended".into()),
+            Err(RecvTimeoutError::Disconnected) => {
+                self.stopped = true;
+                self.give_up("reading from Kafka has ended".into());
+            }
         }
     }
 
@@ -146,13 +154,14 @@ impl Session<'_> {
         self.publish();
     }
 
+    /// Ends the daemon; what has been read is still judged and saved.
     fn give_up(&mut self, reason: String) {
-        self.stopped = true;
+        self.failed = true;
         self.stop.failed.send_replace(Some(reason));
     }
 
     fn receive(&mut self, message: FromIngest) {
-        if self.barrier.pending && message.worker().is_some_and(|worker| self.barrier.reported.contains(&worker)) {
+        if self.barrier.pending && self.worker_of(&message).is_some_and(|worker| self.barrier.reported.contains(&worker)) {
             self.barrier.held.push(message);
             return;
         }
@@ -167,17 +176,26 @@ impl Session<'_> {
                 self.assigned.remove(&partition);
                 self.court.fleet.revoked(partition, &mut out);
             }
-            FromIngest::Idle { partition, .. } => self.court.fleet.empty(partition, &mut out),
-            FromIngest::Progress { partition, watermark, counts, .. } => self.progress(partition, watermark, counts),
+            FromIngest::Idle(partition) => self.court.fleet.empty(partition, &mut out),
+            FromIngest::Progress { partition, watermark, counts } => self.progress(partition, watermark, counts),
             FromIngest::Snapshot { barrier, worker, parts } => self.snapshot(barrier, worker, parts),
             FromIngest::Lag { topic, partition, records } => {
-                self.court.metrics.set(&names::CONSUMER_LAG, &[&topic, &partition.to_string()], records as f64);
+                self.court.metrics.set(&names::LAG, &[&topic, &partition.to_string()], records as f64);
             }
             FromIngest::Fatal(reason) => self.give_up(reason),
             FromIngest::Stopped => self.stopped = true,
         }
         if !out.is_empty() {
             self.say(out, None);
+        }
+    }
+
+    /// Whose message it is, where order against a snapshot matters.
+    fn worker_of(&self, message: &FromIngest) -> Option<usize> {
+        match message {
+            FromIngest::Emission { partition, .. } | FromIngest::Idle(partition) => Some(way(*partition, self.court.workers)),
+            FromIngest::Snapshot { worker, .. } => Some(*worker),
+            _ => None,
         }
     }
 
@@ -255,7 +273,7 @@ impl Session<'_> {
             let started = Instant::now();
             match self.court.store.commit(commit) {
                 Ok(committed) => {
-                    self.court.metrics.observe(&names::STORE_COMMIT_SECONDS, &[], started.elapsed().as_secs_f64());
+                    self.court.metrics.observe(&names::STORE_COMMIT, &[], started.elapsed().as_secs_f64());
                     if self.store_error.take().is_some() {
                         tracing::info!("the database can be written again");
                     }
@@ -316,12 +334,12 @@ impl Session<'_> {
 
     /// One worker's part of a checkpoint, or of the last one at the end.
     fn snapshot(&mut self, number: u64, worker: usize, parts: Vec<PartitionSnapshot>) {
-        if number < self.barrier.number {
-            return;
-        }
+        // The last snapshots, at the end, come without having been asked for.
+        self.barrier.pending = true;
+        tracing::debug!(number, worker, "snapshot");
         self.barrier.reported.insert(worker);
         self.barrier.parts.extend(parts);
-        if self.barrier.reported.len() < self.ingest.workers() {
+        if self.barrier.reported.len() < self.court.workers {
             return;
         }
         let started = self.barrier.since.take().unwrap_or_else(Instant::now);
@@ -342,7 +360,7 @@ impl Session<'_> {
         let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
         if self.write(&commit).is_some() {
             self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
-            self.court.metrics.set(&names::CHECKPOINT_TIMESTAMP, &[], made_at as f64 / 1_000.0);
+            self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }
         self.next_checkpoint = Instant::now() + self.court.checkpoint_every;
         self.barrier.pending = false;

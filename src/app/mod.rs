@@ -5,11 +5,12 @@ mod judging;
 mod recovery;
 
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, OAuth, OffsetReset, Property};
 use crate::delivery::{self, DeliveryEvent, DeliveryResult, Dispatcher};
 use crate::http::{self, Access, Api};
 use crate::ingest::decode::Limits;
-use crate::ingest::kafka::{Ingest, KafkaConfig};
+use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
+use crate::ingest::oauth::OauthConfig;
 use crate::live::Live;
 use crate::rules::{self, Loaded};
 use crate::store::Store;
@@ -18,7 +19,8 @@ use crate::tools::demo::Daemon;
 use anyhow::Context;
 use judging::{Court, Stop};
 use secrecy::ExposeSecret;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -49,6 +51,8 @@ pub struct App {
     served: tokio::task::JoinHandle<()>,
     stop: Stop,
     judging: JoinHandle<()>,
+    /// One daemon per state directory, for as long as it runs.
+    _lock: File,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -87,6 +91,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let loaded = load_rules(&config, &metrics)?;
     std::fs::create_dir_all(&config.state_dir).with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
+    let lock = lock(&config.state_dir)?;
     let database = config.state_dir.join("guardraild.db");
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
@@ -99,12 +104,13 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let (sender, inbox) = crossbeam_channel::bounded(INBOX);
     let catalog = Arc::new(loaded.catalog);
     let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
-    let kafka = kafka_config(&config)?;
-    let ingest = Ingest::start(kafka, Arc::clone(&catalog), config.engine.settings.clone(), limits, recovered.resume, clock::now, sender)?;
+    let kafka = kafka_config(&config.kafka);
+    let engine = Engine { catalog, settings: config.engine.settings.clone(), limits };
+    let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
     let live = Live::default();
     let (commands, orders) = mpsc::channel(64);
-    let rejects = ingest.rejects();
+    let readable = Arc::clone(&ingest);
     let court = Court {
         fleet: recovered.fleet,
         operations_seq: recovered.operations_seq,
@@ -115,6 +121,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         live: live.clone(),
         metrics: metrics.clone(),
         checkpoint_every: config.checkpoint.every,
+        workers: kafka.workers,
     };
     let stop = Stop::default();
     let signal = stop.clone();
@@ -123,15 +130,15 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let api = Api {
         live: live.clone(),
         commands,
-        backend: Arc::new(backend::StoreBackend::new(open()?, dispatcher.waker(), rejects)),
+        backend: Arc::new(backend::StoreBackend::new(open()?, dispatcher.waker(), readable)),
         metrics: metrics.clone(),
-        access: Access::new(&config.http, address),
+        access: Access::new(&config.http),
     };
     let (close_http, closed) = oneshot::channel();
     let served = runtime.spawn(http::serve(listener, api, async move {
         let _ = closed.await;
     }));
-    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging })
+    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging, _lock: lock })
 }
 
 impl App {
@@ -155,6 +162,17 @@ pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
     let config = Config::load(Some(path), &[])?;
     let app = start(config, Metrics::default())?;
     Ok(Daemon { live: app.live.clone(), http: app.http, stop: Box::new(move || app.shutdown()) })
+}
+
+/// Keeps a second daemon from the same state.
+fn lock(dir: &Path) -> anyhow::Result<File> {
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("{} cannot be made: is state_dir writable?", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => anyhow::bail!("another guardraild uses {}; give each its own state_dir", dir.display()),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
+    }
 }
 
 /// Reads the rules: what is wrong is logged, and the good files are used. None at all is an error.
@@ -188,13 +206,13 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
             DeliveryResult::Dead => "dead",
         };
         metrics.add(&names::DELIVERY_ATTEMPTS, &[&event.endpoint, result], 1.0);
-        metrics.observe(&names::DELIVERY_ATTEMPT_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0);
+        metrics.observe(&names::DELIVERY_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0);
         if let Some(delay) = event.first_attempt_delay_ms {
-            metrics.observe(&names::DECISION_DELAY_SECONDS, &[], delay as f64 / 1_000.0);
+            metrics.observe(&names::DECISION_DELAY, &[], delay as f64 / 1_000.0);
         }
     };
     let _guard = runtime.enter();
-    Ok(Dispatcher::start(store, endpoints, clock::now, Arc::new(observe))?)
+    Ok(Dispatcher::start(store, endpoints, Arc::new(clock::now), Arc::new(observe))?)
 }
 
 fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint {
@@ -214,17 +232,28 @@ fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint 
     }
 }
 
-fn kafka_config(config: &Config) -> anyhow::Result<KafkaConfig> {
-    let kafka = &config.kafka;
-    let properties: BTreeMap<String, String> = kafka.properties.iter().map(|(k, v)| (k.clone(), v.expose().to_owned())).collect();
-    Ok(KafkaConfig {
+fn kafka_config(kafka: &config::Kafka) -> KafkaConfig {
+    let plain = |property: &Property| match property {
+        Property::Plain(text) => text.clone(),
+        Property::Secret(secret) => secret.expose_secret().to_owned(),
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    KafkaConfig {
         brokers: kafka.brokers.join(","),
         group: kafka.group.clone(),
         topics: kafka.topics.all().into_iter().map(str::to_owned).collect(),
-        auto_offset_reset: kafka.auto_offset_reset.name().to_owned(),
-        properties,
-        workers: kafka.workers,
+        auto_offset_reset: match kafka.auto_offset_reset {
+            OffsetReset::Earliest => AutoOffsetReset::Earliest,
+            OffsetReset::Latest => AutoOffsetReset::Latest,
+        },
+        properties: kafka.properties.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
+        workers: if kafka.workers == 0 { cores } else { kafka.workers },
         max_future: kafka.max_future,
-        oauth: None,
-    })
+        oauth: kafka.oauth.clone().map(|oauth| match oauth {
+            OAuth::TokenFile(path) => OauthConfig::TokenFile(path),
+            OAuth::ClientCredentials { token_url: url, client_id, client_secret, scope } => {
+                OauthConfig::Endpoint { url, client_id, client_secret, scope }
+            }
+        }),
+    }
 }

@@ -3,9 +3,9 @@
 pub mod backtest;
 pub mod check;
 pub mod demo;
-
 pub mod run;
 pub mod schema;
+pub mod stats;
 
 use crate::engine::time::Millis;
 

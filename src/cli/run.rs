@@ -4,7 +4,8 @@
 use crate::app;
 use crate::config::{Config, ConfigErrors};
 use clap::Args;
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 /// Configuration that cannot be used: `EX_CONFIG` of sysexits.
 pub const BAD_CONFIG: i32 = 78;
@@ -37,6 +38,14 @@ pub fn run(args: &RunArgs) -> i32 {
             if error.is::<app::BadConfig>() { BAD_CONFIG } else { 1 }
         }
     }
+}
+
+/// The endpoints that a configuration file defines.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn endpoint_names(path: &Path) -> Result<BTreeSet<String>, ConfigErrors> {
+    Ok(Config::load(Some(path), &[])?.endpoints.into_keys().collect())
 }
 
 /// Shows what is wrong with a configuration; returns `status`.

@@ -207,8 +207,13 @@ class Broker:
     def ends(self, *topics, partitions=4):
         """Records in the topics: the sum of the partitions' end offsets (none is ever compacted or expired here)."""
         queries = [part for t in topics for p in range(partitions) for part in ("-t", f"{t}:{p}:-1")]
-        asked = subprocess.run(["kcat", "-Q", "-b", self.address, *queries], capture_output=True, text=True, timeout=30, check=True)
-        return sum(int(line.rsplit(" ", 1)[1]) for line in asked.stdout.splitlines() if "offset" in line)
+
+        def answer():  # none while a broker that just started has not taken over its partitions
+            asked = subprocess.run(["kcat", "-Q", "-b", self.address, *queries], capture_output=True, text=True, timeout=30)
+            return asked.stdout.splitlines() if asked.returncode == 0 else None
+
+        lines = poll(f"end offsets of {', '.join(topics)}", 30, answer)
+        return sum(int(line.rsplit(" ", 1)[1]) for line in lines if "offset" in line)
 
     def console(self, topic, records, codec="none"):
         """Produces (key, value) pairs by Kafka's console producer."""

@@ -4,8 +4,8 @@
 //! exceedance probability of the one-sided null each ratio has mean at most 1, so the mixture is an exact e-process. The grid
 //! costs a flat factor of 1.5 in observations against an oracle, from ten observations to ten million.
 //!
-//! Source: mixtures of exponential supermartingales after Howard, Ramdas, McAuliffe and Sekhon, Annals of Statistics 49(2), 2021,
-//! section 3 (discrete mixtures) with the Bernoulli psi function.
+//! Source: discrete mixtures of exponential supermartingales after Howard, Ramdas, McAuliffe and Sekhon, Annals of Statistics 49(2),
+//! 2021, with the Bernoulli psi function.
 
 use super::numeric::{bernoulli_kappa, count, log_sum_exp};
 use std::sync::LazyLock;

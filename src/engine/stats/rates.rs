@@ -213,7 +213,7 @@ pub fn label_log_e(k_t: f64, n_t: f64, k_c: f64, n_c: f64, ratio: f64, deff: f64
 /// Evidence that a single rate exceeds a fixed threshold. Exact, whatever the allocation; no control is needed.
 ///
 /// H0: each of the `n` observations is a hit with probability at most `p0` (in [0, 1]), given the past; `x` of them are hits.
-/// Mixture of exponentially tilted Bernoulli likelihood ratios (Howard et al., Annals of Statistics 49(2), 2021, section 3).
+/// Mixture of exponentially tilted Bernoulli likelihood ratios (Howard et al., Annals of Statistics 49(2), 2021).
 /// An observation and its hit must mature together: a hit never counts ahead of its observation.
 pub fn threshold_log_e(n: u64, x: u64, p0: f64) -> f64 {
     tilted(n as f64, x as f64, p0, Side::Above)
@@ -407,7 +407,10 @@ mod tests {
         }
 
         #[test]
-        fn two_arms_finite_in_range(w in 0.001..0.999f64, m in 0.0..1.0f64, n in 0u32..1_000_000_000, shares: [u16; 3], ratio in 0.0..20.0f64, margin in -0.9..0.9f64) {
+        fn two_arms_finite_in_range(
+            w in 0.001..0.999f64, m in 0.0..1.0f64, n in 0u32..1_000_000_000, shares: [u16; 3],
+            ratio in 0.0..20.0f64, margin in -0.9..0.9f64,
+        ) {
             let share = shares.map(|s| f64::from(s) / 65_535.0);
             let (n_t, n_c) = (f64::from(n) * share[0], f64::from(n) * (1.0 - share[0]));
             let s = stratum(w, m, n_t, n_t * share[1], n_c, n_c * share[2]);
@@ -417,7 +420,9 @@ mod tests {
         }
 
         #[test]
-        fn an_event_of_treatment_is_evidence_and_one_of_control_against(w in 0.01..0.99f64, m in 0.0..0.5f64, n in 1u32..100_000, x in 0u32..1_000) {
+        fn an_event_of_treatment_is_evidence_and_one_of_control_against(
+            w in 0.01..0.99f64, m in 0.0..0.5f64, n in 1u32..100_000, x in 0u32..1_000,
+        ) {
             let (n, x) = (f64::from(n), f64::from(x.min(n - 1)));
             let null = Null::relative(0.1);
             let before = log_e(&[stratum(w, m, n, x, n, x)], null);

@@ -6,7 +6,7 @@ use super::numeric::{HALF_LN_TAU, count, crossing, log_inverse, log_sum_exp, poi
 /// Evidence that events come faster than allowed. Exact for independent arrivals of any intensity up to the allowed one.
 ///
 /// `x` events were seen while `mu0` were allowed: the allowed rate times the exposure so far. Mixture of Poisson likelihood
-/// ratios over the lift grid (Howard et al., Annals of Statistics 49(2), 2021, section 3, with the Poisson psi function).
+/// ratios over the lift grid (Howard et al., Annals of Statistics 49(2), 2021, with the Poisson psi function).
 /// Events must be deduplicated. A `mu0` of 0 leaves finite evidence; for a count that must not be
 /// reached see [`kth_event_threshold`].
 pub fn poisson_log_e(x: u64, mu0: f64) -> f64 {
@@ -29,7 +29,7 @@ pub fn poisson_lower_bound(x: u64, exposure: f64, alpha: f64) -> f64 {
     let needed = log_inverse(alpha);
     let middle = (x as f64).ln();
     let gap = |log_mu: f64| poisson_log_e(x, log_mu.exp()) - needed;
-    if x == 0 || !(exposure > 0.0) || gap(middle - 80.0) < 0.0 {
+    if x == 0 || exposure.is_nan() || exposure <= 0.0 || gap(middle - 80.0) < 0.0 {
         return 0.0;
     }
     crossing(middle - 80.0, middle + 10.0, gap).exp() / exposure
@@ -38,7 +38,7 @@ pub fn poisson_lower_bound(x: u64, exposure: f64, alpha: f64) -> f64 {
 /// Upper end of the confidence sequence for an event rate, per unit of `exposure`; infinite when nothing can be said.
 pub fn poisson_upper_bound(x: u64, exposure: f64, alpha: f64) -> f64 {
     let needed = log_inverse(alpha);
-    if needed.is_infinite() || !(exposure > 0.0) {
+    if needed.is_infinite() || exposure.is_nan() || exposure <= 0.0 {
         return f64::INFINITY;
     }
     // Evidence against a mean grows with the mean, so the crossing is sought in its negative logarithm.

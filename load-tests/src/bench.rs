@@ -40,7 +40,12 @@ struct Side {
 impl Side {
     fn of(runs: &[Used]) -> Side {
         let over = |f: fn(&Used) -> f64| median(&runs.iter().map(f).collect::<Vec<_>>());
-        Side { cpu: over(|u| u.cpu_s * 1e6 / u.records as f64), rate: over(|u| u.records as f64 / u.wall_s), peak: over(|u| u.peak as f64) }
+        Side {
+            cpu: over(|u| u.cpu_s * 1e6 / u.records as f64),
+            rate: over(|u| u.records as f64 / u.wall_s),
+            peak: over(|u| u.peak as f64),
+            accepted: over(|u| u.accepted as f64 / u.records as f64),
+        }
     }
 }
 

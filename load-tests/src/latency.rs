@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-const SECRET: &str = "whsec_bG9hZC10ZXN0cy1sb2FkLXRlc3Rz";
+const SECRET: &str = "whsec_bG9hZC10ZXN0cy1sb2FkLXRlc3RzLWxvYWQtdGVzdHM=";
 /// Length of a pane unless configured, ms.
 const PANE: f64 = 1_000.0;
 

@@ -22,7 +22,7 @@ pub struct Args {
     /// Where the daemon's API listens; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     http: SocketAddr,
-    /// Keep the rule, the configuration and the database in DIR
+    /// Keep the rule, the configuration and the database in DIR, which must be new or empty
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// See a fault detected, rolled back and confirmed: broker, service, flag service and daemon in one process
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// End after N seconds at the latest [default: 50, or on a terminal at Ctrl-C]
+    /// End after N seconds at the latest [default: 48, or on a terminal at Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
     /// Plain lines; exit 0 only if everything was observed, within 60 seconds

@@ -279,9 +279,11 @@ impl Judge {
     }
 
     /// State as bytes, to be given to [`Judge::restore`].
-    pub fn snapshot(&self) -> Vec<u8> {
-        // Serialising plain data into a growing vector has no way to fail.
-        postcard::to_stdvec(&self.state).unwrap_or_default()
+    ///
+    /// # Errors
+    /// The state cannot be written down: a fault of the program.
+    pub fn snapshot(&self) -> Result<Vec<u8>, String> {
+        postcard::to_stdvec(&self.state).map_err(|e| format!("the state of `{}` cannot be written down: {e}", self.plan.experiment))
     }
 
     /// Takes up a state that a Judge of the same plan left.

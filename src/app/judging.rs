@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 /// How long the thread waits for a message before it looks after its other duties.
 const TICK: Duration = Duration::from_millis(50);
 /// A new view is made this often, and at once after a decision.
-const VIEW_EVERY: Duration = Duration::from_millis(500);
+const VIEW_EVERY: Duration = Duration::from_secs(1);
 /// Outbox and bounds are counted this often.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Pause between attempts to write while the store fails.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use tracing::Span;
 
 /// How long the thread waits for a message before it looks after its other duties.
 const TICK: Duration = Duration::from_millis(50);
@@ -95,6 +96,8 @@ struct Session<'a> {
     failed: bool,
     /// Nothing more will come.
     stopped: bool,
+    /// The judges have said what could not be stored before the end: their state must not be saved, so that the next start hears it again.
+    unsaid: bool,
 }
 
 /// A checkpoint under way: each worker sends its snapshot in order with its emissions; what it sends afterwards waits until all have.
@@ -128,6 +131,7 @@ impl Court {
             counted: now,
             failed: false,
             stopped: false,
+            unsaid: false,
         };
         for action in [Action::Hold, Action::Notify, Action::Page, Action::Pause, Action::Rollback, Action::Kill] {
             // A counter that begins at its first event hides that event from `increase()`.
@@ -223,12 +227,18 @@ impl Session<'_> {
     /// Stores what the judges said, with its deliveries, and only then lets it act.
     fn say(&mut self, out: Output, operation: Option<NewOperation>) -> Option<i64> {
         let at = clock::now();
-        // The root of the trace that ends with the answers to the webhooks.
-        let pane = (!out.decisions.is_empty()).then(|| tracing::info_span!("pane", judged_to = self.court.fleet.judged_to()).entered());
+        // The root of the trace that ends with the receivers' answers.
+        let pane = match out.decisions.is_empty() && out.notices.is_empty() {
+            true => Span::none(),
+            false => tracing::info_span!("pane", judged_to = self.court.fleet.judged_to(), decisions = out.decisions.len()),
+        };
+        let storing = if pane.is_none() { Span::none() } else { tracing::info_span!(parent: &pane, "commit") };
+        let _pane = pane.entered();
         let decisions = out.decisions.into_iter().map(|d| self.with_deliveries(d)).collect();
         let notices = out.notices.into_iter().map(|notice| {
             let rule = self.court.rules.get(&notice.decision.experiment);
-            let deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, None)).unwrap_or_default();
+            let trace = telemetry::traceparent(&Span::current());
+            let deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, trace.as_deref())).unwrap_or_default();
             tracing::info!(
                 experiment = notice.decision.experiment,
                 decision = notice.decision.decision,
@@ -242,8 +252,9 @@ impl Session<'_> {
         for entry in &commit.log {
             tracing::info!(experiment = entry.experiment, kind = ?entry.kind, author = entry.author, "{}", entry.text);
         }
-        drop(pane);
-        let committed = self.write(&commit)?;
+        let committed = storing.in_scope(|| self.write(&commit));
+        self.unsaid |= committed.is_none();
+        let committed = committed?;
         for (decision, _) in commit.decisions.iter().filter(|(d, _)| committed.new.contains(&d.decision)) {
             self.court.metrics.add(&names::DECISIONS, &[decision.action.name()], 1.0);
         }
@@ -402,7 +413,7 @@ impl Session<'_> {
             partitions: parts.collect(),
         };
         let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
-        if self.write(&commit).is_some() {
+        if !self.unsaid && self.write(&commit).is_some() {
             self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
             self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }

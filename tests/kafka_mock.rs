@@ -1,4 +1,5 @@
 //! Ingest against librdkafka's in-process mock cluster: real sockets and groups, injected faults, no broker to install.
+#![allow(clippy::unwrap_used)]
 
 use crossbeam_channel::{Receiver, bounded};
 use guardraild::engine::aggregate::Aggregator;

@@ -1,1 +1,51 @@
-fn main() {}
+//! Traffic generator and benchmarks of guardraild. See README.md beside this crate.
+
+mod bench;
+mod case;
+mod generate;
+mod latency;
+mod rig;
+mod side;
+mod table;
+mod usage;
+
+use clap::{Parser, Subcommand};
+
+/// As in the daemon's own program.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+#[derive(Parser)]
+#[command(about = "Traffic generator and benchmarks of guardraild")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write a case's traffic to a file, to standard output or to a broker
+    Generate(generate::Args),
+    /// Compare a bare poll loop with the whole daemon on the same topics: CPU and memory
+    Bench(bench::Args),
+    /// Memory of the daemon per exposed unit
+    Units(bench::UnitsArgs),
+    /// Time from a breach to the first webhook attempt under load
+    Latency(latency::Args),
+    /// Serve an embedded broker until standard input closes
+    Broker(rig::BrokerArgs),
+    /// One measured side, in a process of its own; prints one JSON line
+    #[command(hide = true)]
+    Side(side::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Units(args) => bench::units(&args),
+        Command::Latency(args) => latency::run(&args),
+        Command::Broker(args) => rig::serve(&args),
+        Command::Side(args) => side::run(&args),
+    }
+}

@@ -18,7 +18,7 @@ Exit status: 0 shown, 1 it could not run, or --ci missed something, 2 usage.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// End after N seconds at the latest [default: 50, or on a terminal at Ctrl-C]
+    /// End after N seconds at the latest [default: 48, or on a terminal at Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: Option<u64>,
     /// Plain lines; exit 0 only if everything was observed, within 60 seconds
@@ -30,7 +30,7 @@ pub struct Args {
     /// Where the daemon's API listens; port 0 takes a free one
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     http: SocketAddr,
-    /// Keep the rule, the configuration and the database in DIR
+    /// Keep the rule, the configuration and the database in DIR, which must be new or empty
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
 }

@@ -1,6 +1,6 @@
 //! Every record is counted under exactly one outcome; the counts add up to the records read.
 
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Why a record was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -128,13 +128,7 @@ impl Rejected {
 
 impl Serialize for Rejected {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for reason in Reject::ALL {
-            if self.get(reason) > 0 {
-                map.serialize_entry(reason.name(), &self.get(reason))?;
-            }
-        }
-        map.end()
+        serializer.collect_map(Reject::ALL.into_iter().map(|reason| (reason, self.get(reason))).filter(|(_, n)| *n > 0).collect::<Vec<_>>())
     }
 }
 

@@ -131,7 +131,7 @@ mod tests {
         let mut a = live(2);
         assert!(!a.passes(1));
         [3, 5].into_iter().for_each(|t| a.push(1, t, t));
-        assert_eq!(drain(&mut a, 0), []);
+        assert_eq!(drain(&mut a, 0), [0; 0]);
         [1, 4].into_iter().for_each(|t| a.push(0, t, t));
         assert_eq!(drain(&mut a, 0), [1, 3, 4], "5 waits for the first topic");
         a.end(0);
@@ -154,8 +154,8 @@ mod tests {
     fn a_stuck_topic_costs_a_second_and_is_counted() {
         let mut a = live(2);
         a.push(0, 1, 1);
-        assert_eq!(drain(&mut a, 100), []);
-        assert_eq!(drain(&mut a, 1099), []);
+        assert_eq!(drain(&mut a, 100), [0; 0]);
+        assert_eq!(drain(&mut a, 1099), [0; 0]);
         assert_eq!(drain(&mut a, 1100), [1]);
         assert_eq!(a.stalls(), 1);
         assert!(a.passes(0), "until it brings something");
@@ -172,7 +172,7 @@ mod tests {
         (0..=CROWD as i64).for_each(|t| a.push(1, t, t));
         assert_eq!(a.crowded(0), 0b10);
         a.end(0);
-        (0..CROWD / 2).for_each(|_| drop(a.pop(0)));
+        (0..CROWD / 2).for_each(|_| assert!(a.pop(0).is_some()));
         assert_eq!((a.crowded(0), a.crowded(0b10)), (0, 0b10));
         a.pop(0);
         assert_eq!(a.crowded(0b10), 0);

@@ -4,6 +4,9 @@
 //! at about half the cost of polling them one by one. librdkafka's calls are safe on any thread; what must hold is that its
 //! objects die in the right order: messages, then queue, then client. [`Batch`] and [`BatchQueue`] therefore share the queue,
 //! and the queue owns a share of the client.
+//!
+//! `enable.partition.eof` must stay off: the batch call takes the mark of a partition's end for a record, and after the next pause or
+//! rebalance would skip the record that comes to stand there. [`BatchQueue::end`] serves instead.
 #![allow(unsafe_code)]
 
 use super::context::Consumer;
@@ -62,6 +65,17 @@ impl BatchQueue {
         }
     }
 
+    /// The end of a partition's log as of the last answer to a fetch; `None` before the first.
+    pub fn end(&self, topic: &str, partition: i32) -> Option<i64> {
+        let topic = CString::new(topic).ok()?;
+        let (mut low, mut high) = (-1, -1);
+        // SAFETY: client and topic name are valid for the call, which writes to the two numbers and asks no broker.
+        let err = unsafe {
+            sys::rd_kafka_get_watermark_offsets(self.0.consumer.client().native_ptr(), topic.as_ptr(), partition, &mut low, &mut high)
+        };
+        (err == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR && high >= 0).then_some(high)
+    }
+
     /// Takes what there is, waiting at most `timeout` for a full batch.
     pub fn take(&self, timeout: Duration) -> Batch {
         let mut room = [std::ptr::null_mut(); BATCH];
@@ -117,7 +131,7 @@ impl Batch {
     }
 }
 
-/// One message, or an event of its partition (see [`Message::err`]).
+/// One message, or an error of its partition (see [`Message::err`]).
 #[derive(Clone, Copy)]
 pub struct Message<'a>(&'a sys::rd_kafka_message_t);
 
@@ -160,7 +174,7 @@ impl<'a> Message<'a> {
         unsafe { sys::rd_kafka_message_timestamp(self.0, &mut kind) }
     }
 
-    /// `None` for a record; otherwise what happened: most often the end of the partition, at [`Self::offset`].
+    /// `None` for a record; otherwise what went wrong with its partition.
     pub fn err(&self) -> Option<RDKafkaErrorCode> {
         (self.0.err != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then(|| self.0.err.into())
     }

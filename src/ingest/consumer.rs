@@ -11,7 +11,6 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
-use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -25,6 +24,8 @@ const FILL: Duration = Duration::from_millis(20);
 const COMMIT: Duration = Duration::from_secs(5);
 /// Looks at how far the partitions are apart.
 const SKEW: Duration = Duration::from_millis(100);
+/// What librdkafka knows of a partition's end is trusted this long after its assignment.
+const SETTLE: Duration = Duration::from_secs(1);
 /// A partition that has not moved for this long no longer makes those ahead of it wait.
 const LAME: Duration = Duration::from_secs(30);
 
@@ -41,8 +42,11 @@ pub struct Reader {
     shared: Shared,
     workers: Vec<Outbox>,
     commands: Receiver<Command>,
-    assigned: BTreeSet<Place>,
+    /// And since when.
+    assigned: BTreeMap<Place, Instant>,
     paused: BTreeSet<Place>,
+    /// At their end, as their worker knows.
+    ended: BTreeSet<Place>,
     /// Watermark of each partition number, and when it last moved.
     moved: BTreeMap<i32, (Mark, Instant)>,
     commit_at: Instant,
@@ -83,8 +87,8 @@ impl Reader {
     ) -> Reader {
         let now = Instant::now();
         let workers = workers.into_iter().map(|sender| Outbox { sender, waiting: VecDeque::new() }).collect();
-        let (assigned, paused, moved) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
-        Reader { consumer, queue, shared, workers, commands, assigned, paused, moved, commit_at: now + COMMIT, skew_at: now }
+        let (assigned, paused, ended, moved) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        Reader { consumer, queue, shared, workers, commands, assigned, paused, ended, moved, commit_at: now + COMMIT, skew_at: now }
     }
 
     /// Reads until it is told to stop, or cannot go on; then ends the workers.
@@ -94,11 +98,7 @@ impl Reader {
             if self.context_fatal() || self.commanded() {
                 break;
             }
-            let mut ready = true;
-            for worker in &mut self.workers {
-                ready &= worker.flush();
-            }
-            if ready {
+            if self.flush() {
                 let batch = self.queue.take(FILL);
                 if !batch.is_empty() {
                     self.deal(batch);
@@ -110,6 +110,7 @@ impl Reader {
             if now >= self.skew_at || self.shared.board.changed.swap(false, Ordering::Acquire) {
                 self.skew_at = now + SKEW;
                 self.pace(now);
+                self.ends(now);
             }
             if now >= self.commit_at {
                 self.commit_at = now + COMMIT;
@@ -118,6 +119,12 @@ impl Reader {
             }
         }
         self.end(threads);
+    }
+
+    /// Sends every worker what it takes now; `false` when one is behind.
+    fn flush(&mut self) -> bool {
+        let behind = self.workers.iter_mut().filter_map(|w| (!w.flush()).then_some(())).count();
+        behind == 0
     }
 
     /// Serves rebalances, errors and statistics.
@@ -150,7 +157,7 @@ impl Reader {
                         self.queue.forward(topic, *partition);
                     }
                     self.tell(&places, ToWorker::Assigned);
-                    self.assigned.extend(places);
+                    self.assigned.extend(places.into_iter().map(|place| (place, Instant::now())));
                 }
                 Change::Revoked(places) => {
                     tracing::info!(partitions = places.len(), "partitions revoked");
@@ -158,6 +165,7 @@ impl Reader {
                     for place in &places {
                         self.assigned.remove(place);
                         self.paused.remove(place);
+                        self.ended.remove(place);
                         self.moved.remove(&place.1);
                     }
                 }
@@ -198,6 +206,7 @@ impl Reader {
         context.reached();
         let mut state = context.state();
         let mut troubles = Vec::new();
+        let mut touched = BTreeSet::new();
         // Records come in runs of one partition: its next offset is looked up once for each run.
         let mut run: Option<((usize, i32), Place, Option<i64>)> = None;
         let batches = batch.split(n, |message| {
@@ -208,19 +217,21 @@ impl Reader {
                 }
                 let place = (message.topic().to_owned(), message.partition());
                 let next = state.next.get(&place).copied();
+                touched.insert(place.clone());
                 run = Some((key, place, next));
             }
             let (_, place, next) = run.as_mut()?;
             match message.err() {
-                None if next.is_some_and(|next| message.offset() < next) => return None,
-                None => *next = Some(message.offset() + 1),
-                Some(RDKafkaErrorCode::PartitionEOF) => {
-                    if let Some(known) = next.filter(|next| *next > message.offset()) {
-                        tracing::error!(topic = %place.0, partition = place.1, known, end = message.offset(),
-                            "the partition ends before what was read of it: was the topic made anew? Reading goes on at its end");
+                None if next.is_some_and(|next| message.offset() < next) => {
+                    // Delivered again; or the log is shorter than what was read of it, and so is another log.
+                    let known = *next;
+                    if self.queue.end(&place.0, place.1).is_none_or(|end| Some(end) >= known) {
+                        return None;
                     }
-                    *next = Some(message.offset());
+                    tracing::error!(topic = %place.0, partition = place.1, known, "the topic was made anew; reading it from its beginning");
+                    *next = Some(message.offset() + 1);
                 }
+                None => *next = Some(message.offset() + 1),
                 Some(code) => {
                     troubles.push((code, place.clone()));
                     return None;
@@ -231,6 +242,8 @@ impl Reader {
         if let Some((_, place, Some(next))) = run {
             state.next.insert(place, next);
         }
+        let ended = |place: &Place| state.next.get(place).zip(self.queue.end(&place.0, place.1)).is_some_and(|(next, end)| *next >= end);
+        let (now_ended, going): (BTreeSet<Place>, _) = touched.into_iter().partition(ended);
         drop(state);
         for (code, (topic, partition)) in troubles {
             context.trouble(Some(code), &format!("{topic}[{partition}]: {code}"));
@@ -240,6 +253,38 @@ impl Reader {
                 worker.waiting.push_back(ToWorker::Batch(batch));
             }
         }
+        self.ended.retain(|place| !going.contains(place));
+        self.end_reached(now_ended);
+    }
+
+    /// Looks for partitions that are at their end though no record of them came: empty ones, those read from their end, and those
+    /// whose log ends in marks of transactions. Where the position does not tell, the next statistics do.
+    fn ends(&mut self, now: Instant) {
+        let Ok(positions) = self.consumer.position() else { return };
+        let mut state = self.consumer.context().state();
+        let drained = std::mem::take(&mut state.drained);
+        let mut found = BTreeSet::new();
+        for element in positions.elements() {
+            let place = (element.topic().to_owned(), element.partition());
+            // What is known of the end is as old as the last fetch, perhaps from before the assignment.
+            let settled = self.assigned.get(&place).is_some_and(|since| now.duration_since(*since) >= SETTLE);
+            if !settled || self.ended.contains(&place) {
+                continue;
+            }
+            let Some(end) = self.queue.end(&place.0, place.1) else { continue };
+            let position = if let Offset::Offset(at) = element.offset() { at } else { 0 };
+            if position.max(state.next.get(&place).copied().unwrap_or(0)) >= end || drained.contains(&place) {
+                found.insert(place);
+            }
+        }
+        drop(state);
+        self.end_reached(found);
+    }
+
+    fn end_reached(&mut self, places: BTreeSet<Place>) {
+        let places: Vec<Place> = places.into_iter().collect();
+        self.tell(&places, ToWorker::Ended);
+        self.ended.extend(places);
     }
 
     /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest; resumes the others.
@@ -264,10 +309,12 @@ impl Reader {
             let topic = self.shared.topics.iter().position(|t| *t == place.0);
             topic.is_some_and(|t| mark.crowded & (1 << t) != 0) || mark.watermark.zip(bound).is_some_and(|(w, b)| w > b)
         };
-        let wanted: BTreeSet<Place> = self.assigned.iter().filter(|p| wanted(p)).cloned().collect();
+        let wanted: BTreeSet<Place> = self.assigned.keys().filter(|p| wanted(p)).cloned().collect();
         let list = |places: &mut dyn Iterator<Item = &Place>| {
             let mut tpl = TopicPartitionList::new();
-            places.for_each(|(topic, partition)| drop(tpl.add_partition(topic, *partition)));
+            for (topic, partition) in places {
+                tpl.add_partition(topic, *partition);
+            }
             tpl
         };
         let pause = list(&mut wanted.difference(&self.paused));
@@ -286,7 +333,7 @@ impl Reader {
     fn commit(&self) {
         let mut tpl = TopicPartitionList::new();
         let state = self.consumer.context().state();
-        for place in &self.assigned {
+        for place in self.assigned.keys() {
             if let Some(next) = state.next.get(place) {
                 // An offset out of range is the only fault, and ours are not.
                 let _ = tpl.add_partition_offset(&place.0, place.1, Offset::Offset(*next));
@@ -302,7 +349,7 @@ impl Reader {
 
     fn lag(&self) {
         let state = self.consumer.context().state();
-        let lags = self.assigned.iter().filter_map(|place| {
+        let lags = self.assigned.keys().filter_map(|place| {
             let end = state.ends.get(place)?;
             let (topic, partition) = place.clone();
             Some(FromIngest::Lag { topic, partition, records: state.next.get(place).map_or(*end, |next| end - next).max(0) })
@@ -320,7 +367,7 @@ impl Reader {
         for worker in &mut self.workers {
             worker.waiting.push_back(ToWorker::Stop(STOPPED));
         }
-        while !self.workers.iter_mut().fold(true, |done, w| w.flush() && done) {
+        while !self.flush() {
             self.events();
             std::thread::sleep(Duration::from_millis(1));
         }

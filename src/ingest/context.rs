@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub struct State {
     pub changes: Vec<Change>,
     /// End offsets of partitions, from the statistics.
     pub ends: BTreeMap<Place, i64>,
+    /// Partitions of which, as of the newest statistics, everything had been fetched and handed over.
+    pub drained: BTreeSet<Place>,
     /// Why the consumer cannot go on.
     pub fatal: Option<String>,
     down: bool,
@@ -125,9 +127,14 @@ impl ClientContext for Context {
         let mut state = self.state();
         for (topic, t) in &statistics.topics {
             for (partition, p) in &t.partitions {
-                if p.hi_offset >= 0 {
-                    state.ends.insert((topic.clone(), *partition), p.hi_offset);
+                if p.hi_offset < 0 {
+                    continue;
                 }
+                let place = (topic.clone(), *partition);
+                if p.fetch_state == "active" && p.next_offset >= p.hi_offset && p.fetchq_cnt == 0 {
+                    state.drained.insert(place.clone());
+                }
+                state.ends.insert(place, p.hi_offset);
             }
         }
     }

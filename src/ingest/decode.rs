@@ -134,7 +134,7 @@ impl Decoder {
             if slot == Slot::Attributes {
                 self.attributes(scan, noted)?;
             } else {
-                noted.values[slot as usize] = scan.value(1)?;
+                scan.value_into(1, &mut noted.values[slot as usize])?;
             }
             place = slot as usize;
             if scan.peek() == b'}' {

@@ -268,6 +268,8 @@ fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Mil
         ("fetch.message.max.bytes", "1048576"),
         ("fetch.wait.max.ms", "100"),
         ("fetch.min.bytes", "1"),
+        // A daemon that was killed keeps its partitions from the next one for this long.
+        ("session.timeout.ms", "10000"),
         ("check.crcs", "true"),
         ("isolation.level", "read_committed"),
         ("statistics.interval.ms", "5000"),
@@ -290,7 +292,7 @@ fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Mil
         ("auto.offset.reset", name),
         ("enable.auto.commit", "false"),
         ("enable.auto.offset.store", "false"),
-        ("enable.partition.eof", "true"),
+        ("enable.partition.eof", "false"),
     ] {
         client.set(name, value);
     }

@@ -10,7 +10,6 @@ use crate::engine::outcome::{Outcome, Reject};
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
-use rdkafka::types::RDKafkaErrorCode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,6 +23,8 @@ const SAMPLES_PER_TICK: u32 = 20;
 /// What the consumer's thread hands to a worker. Topics are indices into the configured ones.
 pub enum ToWorker {
     Batch(Batch),
+    /// These topics' partitions are at their end.
+    Ended(Vec<(usize, i32)>),
     Assigned(Vec<(usize, i32)>),
     Revoked(Vec<(usize, i32)>),
     Barrier(u64),
@@ -73,7 +74,15 @@ pub struct Worker {
 }
 
 /// The receiver is gone: nobody wants to know.
-type Sent = Result<(), SendError<FromIngest>>;
+struct Gone;
+
+type Sent = Result<(), Gone>;
+
+impl From<SendError<FromIngest>> for Gone {
+    fn from(_: SendError<FromIngest>) -> Gone {
+        Gone
+    }
+}
 
 /// One partition number.
 struct Part {
@@ -150,6 +159,7 @@ impl Worker {
         loop {
             match inbox.recv_deadline(tick) {
                 Ok(ToWorker::Batch(batch)) => self.batch(&batch)?,
+                Ok(ToWorker::Ended(places)) => self.ended(&places)?,
                 Ok(ToWorker::Assigned(places)) => self.assigned(&places)?,
                 Ok(ToWorker::Revoked(places)) => self.revoked(&places)?,
                 Ok(ToWorker::Barrier(n)) => self.snapshot(n)?,
@@ -162,6 +172,22 @@ impl Worker {
                 tick = Instant::now() + TICK;
             }
         }
+    }
+
+    fn ended(&mut self, places: &[(usize, i32)]) -> Sent {
+        let latest = self.latest();
+        for &(topic, partition) in places {
+            let Some(part) = self.parts.get_mut(&partition) else { continue };
+            part.aligner.end(topic);
+            self.release(partition, latest)?;
+        }
+        self.post(places.iter().map(|p| p.1).collect());
+        Ok(())
+    }
+
+    /// The latest event time that is not of the future.
+    fn latest(&self) -> Millis {
+        (self.shared.clock)().saturating_add(self.shared.max_future)
     }
 
     fn assigned(&mut self, places: &[(usize, i32)]) -> Sent {
@@ -197,7 +223,7 @@ impl Worker {
     }
 
     fn batch(&mut self, batch: &Batch) -> Sent {
-        let latest = (self.shared.clock)().saturating_add(self.shared.max_future);
+        let latest = self.latest();
         let mut topic = (0, None);
         let mut touched = BTreeSet::new();
         let mut last = None;
@@ -211,9 +237,7 @@ impl Worker {
                 last = Some(message.partition());
                 touched.insert(message.partition());
             }
-            if message.err() == Some(RDKafkaErrorCode::PartitionEOF) {
-                part.aligner.end(lane);
-            } else if part.aligner.passes(lane) {
+            if part.aligner.passes(lane) {
                 let mut booking = Booking { shared: &self.shared, decoder: &mut self.decoder, samples: &mut self.samples, latest };
                 booking.book(part, message.partition(), lane, message.offset(), message.payload());
             } else {
@@ -249,7 +273,7 @@ impl Worker {
     /// Quiet partitions move on with the clock; progress is reported.
     fn tick(&mut self) -> Sent {
         self.samples = 0;
-        let latest = (self.shared.clock)().saturating_add(self.shared.max_future);
+        let latest = self.latest();
         let partitions: Vec<i32> = self.parts.keys().copied().collect();
         for partition in partitions {
             self.release(partition, latest)?;
@@ -286,7 +310,7 @@ impl Worker {
             let offsets = part.offsets(&self.shared.topics);
             parts.push(PartitionSnapshot { partition: *partition, offsets, state: snapshot.state, units: snapshot.units });
         }
-        self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })
+        Ok(self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })?)
     }
 
     /// Lets the consumer's thread know how far the partitions are.

@@ -230,7 +230,8 @@ class Broker:
         """kcat reading `key TAB value` lines. Idempotent, and not ending with -E, since a broker goes away under it; and with the
         partitioner of Kafka's own producers: librdkafka's default puts the same key elsewhere, and exposures must meet their events."""
         return ["kcat", "-P", "-E", "-b", self.address, "-t", topic, "-K", "\t", "-z", codec,
-                "-X", "enable.idempotence=true", "-X", "topic.partitioner=murmur2_random", "-X", "linger.ms=20"]
+                "-X", "enable.idempotence=true", "-X", "topic.partitioner=murmur2_random", "-X", "linger.ms=20",
+                "-X", "reconnect.backoff.max.ms=500"]
 
 
 def ended(pid):

@@ -393,7 +393,10 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] = with;
         let ours = decoder().decode(&bytes);
-        let is_json = serde_json::from_slice::<Json>(&bytes).is_ok();
+        let oracle = serde_json::from_slice::<Json>(&bytes);
+        // Valid JSON that serde_json cannot represent.
+        prop_assume!(!matches!(&oracle, Err(e) if e.to_string().contains("out of range")));
+        let is_json = oracle.is_ok();
         prop_assert_eq!(!matches!(ours, Err(Refused { reason: Reject::NotJson, .. })), is_json, "{:?}", String::from_utf8_lossy(&bytes));
     }
 
@@ -411,11 +414,15 @@ proptest! {
 fn decode_speed() {
     for records in [&[EXPOSURE][..], &[REQUEST], &[EXPOSURE, REQUEST]] {
         let mut d = decoder();
-        let start = std::time::Instant::now();
-        let n = 2_000_000;
-        for i in 0..n {
-            std::hint::black_box(d.decode(std::hint::black_box(records[i % records.len()].as_bytes())).is_ok());
-        }
-        println!("{} shapes: {:.1} ns per record, {:?}", records.len(), start.elapsed().as_nanos() as f64 / n as f64, d.stats());
+        let n = 100_000;
+        let round = |d: &mut Decoder| {
+            let start = std::time::Instant::now();
+            for i in 0..n {
+                std::hint::black_box(d.decode(std::hint::black_box(records[i % records.len()].as_bytes())).is_ok());
+            }
+            start.elapsed().as_nanos() as f64 / n as f64
+        };
+        let best = (0..30).map(|_| round(&mut d)).fold(f64::INFINITY, f64::min);
+        println!("{} shapes: {best:.1} ns per record, best of 30, {:?}", records.len(), d.stats());
     }
 }

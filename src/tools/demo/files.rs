@@ -23,12 +23,12 @@ impl Files {
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        std::fs::create_dir_all(root.join("rules"))?;
-        // A demo starts from nothing: what an earlier one in the same directory decided must not stand in its way.
-        match std::fs::remove_dir_all(root.join("state")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+        std::fs::create_dir_all(&root)?;
+        // Nothing of the user's is ever written over, and what an earlier demo decided does not stand in the way.
+        if std::fs::read_dir(&root)?.next().is_some() {
+            return Err(io::Error::new(io::ErrorKind::DirectoryNotEmpty, format!("{} is not empty", root.display())));
         }
+        std::fs::create_dir(root.join("rules"))?;
         Ok(Files { root, temporary })
     }
 
@@ -107,11 +107,10 @@ mod tests {
         let files = Files::create(Some(here.path())).unwrap();
         files.write("127.0.0.1:1", "http://127.0.0.1:2/hook", "whsec_AAAA", "127.0.0.1:0".parse().unwrap()).unwrap();
         let (config, rule) = (files.config(), files.rule());
-        std::fs::create_dir(here.path().join("state")).unwrap();
         drop(files);
         assert!(config.exists() && rule.exists());
-        Files::create(Some(here.path())).unwrap();
-        assert!(!here.path().join("state").exists(), "an earlier demo's state is in the way");
+        let again = Files::create(Some(here.path())).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(again.contains("is not empty"), "{again}");
 
         let files = Files::create(None).unwrap();
         let root = files.root.clone();

@@ -21,7 +21,7 @@ use story::{BUCKET, EXPERIMENT, Story};
 
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The longest that the demo runs. Without it: 50 s, or on a terminal until Ctrl-C.
+    /// The longest that the demo runs. Without it: 48 s, or on a terminal until Ctrl-C.
     pub limit: Option<Duration>,
     /// No terminal, and the whole story or failure.
     pub ci: bool,
@@ -65,9 +65,9 @@ pub enum DemoError {
 
 /// Traffic is healthy for this long before the fault.
 const HEALTHY: Duration = Duration::from_secs(8);
-const LIMIT: Duration = Duration::from_secs(50);
-/// Wait for the last records to be counted.
-const SETTLE: Duration = Duration::from_secs(5);
+const LIMIT: Duration = Duration::from_secs(48);
+/// Wait for the last records to be counted: longer than the daemon waits for a partition that has fallen silent (5 s).
+const SETTLE: Duration = Duration::from_secs(9);
 const TICK: Duration = Duration::from_millis(50);
 const PARTITIONS: i32 = 4;
 /// Everyone comes back every ten seconds.

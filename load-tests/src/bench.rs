@@ -1,0 +1,139 @@
+//! `bench` and `units`: the whole daemon beside a bare poll loop, and its memory per user.
+
+use crate::case::LoadCase;
+use crate::rig::Rig;
+use crate::side::{self, Used};
+use crate::table::{self, median, mib};
+use std::path::PathBuf;
+
+/// Where webhooks would go: nothing listens there, and the cases of `bench` and `units` only observe.
+const NO_SINK: (&str, &str) = ("http://127.0.0.1:9/hook", "whsec_bG9hZC10ZXN0cy1sb2FkLXRlc3RzLWxvYWQtdGVzdHM=");
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Load case
+    #[arg(long)]
+    case: PathBuf,
+    /// A running cluster; without it an embedded broker is served by another process
+    #[arg(long)]
+    brokers: Option<String>,
+    /// Numbers of experiments, instead of the case's
+    #[arg(long, value_delimiter = ',')]
+    experiments: Vec<u32>,
+    /// Records, instead of the case's
+    #[arg(long)]
+    records: Option<u64>,
+    /// Runs of each side, instead of the case's
+    #[arg(long)]
+    repeats: Option<usize>,
+}
+
+/// Medians of one side.
+struct Side {
+    cpu: f64,
+    rate: f64,
+    peak: f64,
+    /// Share of the records.
+    accepted: f64,
+}
+
+impl Side {
+    fn of(runs: &[Used]) -> Side {
+        let over = |f: fn(&Used) -> f64| median(&runs.iter().map(f).collect::<Vec<_>>());
+        Side {
+            cpu: over(|u| u.cpu_s * 1e6 / u.records as f64),
+            rate: over(|u| u.records as f64 / u.wall_s),
+            peak: over(|u| u.peak as f64),
+            accepted: over(|u| u.accepted as f64 / u.records as f64),
+        }
+    }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let mut case = LoadCase::read(&args.case)?;
+    case.records = args.records.unwrap_or(case.records);
+    case.repeats = args.repeats.unwrap_or(case.repeats).max(1);
+    let counts = if args.experiments.is_empty() { case.experiments.clone() } else { args.experiments.clone() };
+    let counts = if counts.is_empty() { vec![1] } else { counts };
+    let (mut rows, mut daemon_cpu) = (Vec::new(), Vec::new());
+    for &count in &counts {
+        let (poll, daemon) = compare(&case.with_experiments(count), args.brokers.as_deref())?;
+        rows.push(vec![
+            count.to_string(),
+            format!("{:.3}", poll.cpu),
+            format!("{:.3}", daemon.cpu),
+            format!("{:.2}", daemon.cpu / poll.cpu),
+            format!("{:.0} k/s", poll.rate / 1e3),
+            format!("{:.0} k/s", daemon.rate / 1e3),
+            mib(poll.peak),
+            mib(daemon.peak),
+            format!("{:.1}%", daemon.accepted * 100.0),
+        ]);
+        daemon_cpu.push(daemon.cpu);
+    }
+    let cluster = if args.brokers.is_some() { "a cluster" } else { "the embedded broker" };
+    let title = format!("{} records on {cluster}, medians of {} interleaved runs", case.records, case.repeats);
+    let head =
+        ["experiments", "poll CPU-s/M", "daemon CPU-s/M", "ratio", "poll rate", "daemon rate", "poll peak", "daemon peak", "accepted"];
+    table::print(&title, &head, &rows);
+    if let (Some(least), Some(most)) = (daemon_cpu.iter().copied().reduce(f64::min), daemon_cpu.iter().copied().reduce(f64::max)) {
+        println!("\nFlatness over experiments (dearest / cheapest daemon run): {:.2}", most / least);
+    }
+    Ok(())
+}
+
+/// Both sides on the same topics, in turn, so that a drift of the machine meets both.
+fn compare(case: &LoadCase, brokers: Option<&str>) -> anyhow::Result<(Side, Side)> {
+    let rig = Rig::start(brokers, case.partitions)?;
+    rig.fill(case)?;
+    let (records, topics) = (case.records.to_string(), rig.topics().join(","));
+    let (mut polls, mut daemons) = (Vec::new(), Vec::new());
+    for _ in 0..case.repeats {
+        polls.push(side::measure(&["poll", "--brokers", &rig.servers, "--topics", &topics, "--records", &records])?);
+        daemons.push(measure_daemon(&rig, case)?);
+    }
+    Ok((Side::of(&polls), Side::of(&daemons)))
+}
+
+/// A fresh daemon with a store of its own.
+fn measure_daemon(rig: &Rig, case: &LoadCase) -> anyhow::Result<Used> {
+    let dir = tempfile::tempdir()?;
+    let config = rig.files(dir.path(), case, NO_SINK)?;
+    side::measure(&["daemon", "--config", &config.to_string_lossy(), "--records", &case.records.to_string()])
+}
+
+#[derive(clap::Args)]
+pub struct UnitsArgs {
+    /// Load case; its `records` should be about those of one visit of every user
+    #[arg(long)]
+    case: PathBuf,
+    #[arg(long)]
+    brokers: Option<String>,
+    /// Users to compare with few
+    #[arg(long, default_value_t = 1_000_000)]
+    users: u64,
+}
+
+/// The same number of records of few users and of many: what the memory differs by belongs to the users.
+pub fn units(args: &UnitsArgs) -> anyhow::Result<()> {
+    const FEW: u64 = 1_000;
+    let case = LoadCase::read(&args.case)?;
+    let mut rows = Vec::new();
+    let mut peaks = Vec::new();
+    for users in [FEW, args.users] {
+        let mut case = case.clone();
+        case.traffic.users = users;
+        let rig = Rig::start(args.brokers.as_deref(), case.partitions)?;
+        rig.fill(&case)?;
+        let used = measure_daemon(&rig, &case)?;
+        let bytes = |n: u64| mib(n as f64);
+        rows.push(vec![users.to_string(), used.records.to_string(), bytes(used.before), bytes(used.after), bytes(used.peak)]);
+        peaks.push(used.peak as f64);
+    }
+    table::print("Memory by exposed users", &["users", "records", "at start", "at end", "peak"], &rows);
+    if let [few, many] = peaks[..] {
+        let each = (many - few) / (args.users.saturating_sub(FEW).max(1) as f64) / case.traffic.experiments_per_user as f64;
+        println!("\nPeak memory per exposed unit and experiment: {each:.0} bytes");
+    }
+    Ok(())
+}

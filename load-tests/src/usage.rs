@@ -1,0 +1,31 @@
+//! What this process has used.
+
+use std::time::Duration;
+
+/// User and system CPU time so far, of all threads.
+pub fn cpu() -> Duration {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the pointer is valid for a `rusage`, which the call fills; all-zero is a valid `rusage`, should the call fail.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let time = |t: libc::timeval| Duration::new(t.tv_sec.unsigned_abs(), t.tv_usec.unsigned_abs() as u32 * 1_000);
+    time(usage.ru_utime) + time(usage.ru_stime)
+}
+
+/// Largest resident memory since the process began, bytes. Not taken from `getrusage`, whose peak a child inherits from its parent.
+pub fn peak_memory() -> u64 {
+    status("VmHWM:")
+}
+
+/// Resident memory now, bytes.
+pub fn memory() -> u64 {
+    status("VmRSS:")
+}
+
+fn status(key: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib * 1_024)
+}

@@ -11,11 +11,18 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Watches running experiments and stops the bad ones: guardrails over Kafka events, and rollback webhooks that are signed, durable
 /// and never doubled.
 #[derive(Parser)]
-#[command(version, propagate_version = true, after_help = "First time here? `guardraild demo` shows the whole story in a minute.")]
+#[command(version, propagate_version = true, after_help = FIRST_STEPS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+const FIRST_STEPS: &str = "\
+First steps:
+  guardraild demo                                            the whole story in a minute
+  guardraild check rules                                     is my rule file right?
+  guardraild backtest --rules rules --events day.ndjson.zst  what would it have decided?
+  guardraild run --config guardraild.yaml                    the daemon";
 
 #[derive(Subcommand)]
 enum Command {
@@ -24,10 +31,13 @@ enum Command {
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
     /// Print the JSON Schema of rule files, for editors
+    #[command(after_help = schema::EXAMPLES)]
     Schema,
     /// Recompute evidence: a test and its sufficient statistics per JSON line on standard input
+    #[command(after_help = stats::EXAMPLES)]
     Stats,
     /// Print shell completions
+    #[command(after_help = "Example:\n  guardraild completions bash > /etc/bash_completion.d/guardraild")]
     Completions {
         shell: clap_complete::Shell,
     },

@@ -12,11 +12,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
+const EXAMPLES: &str = "\
+Examples:
+  guardraild backtest --rules rules/new-checkout.yaml --events monday.ndjson.zst
+  kcat -C -e -q -b kafka-1:9092 -t experiment.exposures > exposures.ndjson
+  kcat -C -e -q -b kafka-1:9092 -t experiment.events |
+    guardraild backtest --rules rules --events exposures.ndjson - --output json";
+
 /// Run recorded events through the rules, at full speed and with nothing sent.
 ///
 /// Decisions and the summary go to standard output, everything else to standard error.
 /// Exit status: 0 done (whatever was decided), 1 a rule file or a recording is bad, 2 usage.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct BacktestArgs {
     /// Rule file, or directory with rule files; may be repeated.
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]

@@ -7,10 +7,16 @@ use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 
+const EXAMPLES: &str = "\
+Examples:
+  guardraild check rules --config guardraild.yaml     endpoint names are checked, too
+  guardraild check --format json --deny-warnings      for CI";
+
 /// Check rule files and show every fault at once.
 ///
-/// Exit status: 0 good, 1 errors, 2 a path does not exist, 3 warnings under --deny-warnings.
+/// Exit status: 0 good, 1 errors, 2 usage or a path that does not exist, 3 warnings under --deny-warnings.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct CheckArgs {
     /// Rule files, or directories with rule files.
     #[arg(value_name = "PATH", default_value = "rules")]

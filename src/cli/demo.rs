@@ -7,8 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+const EXAMPLES: &str = "\
+Examples:
+  guardraild demo
+  guardraild demo --ci --dir /tmp/first-look     and keep rule, configuration and database
+
+Exit status: 0 shown, 1 it could not run, or --ci missed something, 2 usage.";
+
 /// See a fault detected, rolled back and confirmed: broker, service, flag service and daemon in one process
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// End after N seconds at the latest [default: 48, or on a terminal at Ctrl-C]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=86_400))]

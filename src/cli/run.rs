@@ -7,14 +7,20 @@ use clap::Args;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+const EXAMPLES: &str = "\
+Examples:
+  guardraild run --config guardraild.yaml
+  GUARDRAILD_KAFKA__BROKERS='[kafka-1:9092]' guardraild run --set telemetry.log.format=human";
+
 /// Configuration that cannot be used: `EX_CONFIG` of sysexits.
 pub const BAD_CONFIG: i32 = 78;
 
 /// Run the daemon.
 ///
 /// Settings come from the built-in defaults, then FILE, then GUARDRAILD_ variables, then --set; secrets only by reference.
-/// Exit status: 0 stopped by a signal, 1 failed, 78 the configuration cannot be used.
+/// Exit status: 0 stopped by a signal, 1 failed, 2 usage, 78 the configuration cannot be used.
 #[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct RunArgs {
     /// Configuration file (YAML); `config/default.yaml` describes every field.
     #[arg(long, value_name = "FILE", env = "GUARDRAILD_CONFIG")]

@@ -10,6 +10,14 @@ use serde::Serialize;
 use serde_json::Value;
 use std::io::{self, BufRead, Read, Write};
 
+/// Shown under the command's help.
+pub const EXAMPLES: &str = r#"Example: 20 of 21 requests failed where 5% may.
+  echo '{"id":1,"test":"threshold","in":{"n":21,"x":20,"p0":0.05}}' | guardraild stats
+
+A decision names its test and carries that test's `in` as `evidence`. `log_e` is the natural
+logarithm of the e-value: the decision's `log_e_value` (abandonment takes the worse of two looks
+and pays ln 2 for it). A line that cannot be evaluated is answered with `error`."#;
+
 /// Longest line that is read, in bytes.
 const MAX_LINE: usize = 4 << 20;
 

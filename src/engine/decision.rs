@@ -91,7 +91,7 @@ pub struct Decision {
     pub log_e_value: Option<f64>,
     /// Name of the test, as `guardraild stats` knows it; `count` where a bare count decides.
     pub test: String,
-    /// When the breach began: the end of the first pane since which the criterion has held without a break.
+    /// When the breach began: the start of the first pane since which the value has been beyond the limit without a break.
     #[serde(with = "rfc3339")]
     pub since: Millis,
     /// Units exposed to the bucket so far.

@@ -56,7 +56,11 @@ impl Judge {
         let alpha = (-self.log_threshold).exp();
         let mut decision = self.decision(name, &guardrail.name, "limit", guardrail.on_breach, now);
         decision.baseline_value = self.value(index, plan.baseline(), pane);
-        decision.bucket_value = self.value(index, bucket, pane).or(Some(reading.n as f64));
+        decision.bucket_value = match reading.evidence {
+            // A single event decides before its pane, and so its window, has counted it.
+            Evidence::Count { count, .. } => Some(count as f64),
+            _ => self.value(index, bucket, pane).or(Some(reading.n as f64)),
+        };
         decision.unit.clone_from(&guardrail.unit);
         decision.change = change(decision.baseline_value, decision.bucket_value);
         decision.interval = interval(&reading.evidence, alpha);

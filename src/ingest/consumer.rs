@@ -45,6 +45,8 @@ pub struct Reader {
     /// And since when.
     assigned: BTreeMap<Place, Instant>,
     paused: BTreeSet<Place>,
+    /// Assigned, and no record taken from them since: see [`skips`].
+    unproven: BTreeSet<Place>,
     /// At their end, as their worker knows.
     ended: BTreeSet<Place>,
     /// Watermark of each partition number, and when it last moved.
@@ -87,8 +89,10 @@ impl Reader {
     ) -> Reader {
         let now = Instant::now();
         let workers = workers.into_iter().map(|sender| Outbox { sender, waiting: VecDeque::new() }).collect();
-        let (assigned, paused, ended, moved) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
-        Reader { consumer, queue, shared, workers, commands, assigned, paused, ended, moved, commit_at: now + COMMIT, skew_at: now }
+        let (assigned, paused, unproven, ended, moved) =
+            (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let (commit_at, skew_at) = (now + COMMIT, now);
+        Reader { consumer, queue, shared, workers, commands, assigned, paused, unproven, ended, moved, commit_at, skew_at }
     }
 
     /// Reads until it is told to stop, or cannot go on; then ends the workers.
@@ -157,6 +161,7 @@ impl Reader {
                         self.queue.forward(topic, *partition);
                     }
                     self.tell(&places, ToWorker::Assigned);
+                    self.unproven.extend(places.iter().cloned());
                     self.assigned.extend(places.into_iter().map(|place| (place, Instant::now())));
                 }
                 Change::Revoked(places) => {
@@ -165,6 +170,7 @@ impl Reader {
                     for place in &places {
                         self.assigned.remove(place);
                         self.paused.remove(place);
+                        self.unproven.remove(place);
                         self.ended.remove(place);
                         self.moved.remove(&place.1);
                     }
@@ -208,20 +214,29 @@ impl Reader {
         let mut troubles = Vec::new();
         let mut touched = BTreeSet::new();
         // Records come in runs of one partition: its next offset is looked up once for each run.
-        let mut run: Option<((usize, i32), Place, Option<i64>)> = None;
+        let mut run: Option<((usize, i32), Place, Option<i64>, bool)> = None;
+        let mut skipped: BTreeMap<Place, Offset> = BTreeMap::new();
+        let (unproven, reset) = (&mut self.unproven, context.reset());
         let batches = batch.split(n, |message| {
             let key = (message.topic_key(), message.partition());
             if run.as_ref().is_none_or(|r| r.0 != key) {
-                if let Some((_, place, Some(next))) = run.take() {
+                if let Some((_, place, Some(next), _)) = run.take() {
                     state.next.insert(place, next);
                 }
                 let place = (message.topic().to_owned(), message.partition());
                 let next = state.next.get(&place).copied();
-                touched.insert(place.clone());
-                run = Some((key, place, next));
+                if message.err().is_none() && unproven.remove(&place) {
+                    skipped.extend(skips(message.offset(), next, reset).map(|back| (place.clone(), back)));
+                }
+                let again = skipped.contains_key(&place);
+                if !again {
+                    touched.insert(place.clone());
+                }
+                run = Some((key, place, next, again));
             }
-            let (_, place, next) = run.as_mut()?;
+            let (_, place, next, again) = run.as_mut()?;
             match message.err() {
+                None if *again => return None,
                 None if next.is_some_and(|next| message.offset() < next) => {
                     // Delivered again; or the log is shorter than what was read of it, and so is another log.
                     let known = *next;
@@ -239,12 +254,19 @@ impl Reader {
             }
             Some(way(message.partition(), n))
         });
-        if let Some((_, place, Some(next))) = run {
+        if let Some((_, place, Some(next), _)) = run {
             state.next.insert(place, next);
         }
         let ended = |place: &Place| state.next.get(place).zip(self.queue.end(&place.0, place.1)).is_some_and(|(next, end)| *next >= end);
         let (now_ended, going): (BTreeSet<Place>, _) = touched.into_iter().partition(ended);
         drop(state);
+        for (place, back) in skipped {
+            // Everything fetched before is void from here on, in either queue.
+            if let Err(e) = self.consumer.seek(&place.0, place.1, back, Duration::ZERO) {
+                tracing::warn!(topic = %place.0, partition = place.1, "could not go back to the first record; trying again: {e}");
+                self.unproven.insert(place);
+            }
+        }
         for (code, (topic, partition)) in troubles {
             context.trouble(Some(code), &format!("{topic}[{partition}]: {code}"));
         }
@@ -388,5 +410,30 @@ impl Reader {
         // Leaves the group.
         drop(self);
         let _ = sender.send(FromIngest::Stopped);
+    }
+}
+
+/// Where to go back to when `first`, the first record taken from a partition since its assignment, is not the one that is due.
+///
+/// librdkafka may fetch before the partition's queue is forwarded: then the first records wait in the client's queue, and later ones
+/// come before them.
+fn skips(first: i64, next: Option<i64>, reset: Offset) -> Option<Offset> {
+    match next {
+        Some(next) => (first > next).then_some(Offset::Offset(next)),
+        None => (first > 0 && reset == Offset::Beginning).then_some(Offset::Beginning),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_record_that_is_not_the_one_due_sends_the_reader_back() {
+        assert_eq!(skips(80, Some(0), Offset::Beginning), Some(Offset::Offset(0)));
+        assert_eq!(skips(80, Some(80), Offset::Beginning), None);
+        assert_eq!(skips(79, Some(80), Offset::End), None, "delivered again");
+        assert_eq!(skips(80, None, Offset::Beginning), Some(Offset::Beginning));
+        assert_eq!((skips(0, None, Offset::Beginning), skips(80, None, Offset::End)), (None, None));
     }
 }

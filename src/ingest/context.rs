@@ -63,6 +63,11 @@ impl Context {
         Context { brokers, oauth, reset, metrics, state: Mutex::new(State { next, ..State::default() }) }
     }
 
+    /// Where a partition without an offset of ours starts.
+    pub fn reset(&self) -> Offset {
+        self.reset
+    }
+
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }

@@ -85,14 +85,14 @@ fn a_signal_under_traffic_loses_and_doubles_nothing_and_a_second_daemon_is_refus
         scope.spawn(|| {
             for chunk in records.chunks(20) {
                 pen.pour("all", chunk);
-                std::thread::sleep(std::time::Duration::from_millis(5));
+                std::thread::sleep(std::time::Duration::from_millis(10));
             }
             pen.flush();
             over.store(true, Ordering::Relaxed);
         });
         until("it has read a part", || (daemon.records() > 1_000).then_some(()));
-        let (status, log) = daemon.terminate();
         assert!(!over.load(Ordering::Relaxed), "the traffic goes on");
+        let (status, log) = daemon.terminate();
         assert_eq!(status.code(), Some(0), "{}", log.join("\n"));
         assert!(log.iter().any(|l| l.contains("SIGTERM: draining")));
         site.start(&[])

@@ -44,6 +44,40 @@ fn a_locked_database_delays_the_webhook_until_the_decision_is_stored() {
     assert_eq!(hook.of("guardrail.rollback").len(), 1);
 }
 
+/// What could not be stored before the end is not in the last checkpoint either: the next start hears it again.
+#[test]
+fn a_database_that_is_locked_until_the_end_costs_no_decision() {
+    let kafka = Kafka::start(&["all"], 1);
+    let hook = Hook::ok();
+    let site = Site::new(&one_topic(&kafka, "all"), &hook, &[("rule", rule(EXPERIMENT, "enforce"))]);
+    let mut daemon = site.start(&[]);
+    let service = breach();
+    kafka.write("all", &service.records(0, 9_000));
+    daemon.until_records(1_800);
+    let database = site.database();
+    database.execute_batch("BEGIN IMMEDIATE").unwrap();
+    kafka.write("all", &service.records(9_000, 25_000));
+    unwritable(&mut daemon);
+    daemon.ask_to_stop();
+    holds("it drains", || daemon.logged("SIGTERM: draining"));
+    // The decision's last attempt; the last checkpoint comes next.
+    let failures = |daemon: &mut Daemon| {
+        let metrics = daemon.get("/metrics").1;
+        let line = metrics.lines().find(|l| l.starts_with("guardraild_store_errors_total ")).unwrap().to_owned();
+        line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let before = failures(&mut daemon);
+    holds("it gives up", || failures(&mut daemon) > before);
+    database.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(hook.hits().is_empty());
+
+    let mut daemon = site.start(&[]);
+    daemon.until_records(service.records(0, 25_000).len());
+    holds("the rollback is received", || !hook.of("guardrail.rollback").is_empty());
+    assert_eq!((site.decisions().len(), hook.of("guardrail.rollback").len()), (1, 1));
+}
+
 /// A breach while the disk is full, and a restart once there is room.
 #[test]
 fn a_full_disk_loses_no_decision_even_across_a_restart() {
@@ -52,16 +86,12 @@ fn a_full_disk_loses_no_decision_even_across_a_restart() {
     let site = Site::new(&one_topic(&kafka, "all"), &hook, &[("rule", rule(EXPERIMENT, "enforce"))]);
     // Files that may not grow: to SQLite, a full disk.
     let mut shell = Command::new("bash");
-    shell.args(["-c", "trap '' XFSZ; ulimit -f 160; exec \"$0\" \"$@\"", BIN]);
+    shell.args(["-c", "trap '' XFSZ; ulimit -f 1024; exec \"$0\" \"$@\"", BIN]);
     let mut daemon = Daemon::spawn(site.equip(shell));
     daemon.ready();
     let service = breach();
-    let mut sent = 0;
-    for second in 0..9 {
-        kafka.write("all", &service.records(second * 1_000, (second + 1) * 1_000));
-        sent += 200;
-        daemon.until_records(sent);
-    }
+    kafka.write("all", &service.records(0, 9_000));
+    daemon.until_records(1_800);
     let mut filler = 0;
     // The log takes annotations until it is full.
     holds("the disk is full", || {

@@ -398,10 +398,15 @@ impl Daemon {
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop; returns how it ended and what it said.
-    pub fn terminate(mut self) -> (ExitStatus, Vec<String>) {
+    /// Sends SIGTERM.
+    pub fn ask_to_stop(&self) {
         let status = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
         assert!(status.success());
+    }
+
+    /// [`Daemon::ask_to_stop`]; returns how it ended and what it said.
+    pub fn terminate(mut self) -> (ExitStatus, Vec<String>) {
+        self.ask_to_stop();
         (self.wait(), self.log())
     }
 

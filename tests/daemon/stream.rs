@@ -16,6 +16,7 @@ actions:
   mode: {mode}
   rollback: {{webhook: hook, body: {{flag: {experiment}}}}}
   kill: {{webhook: hook}}
+  notify: {{webhook: hook}}
   confirm_within: 20s
 "
     )

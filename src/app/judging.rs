@@ -340,6 +340,8 @@ impl Session<'_> {
                 match self.say(out, Some(row)) {
                     Some(seq) => {
                         self.court.operations_seq = seq;
+                        // A replay carries operations out before the records that came ahead of them: keep it short.
+                        self.next_checkpoint = Instant::now();
                         Ok(Accepted { experiment, message, decisions })
                     }
                     None => Err(Refusal::NotStored(self.store_error.clone().unwrap_or_else(|| "the daemon stops".into()))),

@@ -200,7 +200,8 @@ impl Worker {
             let first = !part.aligner.any_live();
             part.aligner.set_live(topic, true);
             if first {
-                (part.quiet_since, part.idle) = (Instant::now(), false);
+                // What a checkpoint knows of the partition is reported even if no further record comes.
+                (part.quiet_since, part.idle, part.moved) = (Instant::now(), false, true);
                 shared.sender.send(FromIngest::Assigned(partition))?;
             }
         }

@@ -154,12 +154,26 @@ impl Judge {
             self.state.quality.checks[check].tripped = id;
         }
         let watched = decision.action >= Action::Rollback && decision.covered_by.is_none() && decision.criterion != "confirm_within";
-        let pane = Pane::of(decision.decided_at, self.pane_ms);
-        if watched
-            && let Some(bucket) = bucket
-            && self.state.stops[bucket].is_none()
-        {
-            self.enforce(&mut decision.clone(), &[bucket], pane);
+        if watched {
+            self.awaited.push(decision.clone());
+            self.watch_awaited();
+        }
+    }
+
+    /// Begins to watch the exposures of buckets that adopted decisions stopped, as soon as the replay has come to them: what was exposed
+    /// before is known only then. An operator's decision has no place in the replay.
+    pub(super) fn watch_awaited(&mut self) {
+        let at = self.state.at;
+        let reached = |d: &Decision| d.criterion == "operator" || at.is_some_and(|at| Pane::of(d.decided_at - 1, self.pane_ms) <= at);
+        let (due, later) = std::mem::take(&mut self.awaited).into_iter().partition(reached);
+        self.awaited = later;
+        let due: Vec<Decision> = due;
+        for mut decision in due {
+            let whole = decision.bucket.is_empty();
+            let meant = |b: &usize| self.plan.buckets[*b].name == decision.bucket || whole && *b != self.plan.baseline();
+            let buckets: Vec<usize> = (0..self.plan.buckets.len()).filter(meant).collect();
+            let pane = Pane::of(decision.decided_at - 1, self.pane_ms);
+            self.enforce(&mut decision, &buckets, at.map_or(pane, |at| pane.min(at)));
         }
     }
 
@@ -201,6 +215,7 @@ impl Judge {
         self.state.guards.iter_mut().flatten().for_each(|g| *g = Guard::default());
         self.state.quality = fresh.quality;
         self.state.stops.fill(None);
+        self.awaited.clear();
         self.state.hold = None;
         self.state.epoch += 1;
         self.log(operator.at, LogKind::Operator, Some(operator.author.clone()), format!("resume: {}", operator.reason), out);

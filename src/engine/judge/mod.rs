@@ -43,6 +43,8 @@ pub struct Judge {
     state: State,
     /// Decisions in force, by id; after a restart they come from the store.
     in_force: BTreeMap<String, Decision>,
+    /// Adopted decisions that the replay has not come to yet.
+    awaited: Vec<Decision>,
 }
 
 /// Everything that a checkpoint keeps.
@@ -123,7 +125,7 @@ impl Judge {
             _ => None,
         });
         let tests = tests.collect();
-        Judge { plan, pane_ms, window_of, log_threshold, tests, state, in_force: BTreeMap::new() }
+        Judge { plan, pane_ms, window_of, log_threshold, tests, state, in_force: BTreeMap::new(), awaited: Vec::new() }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -208,6 +210,7 @@ impl Judge {
             self.judge_limits(pane, out);
         }
         self.judge_quality(pane, out);
+        self.watch_awaited();
         self.watch_stops(pane, out);
     }
 

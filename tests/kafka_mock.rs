@@ -7,6 +7,7 @@ use guardraild::engine::outcome::{Counts, Reject};
 use guardraild::engine::plan::{Catalog, Settings};
 use guardraild::ingest::decode::Limits;
 use guardraild::ingest::kafka::{AutoOffsetReset, Engine, FromIngest, Ingest, KafkaConfig, PartitionSnapshot, Resume, STOPPED, StartError};
+use guardraild::telemetry::Metrics;
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
@@ -77,7 +78,7 @@ impl Bench {
 }
 
 fn engine() -> Engine {
-    Engine { catalog: Arc::new(Catalog::default()), settings: Settings::default(), limits: Limits::default() }
+    Engine { catalog: Arc::new(Catalog::default()), settings: Settings::default(), limits: Limits::default(), metrics: Metrics::default() }
 }
 
 /// A running ingest, and what has come out of it.

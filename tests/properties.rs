@@ -278,10 +278,10 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
         partitions[p].read(line);
         take(&mut fleet, &mut said, partitions[p].aggregator.drain());
         if restarts.contains(&step) {
-            fleet = Fleet::restore(catalog, settings.pane, &fleet.snapshot()).unwrap();
+            fleet = Fleet::restore(catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
             (0..lines.len()).for_each(|p| fleet.assigned(p as i32));
             for (p, partition) in partitions.iter_mut().enumerate() {
-                let snapshot = partition.aggregator.snapshot();
+                let snapshot = partition.aggregator.snapshot().unwrap();
                 chunks[p].extend((!snapshot.units.is_empty()).then_some(snapshot.units));
                 let number = p as i32;
                 partition.aggregator =

@@ -21,11 +21,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
+use tracing::Span;
 
 /// How long the thread waits for a message before it looks after its other duties.
 const TICK: Duration = Duration::from_millis(50);
 /// A new view is made this often, and at once after a decision.
-const VIEW_EVERY: Duration = Duration::from_millis(500);
+const VIEW_EVERY: Duration = Duration::from_secs(1);
+/// Outbox and bounds are counted this often.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Pause between attempts to write while the store fails.
 const RETRY: Duration = Duration::from_millis(500);
 /// What the last records may take at the end.
@@ -71,6 +74,8 @@ pub struct Court {
     pub checkpoint_every: Duration,
     /// Threads that aggregate: a checkpoint needs the snapshot of each.
     pub workers: usize,
+    /// Names of the configured endpoints.
+    pub endpoints: Vec<String>,
 }
 
 /// The running thread.
@@ -80,14 +85,19 @@ struct Session<'a> {
     stop: &'a Stop,
     partitions: BTreeMap<i32, PartitionView>,
     assigned: BTreeSet<i32>,
+    /// What bounds made each partition forget.
+    dropped: BTreeMap<i32, [(&'static str, u64); 3]>,
     barrier: Barrier,
     next_checkpoint: Instant,
     /// Why the store could not be written last time.
     store_error: Option<String>,
     viewed: Instant,
+    counted: Instant,
     failed: bool,
     /// Nothing more will come.
     stopped: bool,
+    /// The judges have said what could not be stored before the end: their state must not be saved, so that the next start hears it again.
+    unsaid: bool,
 }
 
 /// A checkpoint under way: each worker sends its snapshot in order with its emissions; what it sends afterwards waits until all have.
@@ -113,13 +123,21 @@ impl Court {
             stop,
             partitions: BTreeMap::new(),
             assigned: BTreeSet::new(),
+            dropped: BTreeMap::new(),
             barrier: Barrier::default(),
             next_checkpoint,
             store_error: None,
             viewed: now,
+            counted: now,
             failed: false,
             stopped: false,
+            unsaid: false,
         };
+        for action in [Action::Hold, Action::Notify, Action::Page, Action::Pause, Action::Rollback, Action::Kill] {
+            // A counter that begins at its first event hides that event from `increase()`.
+            session.court.metrics.add(&names::DECISIONS, &[action.name()], 0.0);
+        }
+        session.count_kept();
         session.publish();
         while !stop.is_requested() && !session.failed {
             session.step(&inbox);
@@ -177,7 +195,10 @@ impl Session<'_> {
                 self.court.fleet.revoked(partition, &mut out);
             }
             FromIngest::Idle(partition) => self.court.fleet.empty(partition, &mut out),
-            FromIngest::Progress { partition, watermark, counts } => self.progress(partition, watermark, counts),
+            FromIngest::Progress { partition, watermark, counts, dropped } => {
+                self.dropped.insert(partition, dropped);
+                self.progress(partition, watermark, counts);
+            }
             FromIngest::Snapshot { barrier, worker, parts } => self.snapshot(barrier, worker, parts),
             FromIngest::Lag { topic, partition, records } => {
                 self.court.metrics.set(&names::LAG, &[&topic, &partition.to_string()], records as f64);
@@ -206,10 +227,18 @@ impl Session<'_> {
     /// Stores what the judges said, with its deliveries, and only then lets it act.
     fn say(&mut self, out: Output, operation: Option<NewOperation>) -> Option<i64> {
         let at = clock::now();
+        // The root of the trace that ends with the receivers' answers.
+        let pane = match out.decisions.is_empty() && out.notices.is_empty() {
+            true => Span::none(),
+            false => tracing::info_span!("pane", judged_to = self.court.fleet.judged_to(), decisions = out.decisions.len()),
+        };
+        let storing = if pane.is_none() { Span::none() } else { tracing::info_span!(parent: &pane, "commit") };
+        let _pane = pane.entered();
         let decisions = out.decisions.into_iter().map(|d| self.with_deliveries(d)).collect();
         let notices = out.notices.into_iter().map(|notice| {
             let rule = self.court.rules.get(&notice.decision.experiment);
-            let deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, None)).unwrap_or_default();
+            let trace = telemetry::traceparent(&Span::current());
+            let deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, trace.as_deref())).unwrap_or_default();
             tracing::info!(
                 experiment = notice.decision.experiment,
                 decision = notice.decision.decision,
@@ -223,7 +252,9 @@ impl Session<'_> {
         for entry in &commit.log {
             tracing::info!(experiment = entry.experiment, kind = ?entry.kind, author = entry.author, "{}", entry.text);
         }
-        let committed = self.write(&commit)?;
+        let committed = storing.in_scope(|| self.write(&commit));
+        self.unsaid |= committed.is_none();
+        let committed = committed?;
         for (decision, _) in commit.decisions.iter().filter(|(d, _)| committed.new.contains(&d.decision)) {
             self.court.metrics.add(&names::DECISIONS, &[decision.action.name()], 1.0);
         }
@@ -324,11 +355,31 @@ impl Session<'_> {
             self.publish();
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
+        if self.counted.elapsed() >= COUNT_EVERY {
+            self.counted = Instant::now();
+            self.count_kept();
+        }
         if !self.barrier.pending && Instant::now() >= self.next_checkpoint {
             self.barrier.number += 1;
             self.barrier.pending = true;
             self.barrier.since = Some(Instant::now());
             self.ingest.barrier(self.barrier.number);
+        }
+    }
+
+    /// Numbers that nobody tells as they change.
+    fn count_kept(&self) {
+        let metrics = &self.court.metrics;
+        for (index, (reason, _)) in self.dropped.values().next().into_iter().flatten().enumerate() {
+            let sum: u64 = self.dropped.values().map(|bounds| bounds[index].1).sum();
+            metrics.set(&names::DROPPED, &[reason], sum as f64);
+        }
+        // While the store cannot be read, the last numbers stay; `/readyz` tells of it.
+        let (Ok(pending), Ok(disabled)) = (self.court.store.pending(), self.court.store.disabled_endpoints()) else { return };
+        for name in &self.court.endpoints {
+            let n = pending.iter().find(|(endpoint, _)| endpoint == name).map_or(0, |(_, n)| *n);
+            metrics.set(&names::DELIVERIES_PENDING, &[name], n as f64);
+            metrics.set(&names::ENDPOINT_DISABLED, &[name], f64::from(u8::from(disabled.contains(name))));
         }
     }
 
@@ -349,16 +400,20 @@ impl Session<'_> {
             offsets: part.offsets.into_iter().collect(),
             units: Units::Append(part.units),
         });
+        let fleet = match self.court.fleet.snapshot() {
+            Ok(fleet) => fleet,
+            Err(reason) => return self.give_up(reason),
+        };
         let made_at = clock::now();
         let checkpoint = Checkpoint {
             version: super::recovery::VERSION,
             made_at,
             operations_seq: self.court.operations_seq,
-            fleet: self.court.fleet.snapshot(),
+            fleet,
             partitions: parts.collect(),
         };
         let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
-        if self.write(&commit).is_some() {
+        if !self.unsaid && self.write(&commit).is_some() {
             self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
             self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }

@@ -19,7 +19,7 @@ use crate::tools::demo::Daemon;
 use anyhow::Context;
 use judging::{Court, Stop};
 use secrecy::ExposeSecret;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -105,7 +105,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let catalog = Arc::new(loaded.catalog);
     let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
     let kafka = kafka_config(&config.kafka);
-    let engine = Engine { catalog, settings: config.engine.settings.clone(), limits };
+    let engine = Engine { catalog, settings: config.engine.settings.clone(), limits, metrics: metrics.clone() };
     let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
     let live = Live::default();
@@ -122,6 +122,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         metrics: metrics.clone(),
         checkpoint_every: config.checkpoint.every,
         workers: kafka.workers,
+        endpoints: config.endpoints.keys().cloned().collect(),
     };
     let stop = Stop::default();
     let signal = stop.clone();
@@ -159,7 +160,8 @@ impl App {
 
 /// Starts the daemon of the demo from a configuration file.
 pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
-    let config = Config::load(Some(path), &[])?;
+    // Settings of a real daemon in the environment are none of the demo's business.
+    let config = Config::load_with(Some(path), &[], &BTreeMap::new())?;
     let app = start(config, Metrics::default())?;
     Ok(Daemon { live: app.live.clone(), http: app.http, stop: Box::new(move || app.shutdown()) })
 }

@@ -24,7 +24,7 @@ pub struct Fleet {
 }
 
 /// How far a partition has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
     /// Assigned, nothing heard yet.
     Waiting,
@@ -37,7 +37,6 @@ enum Progress {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     experiments: Vec<(String, u64, Vec<u8>)>,
-    partitions: BTreeMap<i32, Progress>,
     pending: BTreeMap<Pane, Vec<(i32, PanePartial)>>,
     judged: Option<Pane>,
 }
@@ -156,14 +155,17 @@ impl Fleet {
     }
 
     /// State as bytes.
-    pub fn snapshot(&self) -> Vec<u8> {
-        let experiments = self.judges.iter().map(|j| (j.plan().experiment.clone(), j.plan().signature(), j.snapshot())).collect();
-        let (partitions, pending) = (self.partitions.clone(), self.pending.clone());
-        // Serialising plain data into a growing vector has no way to fail.
-        postcard::to_stdvec(&Saved { experiments, partitions, pending, judged: self.judged }).unwrap_or_default()
+    ///
+    /// # Errors
+    /// The state cannot be written down: a fault of the program, after which nothing should be committed.
+    pub fn snapshot(&self) -> Result<Vec<u8>, String> {
+        let of = |judge: &Judge| Ok((judge.plan().experiment.clone(), judge.plan().signature(), judge.snapshot()?));
+        let experiments = self.judges.iter().map(of).collect::<Result<_, String>>()?;
+        let saved = Saved { experiments, pending: self.pending.clone(), judged: self.judged };
+        postcard::to_stdvec(&saved).map_err(|e| format!("the judges' state cannot be written down: {e}"))
     }
 
-    /// Rebuilds a Fleet. Experiments that are gone, or whose rules changed, start anew.
+    /// Rebuilds a Fleet. Experiments that are gone, or whose rules changed, start anew; partitions count once they are assigned.
     pub fn restore(catalog: &Catalog, pane_ms: Millis, state: &[u8]) -> Result<Fleet, String> {
         let saved: Saved = postcard::from_bytes(state).map_err(|e| format!("the judges' state cannot be read: {e}"))?;
         let mut fleet = Fleet::new(catalog, pane_ms);
@@ -182,7 +184,6 @@ impl Fleet {
             });
             fleet.pending.insert(pane, kept.collect());
         }
-        fleet.partitions = saved.partitions;
         fleet.judged = saved.judged;
         Ok(fleet)
     }

@@ -1,6 +1,7 @@
 //! What people and controllers see of an experiment: the serialised form behind the API, the CLI and the dashboard.
 
-use super::decision::{Action, Mode, Verdict};
+use super::decision::{Action, Evidence, Mode, Verdict};
+use super::judge::interval;
 use super::time::Millis;
 use serde::Serialize;
 
@@ -35,6 +36,18 @@ pub struct ExperimentState {
     pub rejected: u64,
     /// Ids of decisions in force, newest last.
     pub decisions: Vec<String>,
+}
+
+impl ExperimentState {
+    /// With the interval of each guardrail. They take a search of some hundred evaluations each, too dear to be made every second
+    /// for experiments that nobody looks at.
+    pub fn with_intervals(mut self) -> ExperimentState {
+        for g in &mut self.guardrails {
+            let evidence = g.evidence.as_ref().zip(g.log_threshold);
+            g.interval = evidence.and_then(|(evidence, threshold)| interval(evidence, (-threshold).exp()));
+        }
+        self
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -84,7 +97,10 @@ pub struct GuardrailState {
     pub baseline_value: Option<f64>,
     pub bucket_value: Option<f64>,
     pub change: Option<f64>,
+    /// Anytime-valid interval of the bucket's value; `null` until [`ExperimentState::with_intervals`] has looked for it.
     pub interval: Option<[f64; 2]>,
+    /// What the test saw.
+    pub evidence: Option<Evidence>,
     pub limit: Option<f64>,
     pub max_increase: Option<super::plan::Margin>,
     /// Observations in the window, bucket and baseline.

@@ -24,7 +24,8 @@ pub async fn experiments(State(app): State<App>, headers: HeaderMap) -> Result<R
 
 pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Json<ExperimentState>, Failure> {
     app.api.access.read(&headers)?;
-    app.api.live.get().experiment(&id).cloned().map(Json).ok_or_else(|| Failure::no_experiment(&id))
+    let state = app.api.live.get().experiment(&id).cloned();
+    state.map(|state| Json(state.with_intervals())).ok_or_else(|| Failure::no_experiment(&id))
 }
 
 #[derive(Deserialize)]

@@ -2,6 +2,7 @@
 //! `BaseConsumer::poll`, on the consumer's thread.
 
 use super::oauth::Oauth;
+use crate::telemetry::{Metrics, names};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
@@ -31,6 +32,7 @@ pub struct Context {
     /// Where a partition without an offset of ours starts.
     reset: Offset,
     state: Mutex<State>,
+    metrics: Metrics,
 }
 
 /// What the callbacks and the consumer's loop share; only one of them runs at a time.
@@ -57,8 +59,8 @@ pub enum Change {
 }
 
 impl Context {
-    pub fn new(brokers: String, reset: Offset, next: BTreeMap<Place, i64>, oauth: Option<Oauth>) -> Context {
-        Context { brokers, oauth, reset, state: Mutex::new(State { next, ..State::default() }) }
+    pub fn new(brokers: String, reset: Offset, next: BTreeMap<Place, i64>, oauth: Option<Oauth>, metrics: Metrics) -> Context {
+        Context { brokers, oauth, reset, metrics, state: Mutex::new(State { next, ..State::default() }) }
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -77,6 +79,8 @@ impl Context {
 
     /// An error that librdkafka itself will retry.
     pub fn trouble(&self, code: Option<RDKafkaErrorCode>, reason: &str) {
+        let name = code.map_or_else(|| "other".to_owned(), |code| format!("{code:?}"));
+        self.metrics.add(&names::KAFKA_ERRORS, &[&name], 1.0);
         let mut state = self.state();
         let topic = if code == Some(RDKafkaErrorCode::UnknownTopicOrPartition) { reason } else { "" };
         let Some(times) = state.due(format!("{code:?}{topic}")) else { return };

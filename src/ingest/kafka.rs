@@ -15,6 +15,7 @@ use crate::engine::outcome::Counts;
 use crate::engine::pane::Emission;
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
+use crate::telemetry::Metrics;
 use crossbeam_channel::{Sender, bounded};
 use rdkafka::Offset;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
@@ -71,6 +72,7 @@ pub struct Engine {
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub limits: Limits,
+    pub metrics: Metrics,
 }
 
 /// State of one partition number in a checkpoint.
@@ -112,6 +114,8 @@ pub enum FromIngest {
         partition: i32,
         watermark: Option<Millis>,
         counts: Counts,
+        /// What bounds made the partition forget: name of the bound, and how often.
+        dropped: [(&'static str, u64); 3],
     },
     /// One from every worker for every barrier; behind everything that it reflects. [`STOPPED`] is the barrier of the last one.
     Snapshot {
@@ -174,7 +178,7 @@ impl Ingest {
         if config.topics.is_empty() || config.topics.len() > MAX_TOPICS {
             return Err(StartError::Topics(config.topics.len()));
         }
-        let consumer = Arc::new(consumer(config, next_offsets(&resume), clock)?);
+        let consumer = Arc::new(consumer(config, next_offsets(&resume), clock, engine.metrics)?);
         let queue = BatchQueue::new(Arc::clone(&consumer)).ok_or(StartError::Queue)?;
         let shared = Shared {
             topics: config.topics.clone().into(),
@@ -254,7 +258,7 @@ pub fn way(partition: i32, n: usize) -> usize {
     usize::try_from(partition).unwrap_or(0) % n
 }
 
-fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Millis) -> Result<Consumer, StartError> {
+fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Millis, metrics: Metrics) -> Result<Consumer, StartError> {
     if let Some(name) = config.properties.keys().find(|name| RESERVED.contains(&name.as_str())) {
         return Err(StartError::Reserved(name.clone()));
     }
@@ -297,6 +301,6 @@ fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Mil
         client.set(name, value);
     }
     let oauth = config.oauth.clone().map(|oauth| Oauth::new(oauth, clock));
-    let context = Context::new(config.brokers.clone(), offset, next, oauth);
+    let context = Context::new(config.brokers.clone(), offset, next, oauth, metrics);
     Ok(Consumer::from_config_and_context(&client, context)?)
 }

@@ -295,7 +295,8 @@ impl Worker {
             hand_on(part, partition, &self.shared.sender)?;
             if std::mem::take(&mut part.moved) {
                 let (watermark, counts) = (part.aggregator.watermark(), part.aggregator.counts().clone());
-                self.shared.sender.send(FromIngest::Progress { partition, watermark, counts })?;
+                let dropped = part.aggregator.dropped();
+                self.shared.sender.send(FromIngest::Progress { partition, watermark, counts, dropped })?;
             }
         }
         self.post(self.parts.keys().copied().collect());
@@ -306,7 +307,10 @@ impl Worker {
         let mut parts = Vec::new();
         for (partition, part) in &mut self.parts {
             hand_on(part, *partition, &self.shared.sender)?;
-            let snapshot = part.aggregator.snapshot();
+            let snapshot = match part.aggregator.snapshot() {
+                Ok(snapshot) => snapshot,
+                Err(reason) => return Ok(self.shared.sender.send(FromIngest::Fatal(reason))?),
+            };
             let offsets = part.offsets(&self.shared.topics);
             parts.push(PartitionSnapshot { partition: *partition, offsets, state: snapshot.state, units: snapshot.units });
         }

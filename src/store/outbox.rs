@@ -188,6 +188,11 @@ impl Store {
         })
     }
 
+    /// Names of the endpoints that answered 410 and are left alone.
+    pub fn disabled_endpoints(&self) -> Result<Vec<String>, StoreError> {
+        self.read(|c| c.prepare_cached("SELECT name FROM endpoints ORDER BY name")?.query_map([], |row| row.get(0))?.collect())
+    }
+
     /// Why an endpoint is disabled, if it is. It stays so until its configuration changes or an operator redelivers.
     pub fn disabled(&self, name: &str, fingerprint: &str) -> Result<Option<String>, StoreError> {
         self.read(|c| {

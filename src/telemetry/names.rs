@@ -45,8 +45,8 @@ metrics! {
     JUDGED_TO Gauge "guardraild_judged_to_seconds" [] "Event time up to which panes have been judged, in seconds since the epoch.";
     EXPERIMENTS Gauge "guardraild_experiments" ["verdict"] "Experiments by their worst verdict.";
     DECISIONS Counter "guardraild_decisions_total" ["action"] "Decisions made, by action.";
-    DECISION_DELAY Histogram "guardraild_decision_delay_seconds" [] "Wall clock from the commit of a decision to the first attempt to deliver it.";
-    DELIVERY_ATTEMPTS Counter "guardraild_delivery_attempts_total" ["endpoint", "result"] "Attempts to deliver: delivered, failed (tried again later) or dead (given up).";
+    DECISION_DELAY Histogram "guardraild_decision_delay_seconds" [] "From the commit of a decision to the first attempt to deliver it.";
+    DELIVERY_ATTEMPTS Counter "guardraild_delivery_attempts_total" ["endpoint", "result"] "Attempts to deliver, by result: delivered, failed (tried again) or dead (given up).";
     DELIVERIES_PENDING Gauge "guardraild_deliveries_pending" ["endpoint"] "Deliveries in the outbox that have not been received yet.";
     DELIVERY_SECONDS Histogram "guardraild_delivery_attempt_seconds" ["endpoint"] "Duration of one delivery attempt.";
     ENDPOINT_DISABLED Gauge "guardraild_endpoint_disabled" ["endpoint"] "1 if the endpoint answered 410 and gets no more deliveries.";
@@ -54,7 +54,7 @@ metrics! {
     STORE_ERRORS Counter "guardraild_store_errors_total" [] "Transactions of the store that failed.";
     CHECKPOINT_AT Gauge "guardraild_checkpoint_timestamp_seconds" [] "Wall clock of the last checkpoint, in seconds since the epoch.";
     CHECKPOINT_SECONDS Histogram "guardraild_checkpoint_seconds" [] "Duration of one checkpoint.";
-    RULE_FILES Gauge "guardraild_rule_files" ["state"] "Rule files by state: loaded or refused.";
+    RULE_FILES Gauge "guardraild_rule_files" ["state"] "Rule files by state: loaded, or refused.";
     READY Gauge "guardraild_ready" [] "1 if every readiness check holds.";
     JUDGE_HEARTBEAT Gauge "guardraild_judge_heartbeat_timestamp_seconds" [] "Wall clock of the judge's last round, in seconds since the epoch.";
     DROPPED Counter "guardraild_dropped_total" ["reason"] "What a bound made the daemon drop, by which bound.";

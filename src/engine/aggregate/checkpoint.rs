@@ -53,11 +53,14 @@ struct UnitsChunk {
 
 impl Aggregator {
     /// State so far; the units part holds what changed since the last call.
-    pub fn snapshot(&mut self) -> Snapshot {
+    ///
+    /// # Errors
+    /// The state cannot be written down: a fault of the program, after which nothing should be committed.
+    pub fn snapshot(&mut self) -> Result<Snapshot, String> {
         let changes = self.units.take_changes();
         let units = match changes.is_empty() {
             true => Vec::new(),
-            false => encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes }),
+            false => encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes })?,
         };
         let state = encode(&StateRef {
             experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.plan.signature())).collect(),
@@ -69,8 +72,8 @@ impl Aggregator {
             counts: &self.counts,
             span: self.span,
             units_dropped: self.units_dropped,
-        });
-        Snapshot { state, units }
+        })?;
+        Ok(Snapshot { state, units })
     }
 
     /// Rebuilds an Aggregator from its newest `state` and all `units` chunks, oldest first. What belongs to experiments that are gone
@@ -123,9 +126,8 @@ impl Aggregator {
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    // Serialising plain data into a growing vector has no way to fail.
-    postcard::to_stdvec(value).unwrap_or_default()
+fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
+    postcard::to_stdvec(value).map_err(|e| format!("the aggregator's state cannot be written down: {e}"))
 }
 
 fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {

@@ -35,13 +35,14 @@ pub struct Traffic {
 }
 
 /// Reads the guardrail's limit off its window; `None` when the guardrail has no limit or the statistic has no test.
-pub fn read(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane) -> Option<Reading> {
+/// `test` is that of the guardrail's quantile, where it has one.
+pub fn read(guardrail: &Guardrail, test: Option<&Exceedance>, window: &Window, traffic: Traffic, pane: Pane) -> Option<Reading> {
     let limit = guardrail.limit?;
     match guardrail.statistic {
         Statistic::Quantile { ppm } => {
             let bins = window.bins()?;
             let (edge, _) = thousandths(limit);
-            Some(quantile(bins.count(), bins.above(edge.min(HIGHEST)), ppm, guardrail.higher_is_worse))
+            Some(quantile(test?, bins.count(), bins.above(edge.min(HIGHEST)), ppm, guardrail.higher_is_worse))
         }
         Statistic::Share => match (window.share(), window.cohorts(pane)) {
             (Some(all), _) => Some(share(all, limit, guardrail.higher_is_worse)),
@@ -55,8 +56,7 @@ pub fn read(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane
 }
 
 /// H0: the quantile is at most the limit, that is, at most the share `1 - ppm / 1e6` of the values exceeds it.
-fn quantile(n: u64, s: u64, ppm: u32, higher_is_worse: bool) -> Reading {
-    let test = Exceedance::of_quantile(ppm);
+fn quantile(test: &Exceedance, n: u64, s: u64, ppm: u32, higher_is_worse: bool) -> Reading {
     let (over, under) = (test.over(s as f64, n as f64), test.under(s as f64, n as f64));
     let q0_ppm = 1_000_000 - ppm;
     let above = u128::from(s) * 1_000_000 > u128::from(n) * u128::from(q0_ppm);
@@ -179,13 +179,15 @@ mod tests {
     fn better_up_turns_the_limit_into_a_floor() {
         let low = share(Share { n: 400, x: 80 }, 0.5, false);
         assert!(low.over > 22.0 && low.beyond, "{low:?}");
-        let slow = quantile(1_000, 0, 500_000, false);
+        let slow = quantile(&Exceedance::of_quantile(500_000), 1_000, 0, 500_000, false);
         assert!(slow.over > 22.0 && slow.beyond, "{slow:?}");
     }
 
     #[test]
     fn no_data_is_no_evidence() {
-        for reading in [share(Share::default(), 0.05, true), quantile(0, 0, 950_000, true), per_unit(0, 0, 0.1)] {
+        for reading in
+            [share(Share::default(), 0.05, true), quantile(&Exceedance::of_quantile(950_000), 0, 0, 950_000, true), per_unit(0, 0, 0.1)]
+        {
             assert!(reading.over <= 0.0 && reading.under <= 0.0 && !reading.beyond, "{reading:?}");
         }
     }

@@ -13,6 +13,7 @@ mod window;
 use super::decision::{Action, Decision, LogEntry, LogKind, Output};
 use super::pane::{Cell, Control, PanePartial, PhaseName, Urgent};
 use super::plan::{Plan, Statistic};
+use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
 use limit::Reading;
 use quality::Quality;
@@ -24,6 +25,7 @@ use traffic::BucketTraffic;
 use window::Window;
 
 pub use act::{Operation, Operator};
+pub use limit::interval;
 
 /// Planned life of an experiment that does not say when it ends: 30 days.
 const DEFAULT_LIFE: Millis = 30 * 86_400_000;
@@ -36,6 +38,8 @@ pub struct Judge {
     window_of: Vec<usize>,
     /// What a log e-value of a limit must reach.
     log_threshold: f64,
+    /// For each guardrail of a quantile, its test.
+    tests: Vec<Option<Exceedance>>,
     state: State,
     /// Decisions in force, by id; after a restart they come from the store.
     in_force: BTreeMap<String, Decision>,
@@ -114,7 +118,12 @@ impl Judge {
             last_record: None,
         };
         let log_threshold = log_threshold(&plan, pane_ms);
-        Judge { plan, pane_ms, window_of, log_threshold, state, in_force: BTreeMap::new() }
+        let tests = plan.guardrails.iter().map(|g| match g.statistic {
+            Statistic::Quantile { ppm } => Some(Exceedance::of_quantile(ppm)),
+            _ => None,
+        });
+        let tests = tests.collect();
+        Judge { plan, pane_ms, window_of, log_threshold, tests, state, in_force: BTreeMap::new() }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -243,7 +252,7 @@ impl Judge {
 
     fn read(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<Reading> {
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
-        limit::read(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
+        limit::read(&self.plan.guardrails[guardrail], self.tests[guardrail].as_ref(), window, self.seen(bucket), pane)
     }
 
     fn value(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<f64> {
@@ -279,9 +288,11 @@ impl Judge {
     }
 
     /// State as bytes, to be given to [`Judge::restore`].
-    pub fn snapshot(&self) -> Vec<u8> {
-        // Serialising plain data into a growing vector has no way to fail.
-        postcard::to_stdvec(&self.state).unwrap_or_default()
+    ///
+    /// # Errors
+    /// The state cannot be written down: a fault of the program.
+    pub fn snapshot(&self) -> Result<Vec<u8>, String> {
+        postcard::to_stdvec(&self.state).map_err(|e| format!("the state of `{}` cannot be written down: {e}", self.plan.experiment))
     }
 
     /// Takes up a state that a Judge of the same plan left.

@@ -244,6 +244,7 @@ mod tests {
             bucket_value: Some(431.0),
             change: None,
             interval: None,
+            evidence: None,
             limit: Some(550.0),
             max_increase: None,
             n: 900,

@@ -9,6 +9,7 @@ use super::route::escalate;
 use super::schedule::wait;
 use crate::engine::time::Millis;
 use crate::store::{AttemptEnd, Delivery, LIFETIME, Lane, Next, Poll, Store, StoreError};
+use crate::telemetry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -200,8 +201,10 @@ impl Shared {
             r#type = delivery.event_type,
             attempt = n,
             status = tracing::field::Empty,
-            traceparent = delivery.traceparent,
         );
+        if let Some(decided) = &delivery.traceparent {
+            telemetry::set_parent(&span, decided);
+        }
         let begun = (self.clock)();
         let answer = sender.attempt(&delivery, begun).instrument(span.clone()).await;
         let at = (self.clock)();

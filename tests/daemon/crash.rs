@@ -61,10 +61,11 @@ fn feed(pen: Pen, records: Arc<Vec<Record>>, halt: Arc<AtomicBool>) -> Arc<Atomi
             let upto = first + begun.elapsed().as_millis() as i64 * 4;
             let from = at.load(Ordering::Relaxed);
             let to = from + records[from..].partition_point(|r| r.ts <= upto || r.ts < first);
-            pen.write("all", &records[from..to]);
+            pen.pour("all", &records[from..to]);
             at.store(to, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(20));
         }
+        pen.flush();
     });
     sent
 }

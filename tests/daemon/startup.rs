@@ -84,9 +84,10 @@ fn a_signal_under_traffic_loses_and_doubles_nothing_and_a_second_daemon_is_refus
     let mut daemon = std::thread::scope(|scope| {
         scope.spawn(|| {
             for chunk in records.chunks(20) {
-                pen.write("all", chunk);
+                pen.pour("all", chunk);
                 std::thread::sleep(std::time::Duration::from_millis(5));
             }
+            pen.flush();
             over.store(true, Ordering::Relaxed);
         });
         until("it has read a part", || (daemon.records() > 1_000).then_some(()));

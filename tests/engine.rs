@@ -1,4 +1,5 @@
 //! The engine end to end, without I/O: the invariants of ARCHITECTURE.md that concern it, and the guardrails one by one.
+#![allow(clippy::unwrap_used)] // a test that fails should say where
 
 mod support;
 

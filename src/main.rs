@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{backtest, check, demo, run, schema, stats};
+use guardraild::cli::{backtest, check, client, demo, run, schema, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -30,6 +30,16 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
+    Get(client::GetArgs),
+    Explain(client::ExplainArgs),
+    /// Stop acting on an experiment, never measuring; `kill` is not held back
+    Hold(client::HoldArgs),
+    /// Lift holds and re-arm every guardrail that has tripped
+    Resume(client::OperateArgs),
+    /// Roll back now: with outbox, log and confirmation, as the daemon's own decisions
+    Rollback(client::ActArgs),
+    /// Pull the kill switch now
+    Kill(client::ActArgs),
     /// Print the JSON Schema of rule files, for editors
     #[command(after_help = schema::EXAMPLES)]
     Schema,
@@ -52,6 +62,12 @@ fn main() -> ExitCode {
             Err(errors) => run::refuse(&errors, 1),
         },
         Command::Backtest(args) => backtest::run(&args),
+        Command::Get(args) => client::get(&args),
+        Command::Explain(args) => client::explain(&args),
+        Command::Hold(args) => client::hold(&args),
+        Command::Resume(args) => client::resume(&args),
+        Command::Rollback(args) => client::rollback(&args),
+        Command::Kill(args) => client::kill(&args),
         Command::Schema => schema::run(),
         Command::Stats => match stats::run(std::io::stdin().lock(), std::io::stdout().lock()) {
             Ok(()) => 0,

@@ -1,4 +1,5 @@
 //! The engine end to end, without I/O: the invariants of ARCHITECTURE.md that concern it, and the guardrails one by one.
+#![allow(clippy::unwrap_used)] // a test that fails should say where
 
 mod support;
 
@@ -283,6 +284,40 @@ fn a_guardrail_acts_once_until_it_is_rearmed() {
     let again: Vec<_> = out.decisions.iter().filter(|d| d.criterion == "limit").collect();
     assert_eq!(again.len(), 1);
     assert_ne!(again[0].decision, first, "a new arming epoch, a new id");
+}
+
+#[test]
+fn what_was_seen_before_a_resume_does_not_decide_after_it() {
+    let text = rule("  - {metric: compliance_flags, limit: 0, on_breach: kill}", "");
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let mut partition = Partition::new(0, &catalog, &settings);
+    let (mut fleet, mut out) = (Fleet::new(&catalog, settings.pane), Output::default());
+    traffic(10, |_| 100.0, |_, _| false).iter().for_each(|line| {
+        partition.read(line);
+    });
+    partition.read(&unit_event("compliance_flag", 10_200, 1, r#","flag":"missing_consent""#));
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert!(out.decisions[0].reason.ends_with(": missing_consent"), "{}", out.decisions[0].reason);
+    let resume = Operator { operation: Operation::Resume, bucket: None, author: "ann".into(), reason: "fixed".into(), at: START + 10_500 };
+    fleet.operate("exp", &resume, &mut out).unwrap().unwrap();
+    partition.aggregator.advance(START + 20_000);
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions.len(), 1, "the flag's own pane closed after the resume");
+    partition.read(&unit_event("compliance_flag", 20_100, 1, r#","flag":"missing_consent""#));
+    partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
+    assert_eq!(out.decisions.len(), 2, "a new one decides again");
+}
+
+#[test]
+fn nothing_can_have_been_missed_before_the_watch_began() {
+    let text = rule("  - {metric: error_rate, limit: 10%}", "quality: {silence: {after: 1m, do: hold}}")
+        .replace("owner: team", "owner: team, starts: 2025-12-01T00:00:00Z");
+    let mut lines = vec![exposure(0, 1, "other", "treatment")];
+    lines.extend((0..50).map(|s| exposure(s * 1_000, 1, "other", "treatment")));
+    lines.extend(traffic(60, |_| 100.0, |_, _| false).split_off(2_000));
+    assert_eq!(run(&[&text], &lines).0.decisions, [], "a day has passed since its start, but it is watched for 50 s");
+    let quiet: Vec<String> = (0..90).map(|s| exposure(s * 1_000, 1, "other", "treatment")).collect();
+    assert_eq!(run(&[&text], &quiet).0.decisions.len(), 1, "not one record in a minute");
 }
 
 #[test]

@@ -225,7 +225,17 @@ async fn the_read_api_answers() {
     let page = d.json("/api/v1/experiments/gone-but-logged/log?after=3").await;
     assert_eq!(page, json!({"entries": [{"text": 4}, {"text": 5}], "next": null}));
 
-    for path in ["/api/v1/experiments/nope", "/api/v1/decisions/d-9", "/api/v1/experiments/nobody/log", "/nope", "/assets/nope"] {
+    let series = d.json("/api/v1/experiments/checkout/series").await;
+    assert_eq!((&series["step_s"], &series["points"][0]["buckets"][0]["bucket"]), (&json!(10), &json!("control")));
+
+    for path in [
+        "/api/v1/experiments/nope",
+        "/api/v1/experiments/nope/series",
+        "/api/v1/decisions/d-9",
+        "/api/v1/experiments/nobody/log",
+        "/nope",
+        "/assets/nope",
+    ] {
         let response = d.get(path).send().await.unwrap();
         assert_eq!(response.status(), 404, "{path}");
         assert!(response.json::<Value>().await.unwrap()["error"].is_string(), "{path}");

@@ -1,5 +1,6 @@
 //! Properties of the engine against a slow, obvious model that keeps the whole history, and under any interleaving, any number of
 //! partitions, and restarts at any moment.
+#![allow(clippy::unwrap_used)] // a test that fails should say where
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The habits of this code base, held by an ordinary test. Each failure names file and line, and what to do.
+#![allow(clippy::unwrap_used)] // a test that fails should say where
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -64,5 +64,8 @@ fn replay(store: &Store, recovered: &mut Recovered) -> Result<(), StoreError> {
         recovered.operations_seq = operation.seq;
         adopt(&mut recovered.fleet);
     }
+    // A judge that starts anew, because its rule was edited, must not give old ids to new decisions.
+    decisions.iter().for_each(|decision| recovered.fleet.catch_up(decision));
+    adopt(&mut recovered.fleet);
     Ok(())
 }

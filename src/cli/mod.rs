@@ -2,6 +2,7 @@
 
 pub mod backtest;
 pub mod check;
+pub mod client;
 pub mod demo;
 pub mod run;
 pub mod schema;

@@ -13,7 +13,7 @@ const CONFIRM_WITHIN: &str = "confirm_within";
 /// Makes deliveries from decisions.
 #[derive(Clone, Debug, Default)]
 pub struct Router {
-    /// Address of the dashboard, for links.
+    /// Address of the API, for links.
     pub base_url: Option<Url>,
 }
 
@@ -86,7 +86,7 @@ impl Router {
 
     fn link(&self, kind: &str, name: &str) -> Option<String> {
         let mut url = self.base_url.clone()?;
-        url.path_segments_mut().ok()?.pop_if_empty().push(kind).push(name);
+        url.path_segments_mut().ok()?.pop_if_empty().extend(["api", "v1", kind, name]);
         Some(url.into())
     }
 }

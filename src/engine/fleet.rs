@@ -142,6 +142,13 @@ impl Fleet {
         Some(self.judge_mut(experiment)?.operate(operator, out))
     }
 
+    /// Takes up the arming epoch of a stored decision after a restart.
+    pub fn catch_up(&mut self, decision: &Decision) {
+        if let Some(judge) = self.judge_mut(&decision.experiment) {
+            judge.catch_up(decision);
+        }
+    }
+
     /// Takes up a stored decision after a restart.
     pub fn adopt(&mut self, decision: &Decision) {
         if let Some(judge) = self.judge_mut(&decision.experiment) {

@@ -11,6 +11,7 @@ mod health;
 mod operate;
 mod page;
 mod read;
+mod series;
 mod server;
 
 pub use access::Access;
@@ -26,7 +27,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, http::StatusCode};
 use error::Failure;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -81,6 +82,7 @@ struct Shared {
     /// True once the daemon drains: streams end.
     closing: watch::Receiver<bool>,
     streams: Arc<Semaphore>,
+    history: Mutex<series::History>,
 }
 
 type App = Arc<Shared>;
@@ -94,8 +96,11 @@ impl Shared {
     }
 }
 
-fn router(api: Api, closing: watch::Receiver<bool>) -> Router {
-    let app = Arc::new(Shared { api, started: clock::now(), closing, streams: Arc::new(Semaphore::new(STREAMS)) });
+fn shared(api: Api, closing: watch::Receiver<bool>) -> App {
+    Arc::new(Shared { api, started: clock::now(), closing, streams: Arc::new(Semaphore::new(STREAMS)), history: Mutex::default() })
+}
+
+fn router(app: App) -> Router {
     Router::new()
         .route("/", get(page::status))
         .route("/assets/{file}", get(page::asset))
@@ -107,6 +112,7 @@ fn router(api: Api, closing: watch::Receiver<bool>) -> Router {
         .route("/api/v1/experiments", get(read::experiments))
         .route("/api/v1/experiments/{id}", get(read::experiment))
         .route("/api/v1/experiments/{id}/log", get(read::log))
+        .route("/api/v1/experiments/{id}/series", get(series::series))
         .route("/api/v1/experiments/{id}/verdict", get(gates::verdict))
         .route("/api/v1/experiments/{id}/{verb}", post(operate::experiment))
         .route("/api/v1/decisions/{id}", get(read::decision))

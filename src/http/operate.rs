@@ -84,7 +84,7 @@ fn refused(refusal: Refusal) -> Failure {
 fn operation(verb: &str, asked: &Asked) -> Result<Operation, Failure> {
     let (operation, takes): (_, &[&str]) = match verb {
         "hold" => (Operation::Hold { until: until(asked.r#for.as_deref())? }, &["for"]),
-        "resume" => (Operation::Resume, &["bucket"]),
+        "resume" => (Operation::Resume, &[]),
         "rollback" => (Operation::Act(Action::Rollback), &["bucket"]),
         "kill" => (Operation::Act(Action::Kill), &["bucket"]),
         "annotations" => (Operation::Annotate, &[]),

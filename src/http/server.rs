@@ -1,6 +1,6 @@
 //! Connections: accepted, bounded in number and patience, and drained at the end.
 
-use super::{Api, router};
+use super::{Api, router, series, shared};
 use crate::telemetry::names;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -43,7 +43,9 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()>) {
     let (close, closing) = watch::channel(false);
     let metrics = api.metrics.clone();
-    let service = TowerToHyperService::new(router(api, closing.clone()));
+    let app = shared(api, closing.clone());
+    let service = TowerToHyperService::new(router(Arc::clone(&app)));
+    let mut sampling = tokio::time::interval(series::STEP);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -51,6 +53,10 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
+            _ = sampling.tick() => {
+                app.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).sample(&app.api.live.get());
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         let Ok((stream, _)) = accepted else {

@@ -6,8 +6,9 @@ use std::collections::VecDeque;
 
 /// Records of one topic held at most before the topic is to be paused; what is on its way already still comes on top.
 const CROWD: usize = 10_000;
-/// A topic that keeps the others waiting this long no longer does. Milliseconds.
-const PATIENCE: u64 = 1_000;
+/// A topic that keeps the others waiting this long no longer does. Milliseconds. While a backlog is read, its records may well be seconds
+/// behind those of the others in the queue; to go on without them would lose exposures, and make late what is not.
+const PATIENCE: u64 = 30_000;
 
 /// See the module. Topics are known by their index, and of records with one timestamp those of the first topic come first.
 pub struct Aligner<T> {
@@ -151,18 +152,18 @@ mod tests {
     }
 
     #[test]
-    fn a_stuck_topic_costs_a_second_and_is_counted() {
+    fn a_topic_is_waited_for_with_patience_that_ends() {
         let mut a = live(2);
         a.push(0, 1, 1);
         assert_eq!(drain(&mut a, 100), [0; 0]);
-        assert_eq!(drain(&mut a, 1099), [0; 0]);
-        assert_eq!(drain(&mut a, 1100), [1]);
+        assert_eq!(drain(&mut a, 99 + PATIENCE), [0; 0]);
+        assert_eq!(drain(&mut a, 100 + PATIENCE), [1]);
         assert_eq!(a.stalls(), 1);
         assert!(a.passes(0), "until it brings something");
         a.end(0);
         assert!(!a.caught_up(), "a stuck topic is not at its end");
         a.push(1, 2, 2);
-        assert_eq!(drain(&mut a, 1200), [2]);
+        assert_eq!(drain(&mut a, 200 + PATIENCE), [2]);
         assert!(!a.passes(0));
     }
 

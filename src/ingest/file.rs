@@ -6,7 +6,7 @@
 //! A recording has no wall clock to tell the future by. A record more than an hour ahead of all before it is held back until the
 //! recording itself decides (see [`Gate`]).
 
-use super::decode::{Decoder, Limits};
+use super::decode::{Decoder, Limits, Refused};
 use crate::engine::aggregate::Aggregator;
 use crate::engine::outcome::{Counts, Reject};
 use crate::engine::pane::Emission;
@@ -21,6 +21,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes read at once.
 const BLOCK: usize = 256 * 1024;
+/// Refused records that wait for held ones at most; more are counted at once.
+const REFUSED_MAX: usize = 1_024;
 /// Records between two looks at emissions and progress.
 const STRIDE: u64 = 512;
 
@@ -81,6 +83,8 @@ pub fn pump(
     mut progress: impl FnMut(u64, Option<u64>),
 ) -> io::Result<Counts> {
     let mut gate = Gate::default();
+    // Refused while the gate holds records that came before: they wait with them.
+    let mut refused_meanwhile: Vec<Refused> = Vec::new();
     let mut line = Vec::new();
     let mut merge = Merge::start(&mut source.files, decoder)?;
     for n in 1u64.. {
@@ -93,9 +97,11 @@ pub fn pump(
                 aggregator.observe(&event);
             }
             Ok(event) => gate.offer(event.ts, &line, &mut |bytes, fate| settle(decoder, aggregator, bytes, fate)),
-            Err(refused) => {
-                aggregator.refuse(refused.reason, refused.experiment.as_deref());
-            }
+            Err(refused) if gate.waits() && refused_meanwhile.len() < REFUSED_MAX => refused_meanwhile.push(refused),
+            Err(refused) => refuse(aggregator, refused),
+        }
+        if !refused_meanwhile.is_empty() && !gate.waits() {
+            refused_meanwhile.drain(..).for_each(|refused| refuse(aggregator, refused));
         }
         if n.is_multiple_of(STRIDE) {
             hand_on(aggregator, &mut on_emissions);
@@ -103,10 +109,15 @@ pub fn pump(
         }
     }
     gate.finish(&mut |bytes, fate| settle(decoder, aggregator, bytes, fate));
+    refused_meanwhile.into_iter().for_each(|refused| refuse(aggregator, refused));
     aggregator.finish();
     hand_on(aggregator, &mut on_emissions);
     progress(source.read.load(Ordering::Relaxed), source.total);
     Ok(aggregator.counts().clone())
+}
+
+fn refuse(aggregator: &mut Aggregator, refused: Refused) {
+    aggregator.refuse(refused.reason, refused.experiment.as_deref());
 }
 
 fn hand_on(aggregator: &mut Aggregator, on_emissions: &mut impl FnMut(Vec<Emission>)) {
@@ -214,6 +225,11 @@ const JUMP: Millis = 3_600_000;
 const CONFIRMED_BY: usize = 63;
 
 impl Gate {
+    /// It holds records, or has no time yet.
+    fn waits(&self) -> bool {
+        self.time.is_none() || !self.held.is_empty()
+    }
+
     /// Whether a record passes with nothing held: then it counts as accepted.
     fn passes(&mut self, ts: Millis) -> bool {
         match self.time {

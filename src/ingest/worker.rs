@@ -262,7 +262,7 @@ impl Worker {
             booking.book(part, partition, lane, held.offset, &held.payload);
         }
         if part.aligner.stalls() > stalls {
-            tracing::debug!(partition, "a topic that brings no records has kept the others waiting for a second");
+            tracing::warn!(partition, "a topic that brings no records has kept the others waiting for too long");
         }
         if std::mem::take(&mut part.booked) {
             (part.quiet_since, part.time) = (Instant::now(), part.aggregator.watermark());

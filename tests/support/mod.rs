@@ -1,4 +1,5 @@
 //! Drives the engine as the daemon does, with partitions and interleavings of the test's choice.
+#![allow(clippy::unwrap_used)] // a test that fails should say where
 #![allow(dead_code)]
 
 use guardraild::engine::aggregate::Aggregator;

@@ -7,6 +7,9 @@ use crate::engine::plan::{Guardrail, Statistic};
 use crate::engine::time::{Millis, Pane};
 use std::fmt::Write;
 
+/// How far beyond the last judged pane records from before a `resume` are looked for.
+const REOPEN_MS: Millis = 10_000;
+
 /// What an operator asks for.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -40,8 +43,16 @@ pub struct Operator {
 }
 
 impl Judge {
-    /// A guardrail's limit is breached: decide once, unless an operator holds.
-    pub(super) fn trip_limit(&mut self, index: usize, bucket: usize, now: Millis, reading: &Reading, out: &mut Output) {
+    /// A guardrail's limit is breached: decide once, unless an operator holds. `label` names the event, where a single one decides.
+    pub(super) fn trip_limit(
+        &mut self,
+        index: usize,
+        bucket: usize,
+        now: Millis,
+        reading: &Reading,
+        label: Option<&str>,
+        out: &mut Output,
+    ) {
         let plan = std::sync::Arc::clone(&self.plan);
         let guardrail = &plan.guardrails[index];
         let name = &plan.buckets[bucket].name;
@@ -73,6 +84,9 @@ impl Judge {
         decision.exposed_units = self.state.traffic[bucket].units;
         decision.evidence = reading.evidence.clone();
         decision.reason = reason(guardrail, &decision);
+        if let Some(label) = label {
+            let _ = write!(decision.reason, ": {label}");
+        }
         self.state.guards[index][bucket].tripped = Some(decision.decision.clone());
         self.enforce(&mut decision, &[bucket], pane);
         self.put_in_force(decision, out);
@@ -135,6 +149,13 @@ impl Judge {
     pub(super) fn put_in_force(&mut self, decision: Decision, out: &mut Output) {
         self.in_force.insert(decision.decision.clone(), decision.clone());
         out.decisions.push(decision);
+    }
+
+    /// Takes up the arming epoch of a stored decision, where this judge's own has been lost with its checkpoint or its rule's old text.
+    pub fn catch_up(&mut self, decision: &Decision) {
+        if decision.revision == self.plan.revision {
+            self.state.epoch = self.state.epoch.max(decision.epoch);
+        }
     }
 
     /// Takes up a stored decision after a restart, so that a replay of its records does not decide again.
@@ -218,6 +239,9 @@ impl Judge {
         self.awaited.clear();
         self.state.hold = None;
         self.state.epoch += 1;
+        // The panes that are open now were seen, in part, by whoever resumed.
+        let soon = self.state.at.map(|at| Pane(at.0 + (REOPEN_MS / self.pane_ms).max(1)));
+        self.state.stale_to = soon.map(|soon| soon.min(Pane::of(operator.at, self.pane_ms)));
         self.log(operator.at, LogKind::Operator, Some(operator.author.clone()), format!("resume: {}", operator.reason), out);
         format!("resumed: {tripped} guardrails re-armed, windows start anew")
     }

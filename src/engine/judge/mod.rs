@@ -68,6 +68,10 @@ struct State {
     rejected: u64,
     /// Last pane that held a record.
     last_record: Option<Pane>,
+    /// First pane that was judged: nothing can have been missed before.
+    began: Option<Pane>,
+    /// Panes up to this one may hold records from before the last `resume`; the windows leave them out.
+    stale_to: Option<Pane>,
 }
 
 /// One guardrail of one bucket.
@@ -118,6 +122,8 @@ impl Judge {
             records: 0,
             rejected: 0,
             last_record: None,
+            began: None,
+            stale_to: None,
         };
         let log_threshold = log_threshold(&plan, pane_ms);
         let tests = plan.guardrails.iter().map(|g| match g.statistic {
@@ -149,7 +155,8 @@ impl Judge {
         for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
             self.state.traffic[bucket].add(pane, part);
         }
-        for (index, &window) in self.window_of.iter().enumerate() {
+        let stale = self.state.stale_to.is_some_and(|to| pane <= to);
+        for (index, &window) in self.window_of.iter().enumerate().filter(|_| !stale) {
             // Guardrails may share a window: the first of them fills it.
             if self.window_of[..index].contains(&window) {
                 continue;
@@ -196,6 +203,7 @@ impl Judge {
     /// Closes `pane`: windows, tests, quality, confirmations.
     fn tick(&mut self, pane: Pane, mut changed: bool, out: &mut Output) {
         self.state.at = Some(pane);
+        self.state.began.get_or_insert(pane);
         for window in self.state.windows.iter_mut().flatten() {
             changed |= window.slide(pane);
         }
@@ -231,7 +239,7 @@ impl Judge {
                     continue;
                 };
                 if (pane.0 - since.0) * self.pane_ms >= self.plan.guardrails[index].hold {
-                    self.trip_limit(index, bucket, pane.end(self.pane_ms), &reading, out);
+                    self.trip_limit(index, bucket, pane.end(self.pane_ms), &reading, None, out);
                 }
             }
         }
@@ -249,7 +257,7 @@ impl Judge {
             }
             let evidence = super::decision::Evidence::Count { count: 1, allowed: 0 };
             let reading = Reading { n: 1, over: f64::INFINITY, under: 0.0, beyond: true, test: "count", evidence };
-            self.trip_limit(index, bucket, urgent.at, &reading, out);
+            self.trip_limit(index, bucket, urgent.at, &reading, Some(&urgent.label), out);
         }
     }
 

@@ -121,9 +121,11 @@ impl Judge {
         Some(now - self.heard_last()?)
     }
 
-    /// End of the last pane with a record; before the first, the experiment's start.
+    /// End of the last pane with a record; before the first, the experiment's start, or when it began to be watched if that was later.
     fn heard_last(&self) -> Option<Millis> {
-        self.state.last_record.map(|p| p.end(self.pane_ms)).or(self.plan.starts)
+        let watched = self.state.began.map(|p| p.start(self.pane_ms));
+        let expected = self.plan.starts.zip(watched).map(|(starts, watched)| starts.max(watched));
+        self.state.last_record.map(|p| p.end(self.pane_ms)).or(expected)
     }
 
     /// The pane at whose end silence will have lasted too long.

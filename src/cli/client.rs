@@ -1,0 +1,291 @@
+//! Commands that talk to a running daemon: `get`, `explain`, `hold`, `resume`, `rollback`, `kill`.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use clap::{Args, ValueEnum};
+use reqwest::blocking::{Client, RequestBuilder};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Where the daemon is, and who asks.
+#[derive(Args, Debug)]
+pub struct Daemon {
+    /// Address of the daemon's API
+    #[arg(long, value_name = "URL", env = "GUARDRAILD_URL", default_value = "http://127.0.0.1:8080")]
+    url: String,
+    /// File that holds an API token; or the token itself in the variable GUARDRAILD_TOKEN
+    #[arg(long, value_name = "FILE", env = "GUARDRAILD_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
+    /// How the answer is shown
+    #[arg(long, value_enum, default_value_t = Shown::Human)]
+    output: Shown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Shown {
+    Human,
+    Json,
+}
+
+/// Show the live state of all experiments, or of one
+///
+/// Exit status: 0 shown, 1 no answer, or no such experiment.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:\n  guardraild get\n  guardraild get new-checkout --output json")]
+pub struct GetArgs {
+    experiment: Option<String>,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+/// Show one decision: numbers, test, margin, rule revision, deliveries
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  guardraild explain d-3f2a9c01b7d4e5f60718")]
+pub struct ExplainArgs {
+    /// Id of the decision: it is in every webhook, alert and log entry
+    decision: String,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+/// What `hold`, `resume`, `rollback` and `kill` have in common.
+#[derive(Args, Debug)]
+pub struct OperateArgs {
+    experiment: String,
+    /// Why, for the execution log
+    #[arg(long)]
+    reason: String,
+    /// Who asks, where that is not the owner of the token
+    #[arg(long)]
+    author: Option<String>,
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  guardraild hold new-checkout --for 2h --reason 'incident 118 distorts latency'")]
+pub struct HoldArgs {
+    #[command(flatten)]
+    operate: OperateArgs,
+    /// How long; without it, until resumed
+    #[arg(long = "for", value_name = "SPAN")]
+    span: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct ActArgs {
+    #[command(flatten)]
+    operate: OperateArgs,
+    /// One bucket only; without it, every bucket but the baseline
+    #[arg(long)]
+    bucket: Option<String>,
+}
+
+pub fn get(args: &GetArgs) -> i32 {
+    let path = match &args.experiment {
+        Some(name) => format!("experiments/{}", encoded(name)),
+        None => "experiments".to_owned(),
+    };
+    args.daemon.show(args.daemon.ask(&path, None), |answer| match answer["experiments"].as_array() {
+        Some(all) => all.iter().map(line).collect::<Vec<_>>().join("\n"),
+        None => experiment(answer),
+    })
+}
+
+pub fn explain(args: &ExplainArgs) -> i32 {
+    args.daemon.show(args.daemon.ask(&format!("decisions/{}", encoded(&args.decision)), None), decision)
+}
+
+pub fn hold(args: &HoldArgs) -> i32 {
+    operate("hold", &args.operate, args.span.as_deref().map(|span| ("for", span)))
+}
+
+pub fn resume(args: &OperateArgs) -> i32 {
+    operate("resume", args, None)
+}
+
+pub fn rollback(args: &ActArgs) -> i32 {
+    operate("rollback", &args.operate, args.bucket.as_deref().map(|bucket| ("bucket", bucket)))
+}
+
+pub fn kill(args: &ActArgs) -> i32 {
+    operate("kill", &args.operate, args.bucket.as_deref().map(|bucket| ("bucket", bucket)))
+}
+
+fn operate(verb: &str, args: &OperateArgs, more: Option<(&str, &str)>) -> i32 {
+    let mut body = json!({ "reason": args.reason });
+    let author = args.author.as_deref().map(|author| ("author", author));
+    for (key, value) in more.into_iter().chain(author) {
+        body[key] = json!(value);
+    }
+    let path = format!("experiments/{}/{verb}", encoded(&args.experiment));
+    args.daemon.show(args.daemon.ask(&path, Some(&body)), |answer| {
+        let decisions = answer["decisions"].as_array().into_iter().flatten().map(|id| format!("\ndecision {}", text(id)));
+        format!("{}: {}{}", args.experiment, text(&answer["message"]), decisions.collect::<String>())
+    })
+}
+
+impl Daemon {
+    /// The daemon's answer, or a sentence that says what went wrong and what to do.
+    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        // An error only says that somebody has installed it already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let url = format!("{}/api/v1/{path}", self.url.trim_end_matches('/'));
+        let client = Client::builder().timeout(TIMEOUT).build().map_err(|e| e.to_string())?;
+        let request = match body {
+            Some(body) => client.post(&url).json(body),
+            None => client.get(&url),
+        };
+        let unreachable =
+            |e: reqwest::Error| format!("no answer from {} ({}); is the daemon up? --url names another", self.url, e.without_url());
+        let response = self.authorized(request)?.send().map_err(unreachable)?;
+        let status = response.status();
+        let answer: Value = response.json().map_err(|_| format!("{status} from {url}, and no JSON: is this guardraild?"))?;
+        match status.is_success() {
+            true => Ok(answer),
+            false => Err(format!("{} ({status}) {}", text(&answer["error"]), text(&answer["hint"])).trim_end().to_owned()),
+        }
+    }
+
+    fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, String> {
+        let token = match &self.token_file {
+            Some(path) => Some(std::fs::read_to_string(path).map_err(|e| format!("token file {}: {e}", path.display()))?),
+            None => std::env::var("GUARDRAILD_TOKEN").ok(),
+        };
+        Ok(match token {
+            Some(token) => request.bearer_auth(token.trim()),
+            None => request,
+        })
+    }
+
+    fn show(&self, answer: Result<Value, String>, human: impl FnOnce(&Value) -> String) -> i32 {
+        let shown = match answer {
+            Ok(answer) if self.output == Shown::Json => answer.to_string(),
+            Ok(answer) => human(&answer),
+            Err(error) => {
+                eprintln!("error: {error}");
+                return 1;
+            }
+        };
+        // A closed pipe is no failure of the daemon's.
+        let _ = writeln!(io::stdout(), "{shown}");
+        0
+    }
+}
+
+/// One experiment in a line.
+fn line(state: &Value) -> String {
+    format!("{:<8} {}  {}", text(&state["verdict"]), text(&state["experiment"]), text(&state["reason"]))
+}
+
+fn experiment(state: &Value) -> String {
+    let mut out = vec![line(state)];
+    out.push(format!(
+        "mode {}, revision {}, phase {}, {} records",
+        text(&state["mode"]),
+        state["revision"],
+        state["phase"],
+        state["records"]
+    ));
+    for hold in rows(state, "holds") {
+        out.push(format!("held by {}: {}", text(&hold["by"]), text(&hold["reason"])));
+    }
+    for bucket in rows(state, "buckets") {
+        let stopped = match &bucket["stopped"] {
+            Value::Null => String::new(),
+            stop => format!("; {} by {}, {}", text(&stop["action"]), text(&stop["decision"]), text(&stop["confirmation"])),
+        };
+        let rate = bucket["exposure_rate"].as_f64().unwrap_or(0.0);
+        out.push(format!("bucket {}: {} units, {rate:.1} exposures/s{stopped}", text(&bucket["bucket"]), bucket["exposed_units"]));
+    }
+    for row in rows(state, "guardrails") {
+        out.push(format!("{:<8} {} {}: {}", text(&row["verdict"]), text(&row["bucket"]), text(&row["guardrail"]), text(&row["reason"])));
+    }
+    for row in rows(state, "quality") {
+        out.push(format!("{:<8} {}: {}", text(&row["verdict"]), text(&row["check"]), text(&row["reason"])));
+    }
+    out.join("\n")
+}
+
+fn decision(d: &Value) -> String {
+    let mut out = vec![format!("{}  {} {} {}", text(&d["decision"]), text(&d["action"]), text(&d["experiment"]), text(&d["bucket"]))];
+    out.push(format!("why        {}", text(&d["reason"])));
+    out.push(format!("since      {}, decided {}", text(&d["since"]), text(&d["decided_at"])));
+    out.push(format!(
+        "rule       {} ({}), revision {}, mode {}",
+        text(&d["guardrail"]),
+        text(&d["criterion"]),
+        d["revision"],
+        text(&d["mode"])
+    ));
+    out.push(format!(
+        "test       {}: log e-value {}, alpha {}, evidence {}",
+        text(&d["test"]),
+        d["log_e_value"],
+        d["alpha"],
+        d["evidence"]
+    ));
+    if let Some(earlier) = d["covered_by"].as_str() {
+        out.push(format!("not sent   {earlier} had done as much already"));
+    }
+    for row in rows(d, "deliveries") {
+        let last = match &row["last_status"] {
+            Value::Null => text(&row["last_error"]),
+            status => status.to_string(),
+        };
+        out.push(format!(
+            "delivery   {} to {}: {}, {} attempts, last {last}",
+            text(&row["type"]),
+            text(&row["endpoint"]),
+            text(&row["state"]),
+            row["attempts"]
+        ));
+    }
+    out.join("\n")
+}
+
+fn rows<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
+    value[key].as_array().into_iter().flatten()
+}
+
+/// A JSON string without its quotes and without control characters; other values as JSON, null as nothing.
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        other => other.to_string(),
+    }
+}
+
+/// A name as one segment of a path.
+fn encoded(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_one_segment_and_terminals_are_safe() {
+        assert_eq!(encoded("a/b c"), "a%2Fb%20c");
+        assert_eq!(text(&json!("red\u{1b}[31m")), "red[31m");
+        assert_eq!(text(&Value::Null), "");
+    }
+
+    #[test]
+    fn an_experiment_is_shown_with_what_matters() {
+        let state = json!({"experiment": "exp", "verdict": "breach", "reason": "rollback of b (confirmed)", "mode": "enforce", "revision": 1,
+            "phase": 0, "records": 9, "holds": [], "quality": [],
+            "buckets": [{"bucket": "b", "exposed_units": 3, "exposure_rate": 0.0,
+                         "stopped": {"action": "rollback", "decision": "d-1", "confirmation": "confirmed"}}],
+            "guardrails": [{"guardrail": "error_rate", "bucket": "b", "verdict": "breach", "reason": "breached: see d-1"}]});
+        let shown = experiment(&state);
+        assert!(shown.contains("bucket b: 3 units, 0.0 exposures/s; rollback by d-1, confirmed"), "{shown}");
+        assert!(shown.contains("breach   b error_rate: breached: see d-1"), "{shown}");
+    }
+}

@@ -76,7 +76,8 @@ impl Judge {
         decision.change = change(decision.baseline_value, decision.bucket_value);
         decision.interval = interval(&reading.evidence, alpha);
         decision.margin = guardrail.limit;
-        decision.alpha = Some(alpha);
+        // A count over its limit is policy: there is no chance to account for.
+        decision.alpha = reading.over.is_finite().then_some(alpha);
         decision.log_e_value = reading.over.is_finite().then_some(reading.over);
         decision.test = reading.test.to_owned();
         let guard = &self.state.guards[index][bucket];

@@ -45,7 +45,7 @@ const SHORTEST: &str = "kafka: {brokers: ['k:9092']}\n";
 fn the_shortest_file_gets_the_engines_own_defaults() {
     let config = sound(SHORTEST, &[], &[]);
     assert_eq!(config.kafka.brokers, ["k:9092"]);
-    assert_eq!(config.kafka.topics.all(), ["experiment.events", "experiment.exposures"]);
+    assert_eq!(config.kafka.topics.all(), ["experiment.exposures", "experiment.events", "experiment.control"], "exposures first");
     assert_eq!(config.engine.settings, Settings::default(), "default.yaml and Settings::default must agree");
     assert_eq!(config.engine.max_record, 1 << 20);
     assert_eq!(config.http.base_url, "http://127.0.0.1:8080");

@@ -29,12 +29,15 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// All of them, each once, in the order of their names.
+    /// All of them, each once: exposures first, so that of one moment they come before the events that they explain.
     pub fn all(&self) -> Vec<&str> {
-        let mut all: Vec<&str> = [&self.exposures, &self.events, &self.control].into_iter().flatten().map(String::as_str).collect();
-        all.sort_unstable();
-        all.dedup();
-        all
+        let mut topics: Vec<&str> = Vec::new();
+        for topic in self.exposures.iter().chain(&self.events).chain(&self.control) {
+            if !topics.contains(&topic.as_str()) {
+                topics.push(topic);
+            }
+        }
+        topics
     }
 }
 

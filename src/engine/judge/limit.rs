@@ -99,17 +99,14 @@ fn abandonment(matured: Share, recent: Share, limit: f64) -> Reading {
     }
 }
 
-/// H0: at most `limit` events per exposed unit in the window.
+/// H0: at most `limit` events per exposed unit in the window. Events never count ahead of their units.
 fn per_unit(x: u64, units: u64, limit: f64) -> Reading {
     let mu0 = limit * units as f64;
-    Reading {
-        n: units,
-        over: zero_tolerance::poisson_log_e(x, mu0),
-        under: zero_tolerance::poisson_drop_log_e(x, mu0),
-        beyond: x as f64 > mu0,
-        test: "poisson",
-        evidence: Evidence::Poisson { x, mu0 },
-    }
+    let (over, under) = match units {
+        0 => (0.0, 0.0),
+        _ => (zero_tolerance::poisson_log_e(x, mu0), zero_tolerance::poisson_drop_log_e(x, mu0)),
+    };
+    Reading { n: units, over, under, beyond: units > 0 && x as f64 > mu0, test: "poisson", evidence: Evidence::Poisson { x, mu0 } }
 }
 
 /// More than `limit` events are a breach as a matter of policy: there is no chance to account for.
@@ -186,7 +183,7 @@ mod tests {
     #[test]
     fn no_data_is_no_evidence() {
         for reading in
-            [share(Share::default(), 0.05, true), quantile(&Exceedance::of_quantile(950_000), 0, 0, 950_000, true), per_unit(0, 0, 0.1)]
+            [share(Share::default(), 0.05, true), quantile(&Exceedance::of_quantile(950_000), 0, 0, 950_000, true), per_unit(50, 0, 0.1)]
         {
             assert!(reading.over <= 0.0 && reading.under <= 0.0 && !reading.beyond, "{reading:?}");
         }

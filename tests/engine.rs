@@ -233,6 +233,37 @@ fn a_rollback_is_confirmed_by_the_exposures() {
     assert_eq!(state(&fleet).buckets[1].stopped.as_ref().unwrap().confirmation, "unconfirmed");
 }
 
+/// Invariant 5: what a crash behind a decision forgets of the traffic before it does not change what follows from it.
+#[test]
+fn a_replay_of_an_adopted_decision_watches_its_bucket_as_before() {
+    let text = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}", "");
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let all = traffic(120, |s| if s < 30 { 100.0 } else { 900.0 }, |_, _| false);
+    let emissions = Partition::new(0, &catalog, &settings).all(&all);
+    let (mut fleet, mut said) = (Fleet::new(&catalog, settings.pane), Said::default());
+    let mut checkpoint = None;
+    for (n, emission) in emissions.iter().enumerate() {
+        if n == 5 {
+            checkpoint = Some(fleet.snapshot().unwrap());
+        }
+        let mut out = Output::default();
+        fleet.take(emission.clone(), &mut out);
+        said.take(out);
+    }
+    assert_eq!(said.decisions.len(), 3, "a rollback, and what follows when it is not obeyed");
+
+    let mut again = Fleet::restore(&catalog, settings.pane, &checkpoint.unwrap()).unwrap();
+    again.adopt(&said.decisions[0]);
+    let mut replayed = Said::default();
+    for emission in &emissions[5..] {
+        let mut out = Output::default();
+        again.take(emission.clone(), &mut out);
+        replayed.take(out);
+    }
+    assert_eq!(replayed.decisions, said.decisions[1..]);
+    assert_eq!(state(&again), state(&fleet));
+}
+
 #[test]
 fn silence_everywhere_confirms_nothing() {
     let text = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}", "");

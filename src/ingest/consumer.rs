@@ -61,6 +61,16 @@ struct Outbox {
     waiting: VecDeque<ToWorker>,
 }
 
+/// Records of one partition that follow each other in a batch.
+struct Run {
+    /// Topic key and partition.
+    key: (usize, i32),
+    place: Place,
+    next: Option<i64>,
+    /// They will be read again: see [`skips`].
+    again: bool,
+}
+
 impl Outbox {
     /// Sends what the worker takes now; `false` when it is behind.
     fn flush(&mut self) -> bool {
@@ -214,13 +224,13 @@ impl Reader {
         let mut troubles = Vec::new();
         let mut touched = BTreeSet::new();
         // Records come in runs of one partition: its next offset is looked up once for each run.
-        let mut run: Option<((usize, i32), Place, Option<i64>, bool)> = None;
+        let mut run: Option<Run> = None;
         let mut skipped: BTreeMap<Place, Offset> = BTreeMap::new();
         let (unproven, reset) = (&mut self.unproven, context.reset());
         let batches = batch.split(n, |message| {
             let key = (message.topic_key(), message.partition());
-            if run.as_ref().is_none_or(|r| r.0 != key) {
-                if let Some((_, place, Some(next), _)) = run.take() {
+            if run.as_ref().is_none_or(|r| r.key != key) {
+                if let Some(Run { place, next: Some(next), .. }) = run.take() {
                     state.next.insert(place, next);
                 }
                 let place = (message.topic().to_owned(), message.partition());
@@ -232,9 +242,9 @@ impl Reader {
                 if !again {
                     touched.insert(place.clone());
                 }
-                run = Some((key, place, next, again));
+                run = Some(Run { key, place, next, again });
             }
-            let (_, place, next, again) = run.as_mut()?;
+            let Run { place, next, again, .. } = run.as_mut()?;
             match message.err() {
                 None if *again => return None,
                 None if next.is_some_and(|next| message.offset() < next) => {
@@ -254,7 +264,7 @@ impl Reader {
             }
             Some(way(message.partition(), n))
         });
-        if let Some((_, place, Some(next), _)) = run {
+        if let Some(Run { place, next: Some(next), .. }) = run {
             state.next.insert(place, next);
         }
         let ended = |place: &Place| state.next.get(place).zip(self.queue.end(&place.0, place.1)).is_some_and(|(next, end)| *next >= end);

@@ -101,7 +101,7 @@ impl Aggregator {
         new.counts = old.counts;
         new.span = old.span;
         new.units_dropped = old.units_dropped;
-        for chunk in units {
+        for chunk in units.iter().filter(|chunk| !chunk.is_empty()) {
             new.restore_units(chunk)?;
         }
         Ok(new)

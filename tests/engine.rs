@@ -110,7 +110,7 @@ fn one_compliance_flag_kills_at_once() {
     partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
     assert_eq!(out.decisions.len(), 1);
     assert_eq!((out.decisions[0].action, out.decisions[0].decided_at), (Action::Kill, START + 10_200));
-    assert_eq!(out.decisions[0].reason, "compliance_flags of treatment is 1, above the limit of 0");
+    assert_eq!(out.decisions[0].reason, "compliance_flags of treatment is 1, above the limit of 0: missing_consent");
     partition.aggregator.finish();
     partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
     assert_eq!(out.decisions.len(), 1, "the pane counts it, too, and decides nothing twice");

@@ -226,7 +226,7 @@ async fn the_read_api_answers() {
     assert_eq!(page, json!({"entries": [{"text": 4}, {"text": 5}], "next": null}));
 
     let series = d.json("/api/v1/experiments/checkout/series").await;
-    assert_eq!((&series["step_s"], &series["points"][0]["buckets"][0]["bucket"]), (&json!(10), &json!("control")));
+    assert_eq!((&series["step_s"], &series["points"][0]["guardrails"]), (&json!(10), &json!([])));
 
     for path in [
         "/api/v1/experiments/nope",

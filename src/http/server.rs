@@ -45,7 +45,9 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     let metrics = api.metrics.clone();
     let app = shared(api, closing.clone());
     let service = TowerToHyperService::new(router(Arc::clone(&app)));
-    let mut sampling = tokio::time::interval(series::STEP);
+    let sample = || app.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).sample(&app.api.live.get());
+    sample();
+    let mut sampling = tokio::time::interval_at(tokio::time::Instant::now() + series::STEP, series::STEP);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -54,7 +56,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
             _ = sampling.tick() => {
-                app.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).sample(&app.api.live.get());
+                sample();
                 continue;
             }
             accepted = listener.accept() => accepted,

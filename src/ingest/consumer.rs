@@ -170,6 +170,11 @@ impl Reader {
                     for (topic, partition) in &places {
                         self.queue.forward(topic, *partition);
                     }
+                    // All at once, before any worker says a word: else the first to speak could be judged without the others. Where
+                    // there is no room for it now, the workers' own messages do.
+                    for partition in places.iter().map(|place| place.1).collect::<BTreeSet<_>>() {
+                        let _ = self.shared.sender.try_send(FromIngest::Assigned(partition));
+                    }
                     self.tell(&places, ToWorker::Assigned);
                     self.unproven.extend(places.iter().cloned());
                     self.assigned.extend(places.into_iter().map(|place| (place, Instant::now())));

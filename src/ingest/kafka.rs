@@ -103,7 +103,7 @@ pub enum FromIngest {
         partition: i32,
         emission: Emission,
     },
-    /// The first topic of the partition number has been assigned here.
+    /// The first topic of the partition number has been assigned here; it may be said twice.
     Assigned(i32),
     /// The last has been taken away. Its state is kept, and is part of snapshots.
     Revoked(i32),

@@ -69,7 +69,7 @@ impl Feeds {
 fn source(signal: &Signal) -> Option<&Source> {
     match signal {
         Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
-        Signal::Count { source } | Signal::Moments { source, .. } => Some(source),
+        Signal::Count { source, .. } | Signal::Moments { source, .. } => Some(source),
         Signal::Abandonment { .. } => None,
     }
 }
@@ -93,6 +93,7 @@ pub fn value(from: &Value, event: &Event<'_>) -> Option<f64> {
     match (from, &event.kind) {
         (Value::Latency, Kind::Request { latency_ms, .. }) => *latency_ms,
         (Value::Outcome, Kind::Outcome { value, .. }) => Some(*value),
+        (Value::Covariate, Kind::Outcome { covariate, .. }) => *covariate,
         (Value::Field(field), _) => match event_field(event, *field)? {
             Scalar::Number(x) => Some(*x),
             Scalar::Bool(b) => Some(f64::from(u8::from(*b))),

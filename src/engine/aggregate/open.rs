@@ -104,12 +104,12 @@ impl OpenBucket {
                     binned.merge(&SparseBins::from_samples(samples));
                 }
             }
-            (Signal::Rate { source, hit: what }, OpenCell::Rate { n, x }) if passes(source, event) => {
+            (Signal::Rate { source, hit: what, .. }, OpenCell::Rate { n, x }) if passes(source, event) => {
                 *n += 1;
                 *x += u64::from(hit(what, event));
             }
-            (Signal::Count { source }, OpenCell::Count(n)) if passes(source, event) => *n += 1,
-            (Signal::Moments { source, value: from }, OpenCell::Moments { n, sum, sum_sq }) if passes(source, event) => {
+            (Signal::Count { source, .. }, OpenCell::Count(n)) if passes(source, event) => *n += 1,
+            (Signal::Moments { source, value: from, .. }, OpenCell::Moments { n, sum, sum_sq }) if passes(source, event) => {
                 let Some(x) = value(from, event) else { return false };
                 *n += 1;
                 *sum += x;

@@ -215,10 +215,10 @@ fn evict<T>(ring: &mut VecDeque<T>, gone: impl Fn(&T) -> bool, mut take: impl Fn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::plan::{Hit, Source};
+    use crate::engine::plan::{Hit, Source, Unit};
 
     fn rate() -> Signal {
-        Signal::Rate { source: Source { event: "request".into(), filter: Vec::new() }, hit: Hit::Error }
+        Signal::Rate { source: Source { event: "request".into(), filter: Vec::new() }, hit: Hit::Error, unit: Unit::Event }
     }
 
     #[test]

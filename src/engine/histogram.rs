@@ -4,6 +4,7 @@
 //! Values are whole thousandths of the metric's unit: microseconds for a latency in milliseconds.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 /// Smallest value kept apart: 1 us for latencies.
 pub const LOWEST: u64 = 1;
@@ -39,15 +40,16 @@ pub fn thousandths(value: f64) -> (u64, bool) {
     }
 }
 
-/// Bins of one pane: index and count, by index. A count over 65,535 takes several entries.
+/// Bins of one pane: index and count, by index. A count over 65,535 takes several entries. With many experiments most panes of a
+/// partition hold a value or two: four take no memory of their own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SparseBins(Vec<(u16, u16)>);
+pub struct SparseBins(SmallVec<[(u16, u16); 4]>);
 
 impl SparseBins {
     /// From the bins of single values; `samples` is sorted and left empty, its memory kept.
     pub fn from_samples(samples: &mut Vec<u16>) -> SparseBins {
         samples.sort_unstable();
-        let mut out: Vec<(u16, u16)> = Vec::new();
+        let mut out: SmallVec<[(u16, u16); 4]> = SmallVec::new();
         for &bin in samples.iter() {
             match out.last_mut() {
                 Some((last, count)) if *last == bin && *count < u16::MAX => *count += 1,
@@ -60,12 +62,12 @@ impl SparseBins {
     }
 
     /// Adds the counts of `other`.
-    pub fn merge(&mut self, other: &SparseBins) {
+    pub fn merge(&mut self, other: SparseBins) {
         if self.0.is_empty() {
-            self.0.clone_from(&other.0);
+            *self = other;
             return;
         }
-        let mut merged: Vec<(u16, u16)> = Vec::with_capacity(self.0.len() + other.0.len());
+        let mut merged: SmallVec<[(u16, u16); 4]> = SmallVec::with_capacity(self.0.len() + other.0.len());
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
         loop {
             let next = match (a.peek(), b.peek()) {
@@ -97,16 +99,16 @@ impl SparseBins {
 }
 
 /// Running total of a window: dense inside pages of 64 bins that have seen a value.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Bins {
     pages: Vec<Option<Box<Page>>>,
     count: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 struct Page {
     sum: u64,
-    counts: Vec<u32>,
+    counts: [u32; PAGE],
 }
 
 impl Bins {
@@ -116,7 +118,7 @@ impl Bins {
             if page >= self.pages.len() {
                 self.pages.resize(page + 1, None);
             }
-            let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: vec![0; PAGE] }));
+            let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: [0; PAGE] }));
             page.sum += count;
             page.counts[slot] = page.counts[slot].saturating_add(count as u32);
             self.count += count;
@@ -246,7 +248,7 @@ mod tests {
         #[test]
         fn merging_equals_binning_together(a in prop::collection::vec(1u64..3_000, 0..300), b in prop::collection::vec(1u64..3_000, 0..300)) {
             let mut merged = sparse(&a);
-            merged.merge(&sparse(&b));
+            merged.merge(sparse(&b));
             let together: Vec<u64> = a.iter().chain(&b).copied().collect();
             prop_assert_eq!(merged, sparse(&together));
         }

@@ -16,7 +16,7 @@ pub struct PaneBatch {
 }
 
 /// One experiment in one pane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PanePartial {
     /// Index into [`super::plan::Catalog::plans`].
     pub experiment: u32,
@@ -38,7 +38,7 @@ pub struct BucketPartial {
     pub mixed_units: u64,
     /// Records other than exposures.
     pub events: u64,
-    /// One for each of [`super::plan::Plan::signals`]; empty when the bucket had no record.
+    /// One for each of [`super::plan::Plan::signals`]; empty when none has seen anything.
     pub cells: Vec<Cell>,
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 /// One experiment as the Aggregator sees it.
 pub struct Feeds {
     pub plan: Arc<Plan>,
+    pub signature: u64,
     /// Signals fed by requests, tickets, flags, outcomes and other events; indices into `plan.signals`.
     request: Vec<u16>,
     ticket: Vec<u16>,
@@ -21,12 +22,13 @@ pub struct Feeds {
 
 impl Feeds {
     pub fn of(catalog: &Catalog) -> Vec<Feeds> {
-        catalog.plans.iter().map(Feeds::new).collect()
+        catalog.plans.iter().zip(&catalog.signatures).map(|(plan, signature)| Feeds::new(plan, *signature)).collect()
     }
 
-    fn new(plan: &Arc<Plan>) -> Feeds {
+    fn new(plan: &Arc<Plan>, signature: u64) -> Feeds {
         let mut feeds = Feeds {
             plan: Arc::clone(plan),
+            signature,
             request: Vec::new(),
             ticket: Vec::new(),
             flag: Vec::new(),

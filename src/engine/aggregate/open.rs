@@ -101,7 +101,7 @@ impl OpenBucket {
                 *clamped += u64::from(out_of_range);
                 samples.push(bin_of(x));
                 if samples.len() >= SAMPLES_MAX {
-                    binned.merge(&SparseBins::from_samples(samples));
+                    binned.merge(SparseBins::from_samples(samples));
                 }
             }
             (Signal::Rate { source, hit: what }, OpenCell::Rate { n, x }) if passes(source, event) => {
@@ -142,7 +142,10 @@ impl OpenBucket {
             new_units: std::mem::take(&mut self.new_units),
             mixed_units: std::mem::take(&mut self.mixed_units),
             events: std::mem::take(&mut self.events),
-            cells: self.cells.iter_mut().map(OpenCell::close).collect(),
+            cells: match self.cells.iter().all(OpenCell::is_empty) {
+                true => Vec::new(),
+                false => self.cells.iter_mut().map(OpenCell::close).collect(),
+            },
         }
     }
 }
@@ -158,19 +161,26 @@ impl OpenCell {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        match self {
+            OpenCell::Distribution { samples, binned, .. } => samples.is_empty() && binned.is_empty(),
+            OpenCell::Rate { n, .. } | OpenCell::Count(n) | OpenCell::Moments { n, .. } => *n == 0,
+            OpenCell::Workflows { started, abandoned } => *started == 0 && abandoned.is_empty(),
+        }
+    }
+
     fn close(&mut self) -> Cell {
         use std::mem::take;
         match self {
+            cell if cell.is_empty() => Cell::Empty,
             OpenCell::Distribution { samples, binned, clamped } => {
                 let mut bins = take(binned);
-                bins.merge(&SparseBins::from_samples(samples));
-                if bins.is_empty() && *clamped == 0 { Cell::Empty } else { Cell::Distribution { bins, clamped: take(clamped) } }
+                bins.merge(SparseBins::from_samples(samples));
+                Cell::Distribution { bins, clamped: take(clamped) }
             }
-            OpenCell::Rate { n: 0, .. } | OpenCell::Count(0) | OpenCell::Moments { n: 0, .. } => Cell::Empty,
             OpenCell::Rate { n, x } => Cell::Rate { n: take(n), x: take(x) },
             OpenCell::Count(n) => Cell::Count(take(n)),
             OpenCell::Moments { n, sum, sum_sq } => Cell::Moments { n: take(n), sum: take(sum), sum_sq: take(sum_sq) },
-            OpenCell::Workflows { started, abandoned } if *started == 0 && abandoned.is_empty() => Cell::Empty,
             OpenCell::Workflows { started, abandoned } => {
                 abandoned.sort_unstable();
                 Cell::Workflows { started: take(started), abandoned: take(abandoned) }

@@ -46,7 +46,7 @@ impl Content for SlotArms {
         for (arm, mut more) in self.0.iter_mut().zip(newer.0) {
             arm.settle();
             more.settle();
-            arm.sorted.merge(&more.sorted);
+            arm.sorted.merge(more.sorted);
         }
     }
 }
@@ -63,7 +63,7 @@ impl SlotBins {
     }
 
     fn settle(&mut self) {
-        self.sorted.merge(&SparseBins::from_samples(&mut self.fresh));
+        self.sorted.merge(SparseBins::from_samples(&mut self.fresh));
     }
 
     fn count(&self) -> u64 {

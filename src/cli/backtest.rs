@@ -21,9 +21,12 @@ const EXAMPLES: &str = "\
 Examples:
   guardraild backtest --rules rules/new-checkout.yaml --events monday.ndjson.zst
   guardraild backtest --rules rules --brokers kafka-1:9092 --since 2h
-  guardraild backtest --rules rules --config guardraild.yaml --since 2026-12-02T09:00:00Z \\
-    --until 2026-12-02T12:00:00Z --output json
+  guardraild backtest --rules rules --config guardraild.yaml --since 2026-12-02T09:00:00Z --output json
   kcat -C -e -q -b kafka-1:9092 -t experiment.events | guardraild backtest --rules rules --events -";
+
+const USAGE: &str = "\
+guardraild backtest [OPTIONS] --rules <PATH>... --events <FILE>...
+       guardraild backtest [OPTIONS] --rules <PATH>... --brokers <HOST:PORT> [--since <TIME>] [--until <TIME>]";
 
 /// Without a word from the brokers for this long, a backtest ends.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +41,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Decisions and the summary go to standard output, everything else to standard error.
 /// Exit status: 0 done (whatever was decided), 1 a rule file, a recording or Kafka cannot be used, 2 usage.
 #[derive(Args, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = USAGE)]
 pub struct BacktestArgs {
     /// Rule file, or directory with rule files; may be repeated.
     #[arg(long, value_name = "PATH", required = true, num_args = 1..)]

@@ -314,7 +314,8 @@ mod tests {
         }
         writer.flush(Duration::from_secs(60)).unwrap();
 
-        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", broker.servers()).set("group.id", "test").create().unwrap();
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", broker.servers()).set("group.id", "test").create().unwrap();
         let mut assignment = rdkafka::TopicPartitionList::new();
         assignment.add_partition_offset(Topic::Events.name(), 0, rdkafka::Offset::Beginning).unwrap();
         consumer.assign(&assignment).unwrap();

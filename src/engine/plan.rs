@@ -50,6 +50,11 @@ pub struct Plan {
     pub quality: Vec<QualityCheck>,
     /// False-alarm budget of the whole experiment, in (0, 1).
     pub alpha: f64,
+    /// How guardrails and buckets share it.
+    pub correction: Correction,
+    pub method: Method,
+    /// Whether means use the covariates of their metrics.
+    pub cuped: bool,
     /// Exposed units per bucket before a relative test may act.
     pub min_units: u64,
     pub mode: Mode,
@@ -94,14 +99,32 @@ pub struct Bucket {
 pub enum Signal {
     /// Distribution of a value, binned.
     Distribution { source: Source, value: Value },
-    /// Hits among observations.
-    Rate { source: Source, hit: Hit },
-    /// Number of events.
-    Count { source: Source },
-    /// Moments of a value.
-    Moments { source: Source, value: Value },
+    /// Hits among observations; of [`Unit::User`], exposed units with at least one hit.
+    Rate { source: Source, hit: Hit, unit: Unit },
+    /// Number of events; of [`Unit::User`], also how many exposed units have at least one.
+    Count { source: Source, unit: Unit },
+    /// Moments of a value; of [`Unit::User`], of its sum over each exposed unit. The covariate is the unit's value before the experiment.
+    Moments { source: Source, value: Value, covariate: Option<Value>, unit: Unit },
     /// Workflows started, and among them those abandoned: explicitly, or not completed within the limit.
     Abandonment { within: Millis, workflow: Option<String> },
+}
+
+impl Signal {
+    /// Whether the observation is the exposed unit.
+    pub fn is_per_user(&self) -> bool {
+        match self {
+            Signal::Rate { unit, .. } | Signal::Count { unit, .. } | Signal::Moments { unit, .. } => *unit == Unit::User,
+            Signal::Distribution { .. } | Signal::Abandonment { .. } => false,
+        }
+    }
+}
+
+/// What an observation belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Event,
+    /// The exposed unit: observations are independent, so that tests of them are exact.
+    User,
 }
 
 /// Which events feed a signal.
@@ -128,6 +151,8 @@ pub enum Value {
     Latency,
     /// `value` of an outcome.
     Outcome,
+    /// `covariate` of an outcome.
+    Covariate,
     /// Any numeric field.
     Field(FieldId),
 }
@@ -156,8 +181,12 @@ pub struct Guardrail {
     pub window: Millis,
     /// Absolute bound in the metric's own unit (ms; a share 0..1; tickets per unit; a count).
     pub limit: Option<f64>,
-    /// Bound against the baseline bucket.
+    /// Bound against the baseline bucket: how much worse the metric may get.
     pub max_increase: Option<Margin>,
+    /// The margin is `success.primary`'s `stop_on_negative`, not a guardrail's `max_increase`.
+    pub primary: bool,
+    /// Expected value in the baseline bucket (`metrics.….baseline`): helps a rate's test before 256 control units have been seen.
+    pub expected: Option<f64>,
     /// Whether more of the metric is worse (`better: down`, the default) or better.
     pub higher_is_worse: bool,
     /// How long a limit must be exceeded before it counts (`for`).
@@ -190,6 +219,30 @@ pub enum Margin {
     Relative(f64),
     /// In the metric's own unit (ms, or a share: 0.005 is 0.5pp).
     Absolute(f64),
+}
+
+/// How the false-alarm budget is shared by all hypotheses (guardrail, bucket).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Correction {
+    /// Equal shares, for good.
+    Bonferroni,
+    /// Equal shares; what has tripped leaves its share to the others.
+    Holm,
+    /// As Holm; with segments, 80% of a guardrail's share is its overall hypothesis' and 20% that of its segments.
+    Hierarchical,
+    /// Each hypothesis has the whole budget.
+    None,
+}
+
+/// How `max_increase` and `stop_on_negative` weigh evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Anytime-valid tests on every pane.
+    Sequential,
+    /// Posterior probability of harm on every pane. It promises nothing about false alarms.
+    Bayesian,
+    /// One look, when the experiment ends.
+    FixedHorizon,
 }
 
 /// A check of the data itself.

@@ -2,11 +2,11 @@
 
 use super::diagnostic::{Faults, quote};
 use super::metric::{BUILT_IN, Measure, Metric};
-use super::quantity::number;
+use super::quantity::{Quantity, number};
 use super::shape::is_pointer;
 use super::yaml::{Entry, Node};
 use crate::engine::event::FieldId;
-use crate::engine::plan::{FieldTable, Hit, Match, Signal, Source, Statistic, Value};
+use crate::engine::plan::{FieldTable, Hit, Match, Signal, Source, Statistic, Unit, Value};
 use std::collections::BTreeMap;
 
 /// Events that only steer the engine, or are counted by a built-in metric.
@@ -42,12 +42,15 @@ impl<'n> Reader<'n, '_> {
         }
         self.check_keys(kind);
         let source = Source { event: event.to_owned(), filter: self.filter(event) };
-        let per_user = self.text("unit") == Some("user");
+        let unit = if self.text("unit") == Some("user") { Unit::User } else { Unit::Event };
         let (signal, statistic, measure) = match kind {
-            "rate" => (Signal::Rate { source, hit: self.hit(event)? }, Statistic::Share, Measure::Share),
-            "mean" => (Signal::Moments { source, value: self.value(event)? }, Statistic::Mean, Measure::Mean),
-            "count" if per_user => (Signal::Count { source }, Statistic::PerUnit, Measure::PerUnit),
-            "count" => (Signal::Count { source }, Statistic::Count, Measure::Count),
+            "rate" => (Signal::Rate { source, hit: self.hit(event)?, unit }, Statistic::Share, Measure::Share),
+            "mean" => {
+                let covariate = self.covariate(event);
+                (Signal::Moments { source, value: self.value(event)?, covariate, unit }, Statistic::Mean, Measure::Mean)
+            }
+            "count" if unit == Unit::User => (Signal::Count { source, unit }, Statistic::PerUnit, Measure::PerUnit),
+            "count" => (Signal::Count { source, unit }, Statistic::Count, Measure::Count),
             "quantile" => {
                 let in_ms = self.pointer(event).is_some_and(|p| p.ends_with("_ms"));
                 let measure = if in_ms { Measure::Time } else { Measure::Plain };
@@ -56,7 +59,33 @@ impl<'n> Reader<'n, '_> {
             }
             _ => return None,
         };
-        Some(Metric { signal, statistic, measure, higher_is_worse: self.text("better") != Some("up") })
+        let expected = self.expected(measure);
+        Some(Metric { signal, statistic, measure, higher_is_worse: self.text("better") != Some("up"), expected })
+    }
+
+    /// The `baseline` of the metric in its own unit; one whose unit does not fit is reported.
+    fn expected(&mut self, measure: Measure) -> Option<f64> {
+        let given = self.entry.value.get("baseline")?;
+        let quantity = given.text().and_then(Quantity::parse)?;
+        let plain = match (measure, quantity) {
+            (Measure::Mean, Quantity::Number(n)) => Ok(n),
+            _ => measure.limit(quantity),
+        };
+        match plain {
+            Ok(value) => Some(value),
+            Err(misfit) => {
+                self.faults.error(&given.span, misfit.code, misfit.message, misfit.label);
+                None
+            }
+        }
+    }
+
+    fn covariate(&mut self, event: &str) -> Option<Value> {
+        let pointer = self.text("covariate").filter(|p| is_pointer(p))?;
+        match (event, pointer) {
+            ("outcome", "/covariate") => Some(Value::Covariate),
+            _ => self.intern(event, pointer).map(Value::Field),
+        }
     }
 
     fn text(&self, key: &str) -> Option<&'n str> {

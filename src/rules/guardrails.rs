@@ -1,7 +1,7 @@
 //! The `guardrails` section.
 
 use super::diagnostic::{Faults, quote};
-use super::lower::{Context, action, span};
+use super::lower::{Context, action, share, span};
 use super::metric::{Metric, Misfit, built_in};
 use super::quantity::Quantity;
 use super::yaml::Node;
@@ -13,6 +13,9 @@ use crate::engine::time::Millis;
 const MAX_GUARDRAILS: usize = 128;
 /// Longest window, in ms: seven days.
 const MAX_WINDOW: Millis = 7 * 86_400_000;
+const DEFAULT_WINDOW: Millis = 600_000;
+/// After which a workflow that has not been completed is abandoned.
+const DEFAULT_WITHIN: Millis = 1_800_000;
 
 #[derive(Default)]
 pub(super) struct Guardrails {
@@ -39,6 +42,7 @@ pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
         seen.push(node);
         out.add(node, context, faults);
     }
+    out.add_primary(context);
     if context.mode == Some(Mode::Enforce) && ![Action::Rollback, Action::Notify].iter().any(|a| context.names_route(*a)) {
         warn_unheard(context, list, faults);
     }
@@ -52,8 +56,8 @@ fn same(a: &Node, b: &Node) -> bool {
     let both = |key: &str| a.get(key).is_some() && b.get(key).is_some();
     text(a, "metric").is_some()
         && ["metric", "workflow", "on_breach"].iter().all(|key| text(a, key) == text(b, key))
-        && time(a, "window", 600_000) == time(b, "window", 600_000)
-        && time(a, "within", 1_800_000) == time(b, "within", 1_800_000)
+        && time(a, "window", DEFAULT_WINDOW) == time(b, "window", DEFAULT_WINDOW)
+        && time(a, "within", DEFAULT_WITHIN) == time(b, "within", DEFAULT_WITHIN)
         && (both("max_increase") || both("limit") && time(a, "for", 0) == time(b, "for", 0))
 }
 
@@ -85,7 +89,6 @@ impl Guardrails {
         if node.get("limit").is_none() && node.get("max_increase").is_none() {
             faults.error(&name_node.span, "GR2005", "a guardrail without a criterion", "add `max_increase` or `limit`");
         }
-        let default = if context.routes.contains_key(&Action::Rollback) { Action::Rollback } else { Action::Notify };
         let signal = self.intern(metric.signal);
         self.guardrails.push(Guardrail {
             name: self.unique(name_node.text().unwrap_or_default()),
@@ -96,8 +99,33 @@ impl Guardrails {
             window,
             limit,
             max_increase,
+            primary: false,
+            expected: metric.expected,
             hold,
-            on_breach: node.get("on_breach").and_then(action).unwrap_or(default),
+            on_breach: node.get("on_breach").and_then(action).unwrap_or(context.default_action()),
+        });
+    }
+
+    /// `stop_on_negative` of the primary metric: a guardrail against its getting worse.
+    fn add_primary(&mut self, context: &Context<'_>) {
+        let Some(primary) = context.root.get("success").and_then(|s| s.get("primary")) else { return };
+        let Some(margin) = primary.get("stop_on_negative").and_then(share) else { return };
+        let Some(name) = primary.get("metric").and_then(Node::text) else { return };
+        let Some(metric) = built_in(name, DEFAULT_WITHIN, None).or_else(|| context.metrics.get(name).cloned()) else { return };
+        let signal = self.intern(metric.signal);
+        self.guardrails.push(Guardrail {
+            name: self.unique(name),
+            unit: metric.measure.unit().to_owned(),
+            statistic: metric.statistic,
+            higher_is_worse: metric.higher_is_worse,
+            signal,
+            window: DEFAULT_WINDOW,
+            limit: None,
+            max_increase: Some(Margin::Relative(margin)),
+            primary: true,
+            expected: metric.expected,
+            hold: 0,
+            on_breach: context.default_action(),
         });
     }
 
@@ -124,7 +152,7 @@ fn metric(node: &Node, name_node: &Node, context: &Context<'_>, faults: &mut Fau
             faults.error(&value.span, "GR2503", format!("`{key}` belongs to `abandonment`"), format!("{} does not have it", quote(name)));
         }
     }
-    let within = node.get("within").and_then(span).unwrap_or(1_800_000);
+    let within = node.get("within").and_then(span).unwrap_or(DEFAULT_WITHIN);
     if let Some(value) = node.get("within").filter(|_| !(1_000..=MAX_WINDOW).contains(&within)) {
         faults.error(&value.span, "GR2404", "a time out of range", "between `1s` and `7d`");
     }
@@ -161,8 +189,8 @@ fn check_margin(node: &Node, name: &Node, margin: Option<Margin>, faults: &mut F
 
 fn window(node: &Node, faults: &mut Faults) -> Millis {
     let pane = Settings::default().pane;
-    let Some(given) = node.get("window") else { return 600_000 };
-    let Some(window) = span(given) else { return 600_000 };
+    let Some(given) = node.get("window") else { return DEFAULT_WINDOW };
+    let Some(window) = span(given) else { return DEFAULT_WINDOW };
     if window < pane {
         faults.error(&given.span, "GR2401", "a window shorter than a pane", format!("a pane is {pane}ms"));
     } else if window % pane != 0 {

@@ -7,7 +7,7 @@ use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
 use super::{RuleSet, custom, guardrails, quality};
 use crate::engine::decision::{Action, Mode};
-use crate::engine::plan::{Bucket, FieldTable, MAX_BUCKETS, Plan};
+use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan};
 use crate::engine::time::Millis;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -62,6 +62,9 @@ pub fn lower(
         guardrails: guardrails.guardrails,
         quality,
         alpha: analysis.and_then(|a| a.get("alpha")).and_then(Node::text).and_then(number).unwrap_or(0.01),
+        correction: correction(analysis.and_then(|a| a.get("correction")).and_then(Node::text)),
+        method: method(analysis.and_then(|a| a.get("method")).and_then(Node::text)),
+        cuped: analysis.and_then(|a| a.get("cuped")).and_then(Node::boolean) != Some(false),
         min_units: whole(analysis.and_then(|a| a.get("min_units"))).map_or(100, u64::from),
         mode: context.mode?,
         confirm_within: actions?.get("confirm_within").and_then(span).unwrap_or(120_000),
@@ -99,6 +102,23 @@ fn mode(text: &str) -> Option<Mode> {
         "observe" => Some(Mode::Observe),
         "enforce" => Some(Mode::Enforce),
         _ => None,
+    }
+}
+
+fn correction(text: Option<&str>) -> Correction {
+    match text {
+        Some("bonferroni") => Correction::Bonferroni,
+        Some("hierarchical") => Correction::Hierarchical,
+        Some("none") => Correction::None,
+        _ => Correction::Holm,
+    }
+}
+
+fn method(text: Option<&str>) -> Method {
+    match text {
+        Some("bayesian") => Method::Bayesian,
+        Some("fixed_horizon") => Method::FixedHorizon,
+        _ => Method::Sequential,
     }
 }
 
@@ -271,6 +291,11 @@ impl Context<'_> {
         let fault = fault.with_label(format!("add `actions.{name}`")).with_help(format!("for example `{name}: {{webhook: flag-service}}`"));
         let fatal = action.intervenes() && self.mode != Some(Mode::Observe);
         faults.push(if fatal { fault } else { fault.as_warning() });
+    }
+
+    /// What a breach leads to where the guardrail does not say.
+    pub fn default_action(&self) -> Action {
+        if self.routes.contains_key(&Action::Rollback) { Action::Rollback } else { Action::Notify }
     }
 
     /// Whether the file has an entry for the action, even a faulty one.

@@ -1,7 +1,7 @@
 //! Metrics that guardrails can name, and the units that fit each.
 
 use super::quantity::Quantity;
-use crate::engine::plan::{Hit, Margin, Signal, Source, Statistic, Value};
+use crate::engine::plan::{Hit, Margin, Signal, Source, Statistic, Unit, Value};
 use crate::engine::time::Millis;
 
 /// Metrics that need no entry under `metrics`.
@@ -15,6 +15,8 @@ pub struct Metric {
     pub statistic: Statistic,
     pub measure: Measure,
     pub higher_is_worse: bool,
+    /// Expected value in the baseline bucket.
+    pub expected: Option<f64>,
 }
 
 /// The dimension of a metric, which decides the units of its limit and margin.
@@ -118,14 +120,14 @@ pub fn built_in(name: &str, within: Millis, workflow: Option<String>) -> Option<
         "latency_p90" => latency(900_000),
         "latency_p95" => latency(950_000),
         "latency_p99" => latency(990_000),
-        "error_rate" => (Signal::Rate { source: source("request"), hit: Hit::Error }, Statistic::Share, Measure::Share),
+        "error_rate" => (Signal::Rate { source: source("request"), hit: Hit::Error, unit: Unit::Event }, Statistic::Share, Measure::Share),
         "abandonment" => (Signal::Abandonment { within, workflow }, Statistic::Share, Measure::Share),
-        "tickets" => (Signal::Count { source: source("ticket") }, Statistic::PerUnit, Measure::PerUnit),
-        "compliance_flags" => (Signal::Count { source: source("compliance_flag") }, Statistic::Count, Measure::Count),
-        "exposures" => (Signal::Count { source: source("exposure") }, Statistic::Exposures, Measure::Count),
+        "tickets" => (Signal::Count { source: source("ticket"), unit: Unit::User }, Statistic::PerUnit, Measure::PerUnit),
+        "compliance_flags" => (Signal::Count { source: source("compliance_flag"), unit: Unit::Event }, Statistic::Count, Measure::Count),
+        "exposures" => (Signal::Count { source: source("exposure"), unit: Unit::Event }, Statistic::Exposures, Measure::Count),
         _ => return None,
     };
-    Some(Metric { signal, statistic, measure, higher_is_worse: true })
+    Some(Metric { signal, statistic, measure, higher_is_worse: true, expected: None })
 }
 
 fn latency(ppm: u32) -> (Signal, Statistic, Measure) {

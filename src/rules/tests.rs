@@ -1,6 +1,6 @@
 use super::*;
 use crate::engine::decision::Mode;
-use crate::engine::plan::{FieldTable, Hit, Margin, Match, QualityKind, Signal, Source, Statistic, Value};
+use crate::engine::plan::{FieldTable, Hit, Margin, Match, QualityKind, Signal, Source, Statistic, Unit, Value};
 use std::fs;
 
 const SHORTEST: &str = "guardrail: v1
@@ -120,7 +120,7 @@ fn metrics_of_ones_own_read_fields() {
     let plan = &rule.plan;
     let id = |event: &str, pointer: &str| fields.entries.iter().position(|(e, p)| e == event && p == pointer).unwrap() as u16;
     let plain = |event: &str| Source { event: event.into(), filter: vec![] };
-    assert_eq!(plan.signals[0], Signal::Rate { source: plain("fetch"), hit: Hit::Field(id("fetch", "/cache/hit")) });
+    assert_eq!(plan.signals[0], Signal::Rate { source: plain("fetch"), hit: Hit::Field(id("fetch", "/cache/hit")), unit: Unit::Event });
     assert!(!plan.guardrails[0].higher_is_worse && plan.guardrails[1].higher_is_worse);
     let filter = vec![
         (id("retry", "/attempt"), Match::Number(3.0)),
@@ -128,12 +128,14 @@ fn metrics_of_ones_own_read_fields() {
         (id("retry", "/code"), Match::Text("3".into())),
         (id("retry", "/a~1b"), Match::Text("x".into())),
     ];
-    assert_eq!(plan.signals[1], Signal::Count { source: Source { event: "retry".into(), filter } });
+    assert_eq!(plan.signals[1], Signal::Count { source: Source { event: "retry".into(), filter }, unit: Unit::User });
     assert_eq!((plan.guardrails[1].statistic, plan.guardrails[1].unit.as_str()), (Statistic::PerUnit, "per unit"));
     assert_eq!((plan.guardrails[2].limit, plan.guardrails[2].statistic), (Some(4000.0), Statistic::Quantile { ppm: 500_000 }));
-    assert_eq!(plan.signals[3], Signal::Rate { source: plain("request"), hit: Hit::Error });
+    assert_eq!(plan.signals[3], Signal::Rate { source: plain("request"), hit: Hit::Error, unit: Unit::Event });
     assert_eq!(plan.guardrails[3].max_increase, Some(Margin::Relative(0.0)));
-    assert!(matches!(&plan.signals[4], Signal::Moments { value: Value::Outcome, source } if source.filter.len() == 1));
+    assert!(
+        matches!(&plan.signals[4], Signal::Moments { value: Value::Outcome, source, unit: Unit::Event, .. } if source.filter.len() == 1)
+    );
 }
 
 #[test]

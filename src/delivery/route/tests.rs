@@ -1,6 +1,6 @@
 use super::*;
 use crate::engine::decision::{Evidence, Verdict};
-use crate::engine::plan::Plan;
+use crate::engine::plan::{Correction, Method, Plan};
 use crate::rules::Channel;
 use crate::store::{DeliveryState, LIFETIME};
 use serde_json::{Value, json};
@@ -19,6 +19,9 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         guardrails: Vec::new(),
         quality: Vec::new(),
         alpha: 0.01,
+        correction: Correction::Holm,
+        method: Method::Sequential,
+        cuped: true,
         min_units: 100,
         mode: Mode::Enforce,
         confirm_within: 120_000,

@@ -17,6 +17,12 @@ pub struct Feeds {
     pub workflow: Vec<u16>,
     /// Signals that decide by a single event.
     pub urgent: Vec<u16>,
+    /// By signal: some guardrail compares it with the baseline.
+    pub compared: Vec<bool>,
+    /// Some signal's observation is the unit.
+    pub per_user: bool,
+    /// [`Plan::signature`].
+    pub signature: u64,
 }
 
 impl Feeds {
@@ -34,7 +40,13 @@ impl Feeds {
             other: Vec::new(),
             workflow: Vec::new(),
             urgent: Vec::new(),
+            compared: vec![false; plan.signals.len()],
+            per_user: plan.signals.iter().any(Signal::is_per_user),
+            signature: plan.signature(),
         };
+        for guardrail in plan.guardrails.iter().filter(|g| g.max_increase.is_some()) {
+            feeds.compared[guardrail.signal] = true;
+        }
         for (index, signal) in plan.signals.iter().enumerate() {
             let index = index as u16;
             match source(signal).map(|s| s.event.as_str()) {
@@ -69,7 +81,7 @@ impl Feeds {
 fn source(signal: &Signal) -> Option<&Source> {
     match signal {
         Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
-        Signal::Count { source } | Signal::Moments { source, .. } => Some(source),
+        Signal::Count { source, .. } | Signal::Moments { source, .. } => Some(source),
         Signal::Abandonment { .. } => None,
     }
 }
@@ -93,6 +105,7 @@ pub fn value(from: &Value, event: &Event<'_>) -> Option<f64> {
     match (from, &event.kind) {
         (Value::Latency, Kind::Request { latency_ms, .. }) => *latency_ms,
         (Value::Outcome, Kind::Outcome { value, .. }) => Some(*value),
+        (Value::Covariate, Kind::Outcome { covariate, .. }) => *covariate,
         (Value::Field(field), _) => match event_field(event, *field)? {
             Scalar::Number(x) => Some(*x),
             Scalar::Bool(b) => Some(f64::from(u8::from(*b))),

@@ -135,7 +135,9 @@ impl Range {
     fn find(&mut self, metadata: &Metadata) -> Result<u64, RangeError> {
         let mut places = TopicPartitionList::new();
         for topic in metadata.topics().iter().filter(|t| self.topics.iter().any(|name| name == t.name())) {
-            topic.partitions().iter().for_each(|p| drop(places.add_partition(topic.name(), p.id())));
+            for partition in topic.partitions() {
+                places.add_partition(topic.name(), partition.id());
+            }
         }
         let (from, to) = (self.offsets(&places, self.config.since)?, self.offsets(&places, self.config.until)?);
         let mut kept = 0;

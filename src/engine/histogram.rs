@@ -94,6 +94,12 @@ impl SparseBins {
     pub fn count(&self) -> u64 {
         self.0.iter().map(|&(_, count)| u64::from(count)).sum()
     }
+
+    /// Number of values in this bin and above.
+    pub fn from(&self, bin: u16) -> u64 {
+        let first = self.0.partition_point(|&(b, _)| b < bin);
+        self.0[first..].iter().map(|&(_, count)| u64::from(count)).sum()
+    }
 }
 
 /// Running total of a window: dense inside pages of 64 bins that have seen a value.
@@ -111,16 +117,23 @@ struct Page {
 
 impl Bins {
     pub fn add(&mut self, bins: &SparseBins) {
-        for (bin, count) in bins.iter() {
-            let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
-            if page >= self.pages.len() {
-                self.pages.resize(page + 1, None);
-            }
-            let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: vec![0; PAGE] }));
-            page.sum += count;
-            page.counts[slot] = page.counts[slot].saturating_add(count as u32);
-            self.count += count;
+        bins.iter().for_each(|(bin, count)| self.add_to(bin, count));
+    }
+
+    /// Adds one value.
+    pub fn push(&mut self, bin: u16) {
+        self.add_to(bin, 1);
+    }
+
+    fn add_to(&mut self, bin: u16, count: u64) {
+        let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
+        if page >= self.pages.len() {
+            self.pages.resize(page + 1, None);
         }
+        let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: vec![0; PAGE] }));
+        page.sum += count;
+        page.counts[slot] = page.counts[slot].saturating_add(count as u32);
+        self.count += count;
     }
 
     /// Takes out bins that were added before.
@@ -176,6 +189,14 @@ impl Bins {
             }
         }
         sum
+    }
+
+    /// Number of values in bins below this one.
+    pub fn below(&self, bin: u16) -> u64 {
+        let bin = usize::from(bin);
+        let whole: u64 = self.pages.iter().take(bin / PAGE).flatten().map(|page| page.sum).sum();
+        let part = self.pages.get(bin / PAGE).and_then(Option::as_ref);
+        whole + part.map_or(0, |page| page.counts[..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Upper edge (thousandths) and count of each bin that is not empty, by edge.

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{backtest, check, client, demo, run, schema, stats};
+use guardraild::cli::{audit, backtest, check, client, demo, run, schema, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -30,6 +30,7 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
+    Audit(audit::AuditArgs),
     Get(client::GetArgs),
     Explain(client::ExplainArgs),
     /// Stop acting on an experiment, never measuring; `kill` is not held back
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
             Err(errors) => run::refuse(&errors, 1),
         },
         Command::Backtest(args) => backtest::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Get(args) => client::get(&args),
         Command::Explain(args) => client::explain(&args),
         Command::Hold(args) => client::hold(&args),

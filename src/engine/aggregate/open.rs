@@ -158,11 +158,13 @@ impl OpenBucket {
             }
             (Signal::Count { source, unit }, OpenCell::Count { n, seen }) if passes(source, event) => {
                 *n += 1;
-                if let (Unit::User, Some((key, age))) = (unit, own)
-                    && feeds.compared[signal]
-                    && memory.tallies.hit(key, memory.max)
-                {
-                    seen.push(Observation { age, batch: mark.batch, value: 1 });
+                match (unit, own) {
+                    _ if !feeds.compared[signal] => {}
+                    (Unit::Event, _) => see(seen, mark.observation(1)),
+                    (Unit::User, Some((key, age))) if memory.tallies.hit(key, memory.max) => {
+                        seen.push(Observation { age, batch: mark.batch, value: 1 });
+                    }
+                    (Unit::User, _) => {}
                 }
             }
             (Signal::Moments { source, value: from, covariate, unit }, OpenCell::Moments { n, sum, parts }) if passes(source, event) => {
@@ -232,9 +234,7 @@ impl OpenCell {
             Signal::Rate { .. } => OpenCell::Rate { n: 0, x: 0, seen: Vec::new() },
             Signal::Count { .. } => OpenCell::Count { n: 0, seen: Vec::new() },
             Signal::Moments { .. } => OpenCell::Moments { n: 0, sum: 0.0, parts: Vec::new() },
-            Signal::Abandonment { .. } => {
-                OpenCell::Workflows { started: 0, abandoned: Vec::new(), seen: Vec::new(), lost: Vec::new() }
-            }
+            Signal::Abandonment { .. } => OpenCell::Workflows { started: 0, abandoned: Vec::new(), seen: Vec::new(), lost: Vec::new() },
         }
     }
 

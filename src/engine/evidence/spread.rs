@@ -82,9 +82,7 @@ impl SlotBins {
 }
 
 /// Resolution of the bins in slots.
-pub const SLOT_DIGITS: u8 = 2;
-/// Resolution of the bins of a period.
-pub const DIGITS: u8 = 3;
+const SLOT_DIGITS: u8 = 2;
 /// Periods whose histograms are kept; the oldest go first.
 const MAX_PERIODS: usize = 8;
 
@@ -190,12 +188,21 @@ impl Spread {
     }
 
     /// The most convincing of the tests of a period that were started anew, if one reaches `needed`.
-    pub fn best_suffix(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, by: Clustering, needed: f64) -> Option<(Pane, f64, Pair)> {
+    pub fn best_suffix(
+        &self,
+        period: usize,
+        bucket: usize,
+        baseline: usize,
+        test: &SpreadTest,
+        by: Clustering,
+        needed: f64,
+    ) -> Option<(Pane, f64, Pair)> {
         let period = self.find(period)?;
         let quantile = period.arms[baseline].bins.quantile(test.ppm)?;
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
         let resolution = Resolution::digits(SLOT_DIGITS);
-        let (from, above) = (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
+        let (from, above) =
+            (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
         let (mut a, mut n_c, mut s, mut n_t) = (0, 0, 0, 0);
         let mut best: Option<(Pane, f64)> = None;
         for slot in period.slots.newest_first() {
@@ -214,7 +221,7 @@ impl Spread {
         let inside = || period.slots.newest_first().take_while(|slot| slot.start >= since);
         let tail = |arm: usize| Tail::new(inside().flat_map(move |slot| slot.content.0[arm].edges()));
         let pair = Pair { baseline: tail(baseline), bucket: tail(bucket) };
-        let log_e = test.with_resolution(SLOT_DIGITS).log_e(pair.arms(by));
+        let log_e = test.at(SLOT_DIGITS).log_e(pair.arms(by));
         (log_e >= needed).then_some((since, log_e, pair))
     }
 }
@@ -229,7 +236,7 @@ pub struct SpreadTest {
 
 impl SpreadTest {
     /// The test on bins of another resolution.
-    pub fn with_resolution(&self, digits: u8) -> Relative {
+    pub fn at(&self, digits: u8) -> Relative {
         Relative { bins: Resolution::digits(digits), ..self.relative.clone() }
     }
 
@@ -257,7 +264,7 @@ mod tests {
     }
 
     fn test(r_ppm: i64) -> SpreadTest {
-        let relative = Relative { level: Exceedance::of_quantile(950_000), r_ppm, d: 0, bins: Resolution::digits(DIGITS) };
+        let relative = Relative { level: Exceedance::of_quantile(950_000), r_ppm, d: 0, bins: Resolution::digits(3) };
         SpreadTest { ppm: 950_000, relative }
     }
 

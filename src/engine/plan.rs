@@ -10,7 +10,15 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     pub plans: Vec<Arc<Plan>>,
+    /// [`Plan::signature`] of each plan: every partition's checkpoint asks for all of them.
+    pub signatures: Vec<u64>,
     pub fields: FieldTable,
+}
+
+impl Catalog {
+    pub fn new(plans: Vec<Arc<Plan>>, fields: FieldTable) -> Catalog {
+        Catalog { signatures: plans.iter().map(|plan| plan.signature()).collect(), plans, fields }
+    }
 }
 
 /// Fields that metrics read beyond the canonical ones. A [`FieldId`] is an index into `entries`.
@@ -107,6 +115,16 @@ pub enum Signal {
     Moments { source: Source, value: Value, covariate: Option<Value>, unit: Unit },
     /// Workflows started, and among them those abandoned: explicitly, or not completed within the limit.
     Abandonment { within: Millis, workflow: Option<String> },
+}
+
+impl Signal {
+    /// Whether the observation is the exposed unit.
+    pub fn is_per_user(&self) -> bool {
+        match self {
+            Signal::Rate { unit, .. } | Signal::Count { unit, .. } | Signal::Moments { unit, .. } => *unit == Unit::User,
+            Signal::Distribution { .. } | Signal::Abandonment { .. } => false,
+        }
+    }
 }
 
 /// What an observation belongs to.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 /// One experiment as the Aggregator sees it.
 pub struct Feeds {
     pub plan: Arc<Plan>,
+    pub signature: u64,
     /// Signals fed by requests, tickets, flags, outcomes and other events; indices into `plan.signals`.
     request: Vec<u16>,
     ticket: Vec<u16>,
@@ -17,16 +18,21 @@ pub struct Feeds {
     pub workflow: Vec<u16>,
     /// Signals that decide by a single event.
     pub urgent: Vec<u16>,
+    /// By signal: some guardrail compares it with the baseline.
+    pub compared: Vec<bool>,
+    /// Some signal's observation is the unit.
+    pub per_user: bool,
 }
 
 impl Feeds {
     pub fn of(catalog: &Catalog) -> Vec<Feeds> {
-        catalog.plans.iter().map(Feeds::new).collect()
+        catalog.plans.iter().zip(&catalog.signatures).map(|(plan, signature)| Feeds::new(plan, *signature)).collect()
     }
 
-    fn new(plan: &Arc<Plan>) -> Feeds {
+    fn new(plan: &Arc<Plan>, signature: u64) -> Feeds {
         let mut feeds = Feeds {
             plan: Arc::clone(plan),
+            signature,
             request: Vec::new(),
             ticket: Vec::new(),
             flag: Vec::new(),
@@ -34,7 +40,12 @@ impl Feeds {
             other: Vec::new(),
             workflow: Vec::new(),
             urgent: Vec::new(),
+            compared: vec![false; plan.signals.len()],
+            per_user: plan.signals.iter().any(Signal::is_per_user),
         };
+        for guardrail in plan.guardrails.iter().filter(|g| g.max_increase.is_some()) {
+            feeds.compared[guardrail.signal] = true;
+        }
         for (index, signal) in plan.signals.iter().enumerate() {
             let index = index as u16;
             match source(signal).map(|s| s.event.as_str()) {

@@ -188,6 +188,12 @@ impl Relative {
         if start < scan.edges.len() { scan.first(start) + scan.second(start) } else { scan.control_from(0) + scan.treatment_above(0) }
     }
 
+    /// The product for one candidate: `control` counts the values in its bin and above, and all; `treatment` those above what it
+    /// tolerates, and all; both divided by their design effects. An upper bound of [`Relative::log_e`], whatever the candidate.
+    pub fn product(&self, control: [f64; 2], treatment: [f64; 2]) -> f64 {
+        LOG_CASH + log_add_exp(0.0, self.level.under(control[0], control[1])) + self.level.over(treatment[0], treatment[1])
+    }
+
     /// Whether [`Relative::log_e`] is at least `needed`, most often at the price of two mixtures.
     pub fn reaches(&self, arms: Arms<'_>, needed: f64) -> bool {
         self.log_e_at_most(arms) >= needed && self.log_e(arms) >= needed

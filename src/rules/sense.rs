@@ -2,7 +2,7 @@
 
 use super::diagnostic::{Faults, quote};
 use super::lower::Context;
-use super::metric::{Metric, built_in};
+use super::metric::{Measure, Metric, built_in};
 use super::yaml::{Entry, Node};
 use crate::engine::plan::{Signal, Statistic, Unit};
 use crate::engine::time::Millis;
@@ -61,13 +61,13 @@ fn watched<'n>(context: &Context<'n>) -> Vec<Watched<'n>> {
 fn check_tail(watched: &[Watched<'_>], faults: &mut Faults) {
     let sees_timeouts = |w: &Watched<'_>| match w.metric.statistic {
         Statistic::Quantile { ppm } => ppm >= 990_000,
-        Statistic::Share => true,
+        Statistic::Share => w.metric.higher_is_worse,
         _ => false,
     };
     if watched.iter().any(sees_timeouts) {
         return;
     }
-    if let Some(w) = watched.iter().find(|w| w.relative && matches!(w.metric.statistic, Statistic::Quantile { .. })) {
+    if let Some(w) = watched.iter().find(|w| w.relative && w.metric.measure == Measure::Time) {
         let name = w.name.text().unwrap_or_default();
         let fault = faults.at(&w.name.span, "GR2603", format!("{} does not see 1% of requests that time out", quote(name)));
         let fault = fault
@@ -101,7 +101,7 @@ fn check_metric(entry: &Entry, watched: &[Watched<'_>], faults: &mut Faults) {
             let fault = fault.with_label("several events of one user count as if they were of several");
             faults.push(fault.with_help("`unit: user` sums each user's values first; `unit: event` if no user has two").as_warning());
         }
-        Signal::Rate { .. } if !metric.higher_is_worse && metric.expected.is_none() => {
+        Signal::Rate { unit: Unit::User, .. } if !metric.higher_is_worse && metric.expected.is_none() => {
             let fault = faults.at(&entry.key_span, "GR2606", format!("no expected rate of {}", quote(&entry.key)));
             let fault = fault.with_label("until 256 units of the baseline bucket are in, the test supposes that it is rare");
             faults.push(fault.with_help("add what you know, for example `baseline: 30%`: any value keeps the test valid").as_note());

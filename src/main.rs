@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{backtest, check, client, demo, run, schema, stats};
+use guardraild::cli::{backtest, check, client, demo, run, schema, simulate, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -30,6 +30,7 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
+    Simulate(simulate::SimulateArgs),
     Get(client::GetArgs),
     Explain(client::ExplainArgs),
     /// Stop acting on an experiment, never measuring; `kill` is not held back
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
             Err(errors) => run::refuse(&errors, 1),
         },
         Command::Backtest(args) => backtest::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Get(args) => client::get(&args),
         Command::Explain(args) => client::explain(&args),
         Command::Hold(args) => client::hold(&args),

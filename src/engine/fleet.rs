@@ -228,6 +228,7 @@ fn merge_bucket(into: &mut BucketPartial, from: BucketPartial) {
     into.new_units += from.new_units;
     into.mixed_units += from.mixed_units;
     into.events += from.events;
+    into.enrolled_before.extend(from.enrolled_before);
     if into.cells.is_empty() {
         into.cells = from.cells;
         return;
@@ -239,23 +240,30 @@ fn merge_bucket(into: &mut BucketPartial, from: BucketPartial) {
 
 fn merge_cell(into: &mut Cell, from: Cell) {
     match (into, from) {
-        (Cell::Distribution { bins, clamped }, Cell::Distribution { bins: more, clamped: also }) => {
+        (Cell::Distribution { bins, clamped, seen }, Cell::Distribution { bins: more, clamped: also, seen: others }) => {
             bins.merge(&more);
             *clamped += also;
+            seen.extend(others);
         }
-        (Cell::Rate { n, x }, Cell::Rate { n: dn, x: dx }) => {
+        (Cell::Rate { n, x, seen }, Cell::Rate { n: dn, x: dx, seen: others }) => {
             *n += dn;
             *x += dx;
+            seen.extend(others);
         }
-        (Cell::Count(n), Cell::Count(more)) => *n += more,
-        (Cell::Moments { n, sum, sum_sq }, Cell::Moments { n: dn, sum: ds, sum_sq: dss }) => {
+        (Cell::Count { n, seen }, Cell::Count { n: more, seen: others }) => {
+            *n += more;
+            seen.extend(others);
+        }
+        (Cell::Moments { n, sum, parts }, Cell::Moments { n: dn, sum: ds, parts: others }) => {
             *n += dn;
             *sum += ds;
-            *sum_sq += dss;
+            parts.extend(others);
         }
-        (Cell::Workflows { started, abandoned }, Cell::Workflows { started: more, abandoned: flips }) => {
+        (Cell::Workflows { started, abandoned, seen, lost }, Cell::Workflows { started: more, abandoned: flips, seen: others, lost: gone }) => {
             *started += more;
             abandoned.extend(flips);
+            seen.extend(others);
+            lost.extend(gone);
         }
         (into @ Cell::Empty, from) => *into = from,
         (_, _) => {}

@@ -38,8 +38,46 @@ pub struct BucketPartial {
     pub mixed_units: u64,
     /// Records other than exposures.
     pub events: u64,
+    /// Of the units exposed for the first time, those that do not belong to this pane's cohort: age of theirs, and how many.
+    pub enrolled_before: Vec<(u32, u64)>,
     /// One for each of [`super::plan::Plan::signals`]; empty when the bucket had no record.
     pub cells: Vec<Cell>,
+}
+
+/// One observation, as the tests against the baseline need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Observation {
+    /// How many panes before this one the unit was exposed for the first time; 0 for a record that names its bucket itself.
+    pub age: u32,
+    /// Which of the [`BATCHES`] batches its unit hashes to, or [`NO_UNIT`].
+    pub batch: u8,
+    /// Bin of a distribution; of a rate, 1 for a hit; 0 otherwise.
+    pub value: u16,
+}
+
+/// Batches of units in which clustering is measured (Rao and Scott 1992: variance between batches against that of independent trials).
+pub const BATCHES: usize = 64;
+/// [`Observation::batch`] of a record without a unit.
+pub const NO_UNIT: u8 = u8::MAX;
+
+/// Sums over the units of one cohort (or over events): of a value y, and of a covariate x.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sums {
+    pub y: f64,
+    pub yy: f64,
+    pub x: f64,
+    pub xx: f64,
+    pub xy: f64,
+}
+
+impl std::ops::AddAssign for Sums {
+    fn add_assign(&mut self, more: Sums) {
+        self.y += more.y;
+        self.yy += more.yy;
+        self.x += more.x;
+        self.xx += more.xx;
+        self.xy += more.xy;
+    }
 }
 
 /// The sufficient statistics of one signal.
@@ -51,21 +89,32 @@ pub enum Cell {
         bins: SparseBins,
         /// Values moved to the nearest bound of the histogram.
         clamped: u64,
+        seen: Vec<Observation>,
     },
+    /// Of events: all of them in `seen`. Of units: those with their first hit.
     Rate {
         n: u64,
         x: u64,
+        seen: Vec<Observation>,
     },
-    Count(u64),
+    Count {
+        n: u64,
+        /// Units with their first event.
+        seen: Vec<Observation>,
+    },
     Moments {
         n: u64,
         sum: f64,
-        sum_sq: f64,
+        /// By age of the cohort: number of observations begun, and what the sums grew by.
+        parts: Vec<(u32, u64, Sums)>,
     },
     Workflows {
         started: u64,
         /// Pane of the start, and how many of the workflows begun there turned out abandoned.
         abandoned: Vec<(Pane, u64)>,
+        /// Starts, and abandoned ones with the pane of their start; ages are those at the start.
+        seen: Vec<Observation>,
+        lost: Vec<(Pane, Observation)>,
     },
 }
 

@@ -109,6 +109,16 @@ pub enum Signal {
     Abandonment { within: Millis, workflow: Option<String> },
 }
 
+impl Signal {
+    /// Whether the observation is the exposed unit.
+    pub fn is_per_user(&self) -> bool {
+        match self {
+            Signal::Rate { unit, .. } | Signal::Count { unit, .. } | Signal::Moments { unit, .. } => *unit == Unit::User,
+            Signal::Distribution { .. } | Signal::Abandonment { .. } => false,
+        }
+    }
+}
+
 /// What an observation belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {

@@ -120,9 +120,7 @@ pub fn built_in(name: &str, within: Millis, workflow: Option<String>) -> Option<
         "latency_p90" => latency(900_000),
         "latency_p95" => latency(950_000),
         "latency_p99" => latency(990_000),
-        "error_rate" => {
-            (Signal::Rate { source: source("request"), hit: Hit::Error, unit: Unit::Event }, Statistic::Share, Measure::Share)
-        }
+        "error_rate" => (Signal::Rate { source: source("request"), hit: Hit::Error, unit: Unit::Event }, Statistic::Share, Measure::Share),
         "abandonment" => (Signal::Abandonment { within, workflow }, Statistic::Share, Measure::Share),
         "tickets" => (Signal::Count { source: source("ticket"), unit: Unit::User }, Statistic::PerUnit, Measure::PerUnit),
         "compliance_flags" => (Signal::Count { source: source("compliance_flag"), unit: Unit::Event }, Statistic::Count, Measure::Count),

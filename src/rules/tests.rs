@@ -133,7 +133,9 @@ fn metrics_of_ones_own_read_fields() {
     assert_eq!((plan.guardrails[2].limit, plan.guardrails[2].statistic), (Some(4000.0), Statistic::Quantile { ppm: 500_000 }));
     assert_eq!(plan.signals[3], Signal::Rate { source: plain("request"), hit: Hit::Error, unit: Unit::Event });
     assert_eq!(plan.guardrails[3].max_increase, Some(Margin::Relative(0.0)));
-    assert!(matches!(&plan.signals[4], Signal::Moments { value: Value::Outcome, source, unit: Unit::Event, .. } if source.filter.len() == 1));
+    assert!(
+        matches!(&plan.signals[4], Signal::Moments { value: Value::Outcome, source, unit: Unit::Event, .. } if source.filter.len() == 1)
+    );
 }
 
 #[test]

@@ -170,6 +170,19 @@ impl TryFrom<u32> for Ppm {
     }
 }
 
+/// A relative margin in parts per million.
+#[derive(Clone, Copy, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct MarginPpm(pub i64);
+
+impl TryFrom<i64> for MarginPpm {
+    type Error = String;
+
+    fn try_from(value: i64) -> Result<Self, String> {
+        if value >= -1_000_000 { Ok(MarginPpm(value)) } else { Err(format!("{value} parts per million are less than -100%")) }
+    }
+}
+
 /// Significant digits of histogram bins.
 #[derive(Clone, Copy, Deserialize)]
 #[serde(try_from = "u8")]

@@ -2,6 +2,7 @@
 
 use super::ids::Ids;
 use super::keys::Key;
+use super::tallies::Changes;
 use super::open::Open;
 use super::units::Assignment;
 use super::workflows::Workflows;
@@ -49,6 +50,7 @@ struct State {
 struct UnitsChunk {
     experiments: Vec<String>,
     changes: Vec<(Key, Assignment)>,
+    tallies: Changes,
 }
 
 impl Aggregator {
@@ -57,10 +59,12 @@ impl Aggregator {
     /// # Errors
     /// The state cannot be written down: a fault of the program, after which nothing should be committed.
     pub fn snapshot(&mut self) -> Result<Snapshot, String> {
-        let changes = self.units.take_changes();
-        let units = match changes.is_empty() {
+        let (changes, tallies) = (self.units.take_changes(), self.tallies.take_changes());
+        let units = match changes.is_empty() && tallies.is_empty() {
             true => Vec::new(),
-            false => encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes })?,
+            false => {
+                encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes, tallies })?
+            }
         };
         let state = encode(&StateRef {
             experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.plan.signature())).collect(),
@@ -114,6 +118,7 @@ impl Aggregator {
 
     fn restore_units(&mut self, chunk: &[u8]) -> Result<(), String> {
         let chunk: UnitsChunk = decode(chunk)?;
+        self.tallies.apply(chunk.tallies);
         let known: Vec<Option<u32>> = chunk.experiments.iter().map(|name| self.names.get(name.as_str()).copied()).collect();
         for (unit, mut assignment) in chunk.changes {
             let Some(Some(experiment)) = known.get(assignment.experiment as usize) else { continue };

@@ -17,6 +17,12 @@ pub struct Feeds {
     pub workflow: Vec<u16>,
     /// Signals that decide by a single event.
     pub urgent: Vec<u16>,
+    /// By signal: some guardrail compares it with the baseline.
+    pub compared: Vec<bool>,
+    /// Some signal's observation is the unit.
+    pub per_user: bool,
+    /// [`Plan::signature`].
+    pub signature: u64,
 }
 
 impl Feeds {
@@ -34,7 +40,13 @@ impl Feeds {
             other: Vec::new(),
             workflow: Vec::new(),
             urgent: Vec::new(),
+            compared: vec![false; plan.signals.len()],
+            per_user: plan.signals.iter().any(Signal::is_per_user),
+            signature: plan.signature(),
         };
+        for guardrail in plan.guardrails.iter().filter(|g| g.max_increase.is_some()) {
+            feeds.compared[guardrail.signal] = true;
+        }
         for (index, signal) in plan.signals.iter().enumerate() {
             let index = index as u16;
             match source(signal).map(|s| s.event.as_str()) {

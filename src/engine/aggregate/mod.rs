@@ -9,6 +9,7 @@ mod feeds;
 mod ids;
 pub mod keys;
 mod open;
+mod tallies;
 mod units;
 mod workflows;
 
@@ -16,21 +17,30 @@ pub use checkpoint::Snapshot;
 
 use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
-use super::pane::{Control, Emission, PaneBatch, PhaseName, Urgent};
+use super::pane::{BATCHES, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Urgent};
 use super::plan::{Catalog, Settings, Signal};
 use super::time::{Millis, Pane};
 use feeds::Feeds;
 use hashbrown::HashMap;
 use ids::Ids;
 use keys::Key;
-use open::Open;
+use open::{Mark, Memory, Open};
 use smallvec::SmallVec;
 use std::sync::Arc;
+use tallies::Tallies;
 use units::{Exposed, Units};
 use workflows::{Started, Watcher, Workflows};
 
-/// Experiments and buckets that a record counts for.
-type Targets = SmallVec<[(u32, u8); 2]>;
+/// What a record counts for.
+type Targets = SmallVec<[Target; 2]>;
+
+#[derive(Clone, Copy)]
+struct Target {
+    experiment: u32,
+    bucket: u8,
+    /// The cohort of the record's unit; `None` for a record that names its bucket itself.
+    cohort: Option<Pane>,
+}
 
 /// See the module.
 pub struct Aggregator {
@@ -45,6 +55,7 @@ pub struct Aggregator {
     /// Experiments that the open pane has touched.
     touched: Vec<u32>,
     units: Units,
+    tallies: Tallies,
     workflows: Workflows,
     ids: Ids,
     counts: Counts,
@@ -67,6 +78,7 @@ impl Aggregator {
             watermark: None,
             touched: Vec::new(),
             units: Units::default(),
+            tallies: Tallies::default(),
             workflows: Workflows::default(),
             ids: Ids::new(),
             counts: Counts::default(),
@@ -150,7 +162,7 @@ impl Aggregator {
 
     /// What a bound made this partition forget: name of the bound, and how often.
     pub fn dropped(&self) -> [(&'static str, u64); 3] {
-        [("units", self.units_dropped), ("workflows", self.workflows.dropped), ("ids", self.ids.evicted)]
+        [("units", self.units_dropped + self.tallies.dropped), ("workflows", self.workflows.dropped), ("ids", self.ids.evicted)]
     }
 
     /// Assignments remembered: units times experiments.
@@ -170,19 +182,20 @@ impl Aggregator {
             return Outcome::Duplicate;
         }
         self.span = Some(self.span.map_or((event.ts, event.ts), |(a, b)| (a.min(event.ts), b.max(event.ts))));
-        for &(experiment, bucket) in &targets {
-            if self.open[experiment as usize].record() {
-                self.touched.push(experiment);
+        let unit = unit(event);
+        for &target in &targets {
+            if self.open[target.experiment as usize].record() {
+                self.touched.push(target.experiment);
             }
-            self.book(experiment, bucket, event);
+            self.book(target, unit, event);
         }
         if let Kind::Workflow { step, workflow, workflow_id } = &event.kind {
-            let key = match unit(event) {
+            let key = match unit {
                 Some(unit) => unit ^ keys::pair(workflow, workflow_id),
                 None => keys::pair(workflow, workflow_id),
             };
             match step {
-                Step::Started => self.workflow_started(key, workflow, event.ts, &targets),
+                Step::Started => self.workflow_started(key, workflow, event.ts, &targets, unit),
                 Step::Completed => self.workflow_ended(key, false, event.ts),
                 Step::Abandoned => self.workflow_ended(key, true, event.ts),
             }
@@ -197,7 +210,9 @@ impl Aggregator {
             None => None,
         };
         match (named, event.bucket.as_deref(), &event.kind) {
-            (Some(experiment), _, Kind::Phase { .. } | Kind::Annotation { .. }) => Ok(SmallVec::from_elem((experiment, 0), 1)),
+            (Some(experiment), _, Kind::Phase { .. } | Kind::Annotation { .. }) => {
+                Ok(SmallVec::from_elem(Target { experiment, bucket: 0, cohort: None }, 1))
+            }
             (Some(experiment), Some(bucket), _) => {
                 let Some(bucket) = self.feeds[experiment as usize].plan.bucket(bucket) else {
                     self.reject(experiment);
@@ -206,7 +221,7 @@ impl Aggregator {
                 if !self.active(experiment, event.ts) {
                     return Err(Outcome::Inactive);
                 }
-                Ok(SmallVec::from_elem((experiment, bucket as u8), 1))
+                Ok(SmallVec::from_elem(Target { experiment, bucket: bucket as u8, cohort: None }, 1))
             }
             (only, _, _) => self.joined(event, only),
         }
@@ -221,7 +236,8 @@ impl Aggregator {
                 continue;
             }
             if self.active(seen.experiment, event.ts) {
-                targets.push((seen.experiment, seen.bucket));
+                let cohort = Some(seen.cohort(self.settings.pane));
+                targets.push(Target { experiment: seen.experiment, bucket: seen.bucket, cohort });
             } else {
                 inactive = true;
             }
@@ -244,28 +260,24 @@ impl Aggregator {
         }
     }
 
-    fn book(&mut self, experiment: u32, bucket: u8, event: &Event<'_>) {
-        let feeds = &self.feeds[experiment as usize];
-        let open = &mut self.open[experiment as usize];
+    fn book(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) {
+        let Target { experiment, bucket, .. } = target;
         if let Some(control) = control(event) {
-            open.control(control);
+            self.open[experiment as usize].control(control);
             return;
         }
-        let cells = open.bucket(&feeds.plan, usize::from(bucket));
         if event.kind == Kind::Exposure {
-            cells.exposures += 1;
-            let exposed = unit(event).map(|unit| self.units.expose(unit, experiment, bucket, event.ts, self.settings.units_max));
-            match exposed {
-                Some(Exposed::First) => cells.new_units += 1,
-                Some(Exposed::Mixed) => cells.mixed_units += 1,
-                Some(Exposed::Full) => self.units_dropped += 1,
-                Some(Exposed::Again) | None => {}
-            }
-        } else {
+            self.expose(target, unit, event.ts);
+        }
+        let mark = self.mark(target, unit);
+        let feeds = &self.feeds[experiment as usize];
+        let cells = self.open[experiment as usize].bucket(&feeds.plan, usize::from(bucket));
+        if event.kind != Kind::Exposure {
             cells.events += 1;
         }
         for signal in feeds.signals(&event.kind) {
-            let booked = cells.book(&feeds.plan, usize::from(signal), event);
+            let memory = Memory { tallies: &mut self.tallies, max: self.settings.units_max };
+            let booked = cells.book(feeds, usize::from(signal), event, mark, memory);
             if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[usize::from(bucket)].baseline {
                 let label = match &event.kind {
                     Kind::ComplianceFlag { flag } => flag.to_string(),
@@ -277,23 +289,58 @@ impl Aggregator {
         }
     }
 
-    fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets) {
+    fn expose(&mut self, target: Target, unit: Option<Key>, ts: Millis) {
+        let Target { experiment, bucket, .. } = target;
+        let pane_ms = self.settings.pane;
+        let open_pane = Pane::of(self.watermark.unwrap_or(ts), pane_ms);
+        let cells = self.open[experiment as usize].bucket(&self.feeds[experiment as usize].plan, usize::from(bucket));
+        cells.exposures += 1;
+        match unit.map(|unit| self.units.expose(unit, experiment, bucket, ts, pane_ms, self.settings.units_max)) {
+            Some(Exposed::First) => cells.enrol(age(open_pane, Pane::of(ts, pane_ms))),
+            Some(Exposed::Mixed) => cells.mixed_units += 1,
+            Some(Exposed::Full) => self.units_dropped += 1,
+            Some(Exposed::Again) | None => {}
+        }
+    }
+
+    /// Where a record belongs in the tests against the baseline. A record that was joined belongs to its unit's cohort, one that names its
+    /// bucket itself to the cohort of now; where the unit is the observation, it must be known to be exposed in any case.
+    fn mark(&self, target: Target, unit: Option<Key>) -> Mark {
+        let pane_ms = self.settings.pane;
+        let open_pane = Pane::of(self.watermark.unwrap_or(0), pane_ms);
+        let batch = unit.map_or(NO_UNIT, |unit| (unit >> 32) as u8 % BATCHES as u8);
+        let cohort = match target.cohort {
+            Some(cohort) => Some(cohort),
+            None if self.feeds[target.experiment as usize].per_user => unit
+                .and_then(|unit| self.units.in_experiment(unit, target.experiment))
+                .filter(|seen| seen.bucket == target.bucket)
+                .map(|seen| seen.cohort(pane_ms)),
+            None => None,
+        };
+        let member = unit.zip(cohort).map(|(unit, cohort)| (unit, age(open_pane, cohort)));
+        Mark { age: target.cohort.map_or(0, |cohort| age(open_pane, cohort)), batch, member }
+    }
+
+    fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets, unit: Option<Key>) {
         let pane = Pane::of(self.watermark.unwrap_or(ts), self.settings.pane);
-        for &(experiment, bucket) in targets {
+        for &target in targets {
+            let Target { experiment, bucket, .. } = target;
+            let mark = self.mark(target, unit);
+            let seen = Observation { age: mark.age, batch: mark.batch, value: 0 };
             let feeds = &self.feeds[experiment as usize];
             for &signal in &feeds.workflow {
                 let Signal::Abandonment { within, workflow: only } = &feeds.plan.signals[usize::from(signal)] else { continue };
                 if only.as_deref().is_some_and(|only| only != workflow) {
                     continue;
                 }
-                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within) };
+                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within), seen };
                 let started = self.workflows.start(key, watcher, self.settings.pane, self.settings.workflows_max);
                 let cells = self.open[experiment as usize].bucket(&feeds.plan, usize::from(bucket));
                 if !matches!(started, Started::Again | Started::Dropped) {
-                    cells.workflow_started(&feeds.plan, usize::from(signal));
+                    cells.workflow_started(&feeds.plan, usize::from(signal), seen);
                 }
                 if started == Started::Abandoned {
-                    cells.workflow_abandoned(&feeds.plan, usize::from(signal), pane);
+                    cells.workflow_abandoned(&feeds.plan, usize::from(signal), pane, seen);
                 }
             }
         }
@@ -321,7 +368,12 @@ fn book_abandoned(feeds: &[Feeds], open: &mut [Open], touched: &mut Vec<u32>, wa
     if open.touch() {
         touched.push(watcher.experiment);
     }
-    open.bucket(plan, usize::from(watcher.bucket)).workflow_abandoned(plan, usize::from(watcher.signal), watcher.pane);
+    open.bucket(plan, usize::from(watcher.bucket)).workflow_abandoned(plan, usize::from(watcher.signal), watcher.pane, watcher.seen);
+}
+
+/// Panes from the cohort to the open pane.
+fn age(open: Pane, cohort: Pane) -> u32 {
+    u32::try_from(open.0 - cohort.0).unwrap_or(0)
 }
 
 /// The key of the event's unit, if it names one.

@@ -1,7 +1,7 @@
 //! Who has been exposed to what: the observed assignments of one partition.
 
 use super::keys::{Key, KeyMap};
-use crate::engine::time::Millis;
+use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
@@ -15,6 +15,16 @@ pub struct Assignment {
     pub bucket: u8,
     /// The unit has been seen in another bucket, too.
     pub mixed: bool,
+    /// Panes from that of `since` to the unit's cohort.
+    lag: u16,
+}
+
+impl Assignment {
+    /// The pane whose cohort the unit belongs to: that of the exposure that was read first. It stays, even when an earlier exposure
+    /// is read later.
+    pub fn cohort(&self, pane_ms: Millis) -> Pane {
+        Pane(Pane::of(self.since, pane_ms).0 + i64::from(self.lag))
+    }
 }
 
 /// What an exposure meant for its unit.
@@ -38,7 +48,7 @@ pub struct Units {
 }
 
 impl Units {
-    pub fn expose(&mut self, unit: Key, experiment: u32, bucket: u8, ts: Millis, max: usize) -> Exposed {
+    pub fn expose(&mut self, unit: Key, experiment: u32, bucket: u8, ts: Millis, pane_ms: Millis, max: usize) -> Exposed {
         let full = self.assignments >= max;
         if full && !self.map.contains_key(&unit) {
             return Exposed::Full;
@@ -48,7 +58,7 @@ impl Units {
             if full {
                 return Exposed::Full;
             }
-            let assignment = Assignment { since: ts, experiment, bucket, mixed: false };
+            let assignment = Assignment { since: ts, experiment, bucket, mixed: false, lag: 0 };
             known.push(assignment);
             self.assignments += 1;
             self.changed.push((unit, assignment));
@@ -57,7 +67,11 @@ impl Units {
         let mixed = seen.bucket != bucket && !seen.mixed;
         if mixed || ts < seen.since {
             seen.mixed |= mixed;
-            seen.since = seen.since.min(ts);
+            if ts < seen.since {
+                let moved = Pane::of(seen.since, pane_ms).0 - Pane::of(ts, pane_ms).0;
+                seen.lag = seen.lag.saturating_add(u16::try_from(moved).unwrap_or(u16::MAX));
+                seen.since = ts;
+            }
             self.changed.push((unit, *seen));
         }
         if mixed { Exposed::Mixed } else { Exposed::Again }
@@ -66,6 +80,11 @@ impl Units {
     /// Assignments of a unit as of `ts`.
     pub fn of(&self, unit: Key, ts: Millis) -> impl Iterator<Item = Assignment> + '_ {
         self.map.get(&unit).into_iter().flatten().copied().filter(move |a| a.since <= ts)
+    }
+
+    /// The unit's assignment in one experiment, whatever the time.
+    pub fn in_experiment(&self, unit: Key, experiment: u32) -> Option<Assignment> {
+        self.map.get(&unit)?.iter().find(|a| a.experiment == experiment).copied()
     }
 
     /// Assignments remembered: units times experiments.
@@ -98,12 +117,13 @@ mod tests {
     #[test]
     fn the_first_bucket_stays_and_a_second_one_is_noticed_once() {
         let mut units = Units::default();
-        assert_eq!(units.expose(7, 0, 1, 100, 10), Exposed::First);
-        assert_eq!(units.expose(7, 0, 1, 90, 10), Exposed::Again, "an earlier exposure that came late");
-        assert_eq!(units.expose(7, 0, 0, 110, 10), Exposed::Mixed);
-        assert_eq!(units.expose(7, 0, 0, 120, 10), Exposed::Again);
+        assert_eq!(units.expose(7, 0, 1, 2_100, 1_000, 10), Exposed::First);
+        assert_eq!(units.expose(7, 0, 1, 90, 1_000, 10), Exposed::Again, "an earlier exposure that came late");
+        assert_eq!(units.expose(7, 0, 0, 110, 1_000, 10), Exposed::Mixed);
+        assert_eq!(units.expose(7, 0, 0, 120, 1_000, 10), Exposed::Again);
         let found: Vec<_> = units.of(7, 95).collect();
-        assert_eq!(found, [Assignment { since: 90, experiment: 0, bucket: 1, mixed: true }]);
+        assert_eq!(found, [Assignment { since: 90, experiment: 0, bucket: 1, mixed: true, lag: 2 }]);
+        assert_eq!(found[0].cohort(1_000), Pane(2), "the cohort of the exposure that was read first");
         assert_eq!(units.of(7, 89).count(), 0, "not exposed yet");
     }
 
@@ -111,7 +131,7 @@ mod tests {
     fn changes_rebuild_the_same_units() {
         let mut units = Units::default();
         for i in 0..50u64 {
-            units.expose(i % 20, (i % 3) as u32, (i % 2) as u8, i as i64, 1_000);
+            units.expose(i % 20, (i % 3) as u32, (i % 2) as u8, i as i64, 1_000, 1_000);
         }
         let mut again = Units::default();
         for (unit, assignment) in units.take_changes() {
@@ -126,10 +146,10 @@ mod tests {
     #[test]
     fn a_full_table_takes_no_more_units_and_says_so() {
         let mut units = Units::default();
-        assert_eq!(units.expose(1, 0, 0, 0, 1), Exposed::First);
-        assert_eq!(units.expose(2, 0, 0, 0, 1), Exposed::Full);
-        assert_eq!(units.expose(1, 1, 0, 0, 1), Exposed::Full);
-        assert_eq!(units.expose(1, 0, 0, 5, 1), Exposed::Again);
+        assert_eq!(units.expose(1, 0, 0, 0, 1_000, 1), Exposed::First);
+        assert_eq!(units.expose(2, 0, 0, 0, 1_000, 1), Exposed::Full);
+        assert_eq!(units.expose(1, 1, 0, 0, 1_000, 1), Exposed::Full);
+        assert_eq!(units.expose(1, 0, 0, 5, 1_000, 1), Exposed::Again);
         assert_eq!(units.len(), 1);
     }
 }

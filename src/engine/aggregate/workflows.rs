@@ -1,6 +1,7 @@
 //! Workflows in progress: begun, and neither completed nor abandoned yet. A timer abandons what exceeds its limit.
 
 use super::keys::{Key, KeyMap};
+use crate::engine::pane::Observation;
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -16,6 +17,8 @@ pub struct Watcher {
     pub pane: Pane,
     /// Last instant at which a completion counts.
     pub deadline: Millis,
+    /// As it was counted at the start.
+    pub seen: Observation,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -146,7 +149,7 @@ mod tests {
     use super::*;
 
     fn watcher(pane: i64, deadline: Millis) -> Watcher {
-        Watcher { experiment: 0, bucket: 1, signal: 0, pane: Pane(pane), deadline }
+        Watcher { experiment: 0, bucket: 1, signal: 0, pane: Pane(pane), deadline, seen: Observation { age: 0, batch: 0, value: 0 } }
     }
 
     fn expired(flows: &mut Workflows, pane: i64) -> usize {

@@ -35,7 +35,6 @@ enum Content {
     Moments {
         n: u64,
         sum: f64,
-        sum_sq: f64,
     },
     Workflows {
         ring: VecDeque<Cohort>,
@@ -65,7 +64,7 @@ impl Window {
             Signal::Distribution { .. } => Content::Distribution { ring: VecDeque::new(), total: Bins::default(), clamped: 0 },
             Signal::Rate { .. } => Content::Rate { ring: VecDeque::new(), n: 0, x: 0 },
             Signal::Count { .. } => Content::Count { ring: VecDeque::new(), total: 0 },
-            Signal::Moments { .. } => Content::Moments { n: 0, sum: 0.0, sum_sq: 0.0 },
+            Signal::Moments { .. } => Content::Moments { n: 0, sum: 0.0 },
             Signal::Abandonment { within, .. } => {
                 Content::Workflows { ring: VecDeque::new(), within: (within + pane_ms - 1).div_euclid(pane_ms) }
             }
@@ -76,26 +75,25 @@ impl Window {
     /// Adds what a bucket's partial of `pane` holds. Panes come in ascending order.
     pub fn add(&mut self, pane: Pane, cell: &Cell) {
         match (&mut self.content, cell) {
-            (Content::Distribution { ring, total, clamped }, Cell::Distribution { bins, clamped: more }) => {
+            (Content::Distribution { ring, total, clamped }, Cell::Distribution { bins, clamped: more, .. }) => {
                 total.add(bins);
                 *clamped += more;
                 ring.push_back((pane, bins.clone()));
             }
-            (Content::Rate { ring, n, x }, Cell::Rate { n: dn, x: dx }) => {
+            (Content::Rate { ring, n, x }, Cell::Rate { n: dn, x: dx, .. }) => {
                 *n += dn;
                 *x += dx;
                 ring.push_back((pane, *dn, *dx));
             }
-            (Content::Count { ring, total }, Cell::Count(more)) => {
+            (Content::Count { ring, total }, Cell::Count { n: more, .. }) => {
                 *total += more;
                 ring.push_back((pane, *more));
             }
-            (Content::Moments { n, sum, sum_sq }, Cell::Moments { n: dn, sum: ds, sum_sq: dss }) => {
+            (Content::Moments { n, sum }, Cell::Moments { n: dn, sum: ds, .. }) => {
                 *n += dn;
                 *sum += ds;
-                *sum_sq += dss;
             }
-            (Content::Workflows { ring, .. }, Cell::Workflows { started, abandoned }) => {
+            (Content::Workflows { ring, .. }, Cell::Workflows { started, abandoned, .. }) => {
                 for &(begun, count) in abandoned {
                     cohort(ring, begun).abandoned += count;
                 }
@@ -221,11 +219,15 @@ mod tests {
         Signal::Rate { source: Source { event: "request".into(), filter: Vec::new() }, hit: Hit::Error, unit: Unit::Event }
     }
 
+    fn workflows(started: u64, abandoned: Vec<(Pane, u64)>) -> Cell {
+        Cell::Workflows { started, abandoned, seen: Vec::new(), lost: Vec::new() }
+    }
+
     #[test]
     fn a_window_holds_exactly_its_panes() {
         let mut w = Window::new(&rate(), 3, 1_000);
         for pane in 0..5 {
-            w.add(Pane(pane), &Cell::Rate { n: 10, x: pane as u64 });
+            w.add(Pane(pane), &Cell::Rate { n: 10, x: pane as u64, seen: Vec::new() });
             w.slide(Pane(pane));
         }
         assert_eq!(w.share(), Some(Share { n: 30, x: 2 + 3 + 4 }));
@@ -238,10 +240,10 @@ mod tests {
     #[test]
     fn workflows_are_judged_by_the_pane_they_began_in() {
         let mut w = Window::new(&Signal::Abandonment { within: 5_000, workflow: None }, 2, 1_000);
-        w.add(Pane(0), &Cell::Workflows { started: 8, abandoned: vec![] });
-        w.add(Pane(1), &Cell::Workflows { started: 2, abandoned: vec![(Pane(0), 1)] });
+        w.add(Pane(0), &workflows(8, vec![]));
+        w.add(Pane(1), &workflows(2, vec![(Pane(0), 1)]));
         assert_eq!(w.cohorts(Pane(1)), Some((Share::default(), Share { n: 10, x: 1 })));
-        w.add(Pane(5), &Cell::Workflows { started: 0, abandoned: vec![(Pane(0), 3), (Pane(1), 2)] });
+        w.add(Pane(5), &workflows(0, vec![(Pane(0), 3), (Pane(1), 2)]));
         w.slide(Pane(5));
         assert_eq!(w.cohorts(Pane(5)), Some((Share { n: 8, x: 4 }, Share::default())), "pane 0 has matured, pane 1 not yet");
         w.slide(Pane(6));

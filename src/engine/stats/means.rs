@@ -62,6 +62,11 @@ impl Contrast {
     pub fn lower_is_worse(decrease: f64) -> Contrast {
         Contrast { sign: -1.0, ratio: 1.0 - decrease, margin: 0.0 }
     }
+
+    /// The same contrast with its sign turned: evidence for it is evidence that the margin holds.
+    pub fn reversed(self) -> Contrast {
+        Contrast { sign: -self.sign, ratio: self.ratio, margin: -self.margin }
+    }
 }
 
 /// The contrast as estimated over all strata, each weighted by its precision.
@@ -107,6 +112,12 @@ pub fn lower_bound(strata: &[Stratum], contrast: Contrast, alpha: f64, min_units
     estimate(strata, contrast, min_units).map_or(f64::NEG_INFINITY, |e| e.lower_bound(alpha))
 }
 
+/// Upper end of the confidence sequence for the contrast: negative exactly when [`log_e`] of the reversed contrast reaches
+/// `ln(1/alpha)`. Infinite when nothing can be said.
+pub fn upper_bound(strata: &[Stratum], contrast: Contrast, alpha: f64, min_units: u64) -> f64 {
+    -lower_bound(strata, contrast.reversed(), alpha, min_units)
+}
+
 /// Combines the strata in which both arms have `min_units` (at least 2) and a variance; `None` when there is none.
 pub fn estimate(strata: &[Stratum], contrast: Contrast, min_units: u64) -> Option<Estimate> {
     let (mut weighted, mut precision, mut n_h) = (0.0, 0.0, 0.0);
@@ -114,7 +125,8 @@ pub fn estimate(strata: &[Stratum], contrast: Contrast, min_units: u64) -> Optio
         if stratum.t.n.min(stratum.c.n) < min_units.max(2) {
             continue;
         }
-        let (psi, variance) = contrast_of(&Moments::of(&stratum.t), &Moments::of(&stratum.c), contrast);
+        let (psi, variances) = contrast_of(&Moments::of(&stratum.t), &Moments::of(&stratum.c), contrast);
+        let variance = variances[0].max(variances[1]);
         let harmonic = harmonic_size(stratum.t.n, stratum.c.n);
         let weight = harmonic / variance;
         if variance > 0.0 && psi.is_finite() && weight.is_finite() && (psi * weight).is_finite() {
@@ -146,7 +158,7 @@ fn harmonic_size(n_t: u64, n_c: u64) -> f64 {
 }
 
 /// Means, variances and covariance of an arm of at least two units.
-struct Moments {
+pub(super) struct Moments {
     n: f64,
     mean_y: f64,
     var_y: f64,
@@ -156,7 +168,7 @@ struct Moments {
 }
 
 impl Moments {
-    fn of(arm: &Arm) -> Moments {
+    pub(super) fn of(arm: &Arm) -> Moments {
         let n = arm.n as f64;
         let x = arm.covariate.unwrap_or_default();
         let (mean_y, mean_x) = (arm.sy / n, x.sx / n);
@@ -172,8 +184,9 @@ impl Moments {
     }
 }
 
-/// The contrast of one stratum and the larger of the arms' per-unit variances, both adjusted by the pooled slope on the covariate.
-fn contrast_of(t: &Moments, c: &Moments, contrast: Contrast) -> (f64, f64) {
+/// The contrast of one stratum and the per-unit variances that treatment and control bring to it, adjusted by the pooled slope on the
+/// covariate.
+pub(super) fn contrast_of(t: &Moments, c: &Moments, contrast: Contrast) -> (f64, [f64; 2]) {
     let (g_t, g_c) = (contrast.sign, -contrast.sign * contrast.ratio);
     let pooled = |of: fn(&Moments) -> f64| (t.n - 1.0) * of(t) + (c.n - 1.0) * of(c);
     let var_x = pooled(|m| m.var_x);
@@ -183,7 +196,7 @@ fn contrast_of(t: &Moments, c: &Moments, contrast: Contrast) -> (f64, f64) {
     let (h_t, h_c) = ((g_t - offset * t.n) * slope, (g_c - offset * c.n) * slope);
     let psi = g_t * t.mean_y + g_c * c.mean_y - (h_t * t.mean_x + h_c * c.mean_x) - contrast.margin;
     let variance = |m: &Moments, g: f64, h: f64| g * g * m.var_y - 2.0 * g * h * m.cov + h * h * m.var_x;
-    (psi, variance(t, g_t, h_t).max(variance(c, g_c, h_c)))
+    (psi, [variance(t, g_t, h_t), variance(c, g_c, h_c)])
 }
 
 /// Log of the half-normal mixture at the standardised evidence `z` and harmonic size `n_h`.
@@ -243,6 +256,9 @@ mod tests {
             let contrast = Contrast::higher_is_worse(0.0);
             let rejects = log_e(&strata, contrast, MIN_UNITS) >= 20f64.ln();
             assert_eq!(lower_bound(&strata, contrast, 0.05, MIN_UNITS) > 0.0, rejects, "lift {lift}");
+            let margin = Contrast { margin: 0.2, ..contrast };
+            let holds = log_e(&strata, margin.reversed(), MIN_UNITS) >= 20f64.ln();
+            assert_eq!(upper_bound(&strata, margin, 0.05, MIN_UNITS) < 0.0, holds, "lift {lift}");
         }
     }
 

@@ -38,6 +38,25 @@ pub fn crossing(mut low: f64, mut high: f64, f: impl Fn(f64) -> f64) -> f64 {
     }
 }
 
+/// The largest whole number in `low..=high` for which `holds` is true, when it is true up to some number and false beyond; `None` when
+/// it is false at `low`.
+pub fn last_holding(mut low: i64, mut high: i64, holds: impl Fn(i64) -> bool) -> Option<i64> {
+    if low > high || !holds(low) {
+        return None;
+    }
+    while low < high {
+        // Rounded up, so that each step shrinks the range.
+        let middle = high - (high - low) / 2;
+        if holds(middle) { low = middle } else { high = middle - 1 }
+    }
+    Some(low)
+}
+
+/// Chance that a standard normal variable exceeds `z`.
+pub fn normal_tail(z: f64) -> f64 {
+    0.5 * libm::erfc(z * std::f64::consts::FRAC_1_SQRT_2)
+}
+
 /// `ln(1 + u) - u` for `u > -1`, without cancellation near 0.
 pub fn ln_1p_minus(u: f64) -> f64 {
     if u.abs() > 0.3 {
@@ -107,6 +126,14 @@ mod tests {
     #[test]
     fn crossing_finds_the_root() {
         assert!((crossing(0.0, 2.0, |x| 2.0 - x * x) - 2f64.sqrt()).abs() < 1e-15);
+    }
+
+    #[test]
+    fn last_holding_finds_the_edge() {
+        for edge in -5..=5 {
+            assert_eq!(last_holding(-5, 5, |x| x <= edge), Some(edge));
+        }
+        assert_eq!((last_holding(-5, 5, |_| false), last_holding(3, 2, |_| true)), (None, None));
     }
 
     #[test]

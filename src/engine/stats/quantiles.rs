@@ -5,7 +5,7 @@
 //! both arms restart with every change, or a baseline that moves along would look like a regression.
 
 use super::exceedance::Exceedance;
-use super::numeric::{log_add_exp, log_inverse};
+use super::numeric::{last_holding, log_add_exp, log_inverse};
 
 /// Layout of log-linear bins (HdrHistogram's, unit 1): values below `2^bits` have bins of their own, larger ones share bins of
 /// `2^e` such that the leading digits are kept.
@@ -37,11 +37,15 @@ impl Resolution {
     }
 }
 
-/// `floor((1 + r) u + d)` with `r` in parts per million, exact; the largest `u64` when it is larger.
-pub fn margin_value(u: u64, r_ppm: u64, d: u64) -> u64 {
-    let value = u128::from(u) + u128::from(u) * u128::from(r_ppm) / 1_000_000 + u128::from(d);
-    u64::try_from(value).unwrap_or(u64::MAX)
+/// `floor((1 + r) u + d)` with `r` in parts per million (at least -1,000,000), exact; moved to the nearest `u64`.
+pub fn margin_value(u: u64, r_ppm: i64, d: i64) -> u64 {
+    let factor = (i128::from(r_ppm) + MILLION).max(0) as u128;
+    // Below 2^64 times (2^63 + 1e6) over 1e6, so that neither the product nor the sum can overflow.
+    let scaled = (u128::from(u) * factor / MILLION as u128) as i128;
+    u64::try_from((scaled + i128::from(d)).max(0)).unwrap_or(u64::MAX)
 }
+
+const MILLION: i128 = 1_000_000;
 
 /// A histogram as counts above its edges.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,10 +124,10 @@ pub fn absolute_log_e(treatment: &Tail, level: &Exceedance, limit: u64, bins: Re
 pub struct Relative {
     /// Of the quantile's level: [`Exceedance::of_quantile`].
     pub level: Exceedance,
-    /// Relative margin in parts per million.
-    pub r_ppm: u64,
-    /// Absolute margin in the unit of the values.
-    pub d: u64,
+    /// Relative margin in parts per million, at least -1,000,000; negative when treatment must be faster.
+    pub r_ppm: i64,
+    /// Absolute margin in the unit of the values; tolerated values below 0 count as 0.
+    pub d: i64,
     pub bins: Resolution,
 }
 
@@ -135,6 +139,13 @@ pub struct Arms<'a> {
     /// Design effects, at least 1.
     pub deff_c: f64,
     pub deff_t: f64,
+}
+
+impl<'a> Arms<'a> {
+    /// Treatment and control exchanged.
+    pub fn swapped(self) -> Arms<'a> {
+        Arms { control: self.treatment, treatment: self.control, deff_c: self.deff_t, deff_t: self.deff_c }
+    }
 }
 
 /// Share of the control's bet that stays cash: it caps the price of not knowing `q_C` at a factor of 2.
@@ -171,6 +182,34 @@ impl Relative {
         let start = scan.start();
         if start < scan.edges.len() { scan.first(start) + scan.second(start) } else { scan.control_from(0) + scan.treatment_above(0) }
     }
+
+    /// Whether [`Relative::log_e`] is at least `needed`, most often at the price of two mixtures.
+    pub fn reaches(&self, arms: Arms<'_>, needed: f64) -> bool {
+        self.log_e_at_most(arms) >= needed && self.log_e(arms) >= needed
+    }
+
+    /// The test of the opposite null, H0 `q_T >= (1 + r) q_C + d`, to be read with the arms exchanged ([`Arms::swapped`]):
+    /// `q_C <= (q_T - d) / (1 + r)`. Both parts of its margin are rounded up, which costs at most 1 part per million and 1 unit, and
+    /// never makes evidence. A margin `r` of -100% or less has no opposite: nothing is ever evidence against it.
+    pub fn reversed(&self) -> Relative {
+        let factor = i128::from(self.r_ppm) + MILLION;
+        let (r_ppm, d) = if factor > 0 {
+            let (inverse, shift) = (ceil_div(MILLION * MILLION, factor), ceil_div(-i128::from(self.d) * MILLION, factor));
+            (saturated(inverse - MILLION), saturated(shift))
+        } else {
+            (i64::MAX, i64::MAX)
+        };
+        Relative { level: self.level.clone(), r_ppm, d, bins: self.bins }
+    }
+}
+
+/// `ceil(a / b)` for a positive `b`.
+fn ceil_div(a: i128, b: i128) -> i128 {
+    -(-a).div_euclid(b)
+}
+
+fn saturated(value: i128) -> i64 {
+    i64::try_from(value).unwrap_or(if value > 0 { i64::MAX } else { i64::MIN })
 }
 
 /// Candidates of the relative test: the edges of the control's bins.
@@ -224,13 +263,43 @@ pub fn confidence(tail: &Tail, level: &Exceedance, alpha: f64, deff: f64) -> (Op
     (below.checked_sub(1).map(|j| tail.edges[j]), tail.edges.get(reached).copied())
 }
 
+/// Confidence sequence for `q_T / q_C - 1`, each end at level `alpha`: at all times at or above the lower end, and at or below the upper
+/// one. `None` where there is no bound yet. Exact: inverts [`Relative`] over its margin, in steps of one part per million (of
+/// `q_C / q_T` for the upper end). Changes beyond 1,000-fold are not told apart. About 50 evaluations of the test.
+pub fn relative_interval(arms: Arms<'_>, level: &Exceedance, alpha: f64, bins: Resolution) -> [Option<f64>; 2] {
+    let needed = log_inverse(alpha);
+    relative_bounds(arms, |arms, r_ppm| Relative { level: level.clone(), r_ppm, d: 0, bins }.reaches(arms, needed))
+}
+
+/// Confidence sequence for `q_T - q_C` in the unit of the values, each end at level `alpha`; like [`relative_interval`].
+pub fn difference_interval(arms: Arms<'_>, level: &Exceedance, alpha: f64, bins: Resolution) -> [Option<f64>; 2] {
+    let needed = log_inverse(alpha);
+    difference_bounds(arms, |arms, d| Relative { level: level.clone(), r_ppm: 0, d, bins }.reaches(arms, needed))
+}
+
+/// Inverts a test that tells whether `q_T > (1 + r) q_C` is proved, for `r` in parts per million: the more, the harder.
+pub(super) fn relative_bounds(arms: Arms<'_>, proved: impl Fn(Arms<'_>, i64) -> bool) -> [Option<f64>; 2] {
+    const LARGEST: i64 = 1_000_000_000;
+    let bound = |arms| last_holding(-(MILLION as i64), LARGEST, |r_ppm| proved(arms, r_ppm)).map(|r_ppm| 1.0 + r_ppm as f64 / 1e6);
+    let (lower, upper) = (bound(arms), bound(arms.swapped()));
+    [lower.map(|ratio| ratio - 1.0), upper.filter(|ratio| *ratio > 0.0).map(|ratio| 1.0 / ratio - 1.0)]
+}
+
+/// Inverts a test that tells whether `q_T > q_C + d` is proved: the more, the harder.
+pub(super) fn difference_bounds(arms: Arms<'_>, proved: impl Fn(Arms<'_>, i64) -> bool) -> [Option<f64>; 2] {
+    let edge = |tail: &Tail| tail.edges.last().map_or(0, |e| i64::try_from(*e).unwrap_or(i64::MAX));
+    let most = edge(arms.control).max(edge(arms.treatment)).saturating_add(1);
+    let bound = |arms| last_holding(-most, most, |d| proved(arms, d)).map(|d| d as f64);
+    [bound(arms), bound(arms.swapped()).map(|d| -d)]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::stats::testing::multinomial_expectation;
     use proptest::prelude::*;
 
-    fn relative(ppm: u32, r_ppm: u64) -> Relative {
+    fn relative(ppm: u32, r_ppm: i64) -> Relative {
         Relative { level: Exceedance::of_quantile(ppm), r_ppm, d: 0, bins: Resolution::digits(2) }
     }
 
@@ -261,6 +330,47 @@ mod tests {
         assert_eq!(margin_value(30, 100_000, 0), 33);
         assert_eq!(margin_value(u64::MAX, 100_000, 5), u64::MAX);
         assert_eq!(margin_value(9, 111_111, 0), 9);
+        assert_eq!((margin_value(7, -500_000, 0), margin_value(7, -500_000, -3), margin_value(7, -500_000, -4)), (3, 0, 0));
+        assert_eq!(
+            (margin_value(9, -1_000_000, 5), margin_value(9, i64::MIN, 5), margin_value(u64::MAX, i64::MAX, i64::MAX)),
+            (5, 5, u64::MAX)
+        );
+    }
+
+    /// Mean of the e-value over all outcomes of five requests in each arm, on the bins 0, 1, 2 … (which are exact).
+    fn mean_of(test: &Relative, p_c: &[f64], p_t: &[f64]) -> f64 {
+        let bins = |c: &[u64]| Tail::new(c.iter().enumerate().map(|(v, n)| (v as u64, *n)));
+        multinomial_expectation(5, p_c, |c| {
+            let control = bins(c);
+            let of = |treatment: &Tail| test.log_e(Arms { control: &control, treatment, deff_c: 1.0, deff_t: 1.0 });
+            multinomial_expectation(5, p_t, |t| of(&bins(t))).ln()
+        })
+    }
+
+    #[test]
+    fn reversed_margins_are_the_inverse_rounded_up() {
+        let turned = |r_ppm, d| Some(Relative { d, ..relative(500_000, r_ppm) }.reversed()).map(|t| (t.r_ppm, t.d));
+        assert_eq!((turned(0, 7), turned(0, -7)), (Some((0, -7)), Some((0, 7))));
+        assert_eq!((turned(250_000, 5), turned(100_000, 0)), (Some((-200_000, -4)), Some((-90_909, 0))));
+        assert_eq!((turned(-500_000, 3), turned(-1_000_000, 3)), (Some((1_000_000, -6)), Some((i64::MAX, i64::MAX))));
+    }
+
+    #[test]
+    fn intervals_enclose_the_change_on_both_sides_of_zero() {
+        let of = |from: u64, to: u64| Tail::new((from..to).map(|v| (Resolution::digits(3).upper(v * 1_000), 10)));
+        let (slow, fast, level) = (of(200, 2_200), of(100, 1_100), Exceedance::of_quantile(950_000));
+        let arms = Arms { control: &fast, treatment: &slow, deff_c: 1.0, deff_t: 1.0 };
+        for (arms, ratio, difference) in [(arms, 2.0, 1_050e3), (arms.swapped(), 0.5, -1_050e3)] {
+            let [low, high] = relative_interval(arms, &level, 0.05, Resolution::digits(3)).map(|b| b.unwrap() + 1.0);
+            assert!(low < ratio && ratio < high && high / low < 1.1, "{low} {high}");
+            let [low, high] = difference_interval(arms, &level, 0.05, Resolution::digits(3)).map(Option::unwrap);
+            assert!(low < difference && difference < high && high - low < 80e3, "{low} {high}");
+        }
+        let none = Tail::default();
+        let empty = Arms { control: &none, ..arms };
+        assert_eq!(relative_interval(empty, &level, 0.05, Resolution::digits(3)), [None, None]);
+        assert_eq!(difference_interval(empty, &level, 0.05, Resolution::digits(3)), [None, None]);
+        assert_eq!(relative_interval(arms, &level, 0.0, Resolution::digits(3)), [None, None]);
     }
 
     #[test]
@@ -302,7 +412,7 @@ mod tests {
         #[test]
         fn the_walk_finds_the_least_product(
             c in histogram(), t in histogram(), ppm in prop::sample::select(vec![500_000u32, 950_000, 990_000]),
-            r_ppm in 0u64..500_000, deff_c in 1.0..5.0f64, deff_t in 1.0..5.0f64,
+            r_ppm in -900_000i64..500_000, deff_c in 1.0..5.0f64, deff_t in 1.0..5.0f64,
         ) {
             let test = relative(ppm, r_ppm);
             let edge = |bins: Vec<(u64, u64)>| Tail::new(bins.into_iter().map(|(v, n)| (test.bins.upper(v), n)));
@@ -311,6 +421,37 @@ mod tests {
             let (fast, slow) = (test.log_e(arms), plain(&test, arms));
             prop_assert!((fast - slow).abs() <= 1e-9 * slow.abs().max(1.0), "{} {}", fast, slow);
             prop_assert!(test.log_e_at_most(arms) >= fast - 1e-9);
+        }
+
+        #[test]
+        fn the_reversed_test_is_an_e_value_under_the_opposite_null(
+            weights in prop::collection::vec(1u32..20, 4), other in prop::collection::vec(1u32..20, 4),
+            ppm in prop::sample::select(vec![500_000u32, 700_000]), r_ppm in -900_000i64..2_000_000, d in -3i64..4,
+        ) {
+            let shares = |w: &[u32]| w.iter().map(|x| f64::from(*x) / f64::from(w.iter().sum::<u32>())).collect::<Vec<f64>>();
+            let quantile = |p: &[f64]| p.iter().scan(0.0, |sum, x| { *sum += x; Some(*sum) }).position(|sum| sum >= f64::from(ppm) / 1e6).unwrap_or(3);
+            let (p_c, p_t) = (shares(&weights), shares(&other));
+            let test = Relative { d, ..relative(ppm, r_ppm) };
+            // The true quantiles decide which of the two nulls holds; both tests must keep to theirs.
+            let tolerated = (1.0 + r_ppm as f64 / 1e6) * quantile(&p_c) as f64 + d as f64;
+            if quantile(&p_t) as f64 >= tolerated {
+                let mean = mean_of(&test.reversed(), &p_t, &p_c);
+                prop_assert!(mean <= 1.0 + 1e-12, "{}", mean);
+            }
+            if quantile(&p_t) as f64 <= tolerated {
+                let mean = mean_of(&test, &p_c, &p_t);
+                prop_assert!(mean <= 1.0 + 1e-12, "{}", mean);
+            }
+        }
+
+        #[test]
+        fn reversed_margins_never_tolerate_less_than_the_inverse(u in 0u64..1 << 40, r_ppm in -999_999i64..100_000_000, d in -1_000_000_000i64..1_000_000_000) {
+            let turned = relative(500_000, r_ppm);
+            let turned = Relative { d, ..turned }.reversed();
+            // floor((u - d) / (1 + r)), exactly.
+            let exact = ((i128::from(u) - i128::from(d)) * MILLION).div_euclid(i128::from(r_ppm) + MILLION).max(0) as u64;
+            let found = margin_value(u, turned.r_ppm, turned.d);
+            prop_assert!(found >= exact && found - exact <= 2 + u / 1_000_000, "{} {}", found, exact);
         }
 
         #[test]
@@ -327,7 +468,7 @@ mod tests {
             c in prop::collection::vec(any::<(u64, u64)>(), 0..9), t in prop::collection::vec(any::<(u64, u64)>(), 0..9),
             ppm: u32, limit: u64, x: [f64; 3],
         ) {
-            let test = relative(ppm, limit);
+            let test = relative(ppm, limit as i64);
             let (control, treatment) = (Tail::new(c), Tail::new(t));
             let arms = Arms { control: &control, treatment: &treatment, deff_c: x[0], deff_t: x[1] };
             prop_assert!(!test.log_e(arms).is_nan() && !test.log_e_at_most(arms).is_nan());

@@ -146,6 +146,13 @@ pub fn drop_log_e(strata: &[Stratum], null: Null) -> f64 {
     wealth.log_e()
 }
 
+/// Evidence that treatment has the event less often than the bound of `null`, H0: `p_T >= ratio * p_C + margin`: proof that a margin
+/// holds. Exact; 0 for a ratio of 0. [`log_e`] with the arms exchanged, so that it reaches `ln(1/alpha)` exactly when
+/// [`ratio_upper_bound`] or [`difference_upper_bound`] is inside the margin.
+pub fn safe_log_e(strata: &[Stratum], null: Null) -> f64 {
+    if null.ratio > 0.0 { log_e(&swapped(strata), Null { ratio: 1.0 / null.ratio, margin: -null.margin / null.ratio }) } else { 0.0 }
+}
+
 /// Lower end of the confidence sequence for `p_T / p_C`: below the truth at all times with probability `1 - alpha`. 0 when nothing
 /// can be said; sought between 1e-6 and 1e6. The root of [`log_e`] in the ratio.
 pub fn ratio_lower_bound(strata: &[Stratum], alpha: f64) -> f64 {
@@ -324,6 +331,23 @@ mod tests {
     }
 
     #[test]
+    fn safe_expectation_at_the_boundary_is_one_and_agrees_with_the_upper_bounds() {
+        for (null, m) in [(Null::relative(0.1), 0.0), (Null::absolute(0.05), 0.3), (Null { ratio: 1.2, margin: -0.1 }, 0.2)] {
+            let (w, p_c) = (0.3, 0.4);
+            let p_t = null.ratio * p_c + null.margin;
+            let mean = two_arm_expectation(8, w, p_t, p_c, |n_t, x_t, n_c, x_c| safe_log_e(&[Stratum { w, m, n_t, x_t, n_c, x_c }], null));
+            assert!((mean - 1.0).abs() < 1e-12, "{null:?}: {mean}");
+        }
+        let data = [stratum(0.2, 0.01, 20_000.0, 300.0, 80_000.0, 800.0)];
+        let (ratio, difference) = (ratio_upper_bound(&data, 0.05), difference_upper_bound(&data, 0.05));
+        for slack in [-1e-4, 1e-4] {
+            assert_eq!(safe_log_e(&data, Null { ratio: ratio + slack, margin: 0.0 }) >= 20f64.ln(), slack > 0.0);
+            assert_eq!(safe_log_e(&data, Null::absolute(difference + slack)) >= 20f64.ln(), slack > 0.0);
+        }
+        assert_eq!(safe_log_e(&data, Null { ratio: 0.0, margin: 0.1 }), 0.0);
+    }
+
+    #[test]
     fn label_expectation_given_the_events_is_one() {
         let (n_t, n_c, ratio) = (100.0, 900.0, 1.2);
         let share = ratio * n_t / (ratio * n_t + n_c);
@@ -401,6 +425,7 @@ mod tests {
                 for null in [Null { ratio, margin }, Null::relative(ratio % 1.0), Null::absolute(margin % 1.0)] {
                     prop_assert!(!log_e(&[s], null).is_nan());
                     prop_assert!(!drop_log_e(&[s], null).is_nan());
+                    prop_assert!(!safe_log_e(&[s], null).is_nan());
                 }
             }
             prop_assert!(!label_log_e(v[2], v[3], v[4], v[5], ratio, deff).is_nan());

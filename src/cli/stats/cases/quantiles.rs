@@ -47,12 +47,12 @@ pub fn bin(case: Bin) -> Out {
 #[serde(deny_unknown_fields)]
 pub struct Margin {
     u: u64,
-    r_ppm: u64,
-    d: u64,
+    r_ppm: MarginPpm,
+    d: i64,
 }
 
 pub fn margin(case: Margin) -> Out {
-    Ok(json!({"value": quantiles::margin_value(case.u, case.r_ppm, case.d)}))
+    Ok(json!({"value": quantiles::margin_value(case.u, case.r_ppm.0, case.d)}))
 }
 
 #[derive(Deserialize)]
@@ -77,15 +77,15 @@ pub struct QuantileRelative {
     hist_c: Bins,
     hist_t: Bins,
     p_ppm: Ppm,
-    r_ppm: u64,
-    d: u64,
+    r_ppm: MarginPpm,
+    d: i64,
     sig_digits: Digits,
     deff_c: AtLeastOne,
     deff_t: AtLeastOne,
 }
 
-fn relative_test(p_ppm: Ppm, r_ppm: u64, d: u64, digits: Digits) -> quantiles::Relative {
-    quantiles::Relative { level: exceedance::Exceedance::of_quantile(p_ppm.0), r_ppm, d, bins: digits.0 }
+fn relative_test(p_ppm: Ppm, r_ppm: MarginPpm, d: i64, digits: Digits) -> quantiles::Relative {
+    quantiles::Relative { level: exceedance::Exceedance::of_quantile(p_ppm.0), r_ppm: r_ppm.0, d, bins: digits.0 }
 }
 
 pub fn quantile_relative(case: QuantileRelative) -> Out {
@@ -136,8 +136,8 @@ pub struct DetectorQuantileRelative {
     slots_c: List<Bins>,
     slots_t: List<Bins>,
     p_ppm: Ppm,
-    r_ppm: u64,
-    d: u64,
+    r_ppm: MarginPpm,
+    d: i64,
     sig_digits: Digits,
     deff_c: AtLeastOne,
     deff_t: AtLeastOne,

@@ -124,7 +124,7 @@ fn sizes(guardrail: &Guardrail, metric: &str, planning: &Planning, traffic: &Tra
             // Counts have no base: the number of events depends on the window.
             None if metric == "compliance_flags" => vec![Size::Absolute(1e-4), Size::Absolute(1e-3)],
             None => Vec::new(),
-            Some(base) => [1.1, 1.5, 2.0].iter().map(|f| Size::Relative(f * limit / base - 1.0)).filter(|s| s.value() > 0.0).collect(),
+            Some(base) => [1.1, 1.5, 2.0].iter().map(|f| Size::Relative(((f * limit / base - 1.0) * 100.0).ceil() / 100.0)).filter(|s| s.value() > 0.0).collect(),
         },
         (None, None) => Vec::new(),
     }

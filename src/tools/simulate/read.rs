@@ -346,7 +346,9 @@ impl Reader<'_> {
                 }
             }
         }
-        self.whole(node, weights.iter().sum());
+        if node.entries().iter().all(|e| self.plan.bucket(&e.key).is_some()) {
+            self.whole(node, weights.iter().sum());
+        }
         weights
     }
 

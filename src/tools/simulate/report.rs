@@ -153,15 +153,9 @@ impl Report {
         table(out, &head, &rows)?;
         match (&size.sequential, &size.sequential_missing) {
             (Some(d), _) => {
-                let units = d.units.p90.map_or_else(|| "later than the runs last".to_owned(), |u| format!("{} units", count(u)));
-                writeln!(
-                    out,
-                    "  sequential: {} is detected by {} of {} runs; median {}, 90% by {units}",
-                    d.text,
-                    share(&d.detected),
-                    d.detected.runs,
-                    d.units.median.map_or_else(|| "later than the runs last".to_owned(), |u| format!("{} units", count(u))),
-                )
+                let units = |n: Option<f64>| n.map_or_else(|| "later than the runs last".to_owned(), |u| format!("after {} units", count(u)));
+                let (half, most) = (units(d.units.median), units(d.units.p90));
+                writeln!(out, "  sequential (simulated): half of {} runs find {} {half}, 90% of them {most}", d.detected.runs, d.text)
             }
             (None, Some(why)) => writeln!(out, "  sequential: {why}"),
             (None, None) => Ok(()),
@@ -186,6 +180,9 @@ fn detection_row(d: &Detection) -> Vec<String> {
     let units = |n: Option<f64>| n.map_or_else(|| "-".to_owned(), count);
     let with = |delay: &Delay, show: &dyn Fn(Option<f64>) -> String| {
         let [low, high] = delay.median_interval;
+        if low.is_none() {
+            return "-".to_owned();
+        }
         format!("{} ({} .. {})", show(delay.median), show(low), show(high))
     };
     vec![

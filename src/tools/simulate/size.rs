@@ -4,8 +4,8 @@ use super::draw::normal_quantile;
 use super::sample::{metric_value, variance};
 use super::spec::Spec;
 use super::study::Detection;
-use super::traffic::metric_name;
-use crate::engine::plan::{Signal, Statistic};
+use super::traffic::{Model, Traffic, metric_name};
+use crate::engine::plan::{Signal, Statistic, Unit};
 use serde::Serialize;
 
 /// The runbook's section 2.
@@ -39,7 +39,7 @@ pub struct Stratum {
     /// Units by bucket, in the order of the rule file.
     pub buckets: Vec<(String, f64)>,
     pub total: f64,
-    /// At the traffic described.
+    /// At the traffic described, with its ramp.
     pub days: f64,
 }
 
@@ -61,7 +61,7 @@ impl SampleSize {
             Some(traffic) => {
                 let value = metric_value(traffic, guardrail.map_or(Statistic::Mean, |g| g.statistic))?;
                 let changed = match traffic.model {
-                    super::traffic::Model::Rate { rate } => super::traffic::Model::Rate { rate: (rate * (1.0 + mde)).min(1.0) },
+                    Model::Rate { rate } => Model::Rate { rate: (rate * (1.0 + mde)).min(1.0) },
                     model => model,
                 };
                 (value, variance(traffic.model)?, variance(changed)?)
@@ -79,7 +79,7 @@ impl SampleSize {
             share,
             buckets: plan.buckets.iter().zip(&weights).map(|(b, w)| (b.name.clone(), (total * w).ceil())).collect(),
             total: total.ceil(),
-            days: total / (spec.traffic.units_per_day * share),
+            days: days(&spec.traffic, total / share),
         };
         let strata = spec.traffic.segments.iter().flat_map(|(name, values)| {
             values.iter().filter(|(_, share)| *share > 0.0).map(move |(value, share)| (format!("{name}={value}"), *share))
@@ -99,11 +99,24 @@ impl SampleSize {
     }
 }
 
+/// Days until so many units have come, through the phases of the ramp.
+fn days(traffic: &Traffic, units: f64) -> f64 {
+    let (mut days, mut rest) = (0.0, units);
+    for (i, phase) in traffic.phases.iter().enumerate() {
+        let rate = traffic.units_per_day * phase.traffic;
+        let span = phase.span.filter(|_| i + 1 < traffic.phases.len()).map_or(f64::INFINITY, |span| span as f64 / 86_400_000.0);
+        if rest <= rate * span {
+            return days + rest / rate;
+        }
+        (days, rest) = (days + span, rest - rate * span);
+    }
+    days
+}
+
 /// Whether the metric's tests work on units, so that its sample size is a number of units.
 pub fn is_of_units(spec: &Spec, metric: &str) -> bool {
     let guardrail = spec.plan.guardrails.iter().find(|g| metric_name(&g.name) == metric);
     guardrail.is_some_and(|g| {
-        use crate::engine::plan::Unit;
         matches!(
             spec.plan.signals[g.signal],
             Signal::Rate { unit: Unit::User, .. } | Signal::Moments { unit: Unit::User, .. } | Signal::Count { unit: Unit::User, .. }
@@ -114,6 +127,17 @@ pub fn is_of_units(spec: &Spec, metric: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ramp_takes_its_time() {
+        use crate::tools::simulate::Phase;
+        let mut traffic = Traffic::of(&Default::default(), &Default::default());
+        traffic.units_per_day = 1_000.0;
+        assert_eq!(days(&traffic, 2_500.0), 2.5);
+        let phase = |traffic, span| Phase { traffic, span, weights: None };
+        traffic.phases = vec![phase(0.1, Some(86_400_000)), phase(1.0, Some(86_400_000))];
+        assert_eq!((days(&traffic, 50.0), days(&traffic, 600.0)), (0.5, 1.5));
+    }
 
     #[test]
     fn the_formula_gives_the_textbook_number() {

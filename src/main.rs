@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{backtest, check, client, demo, run, schema, simulate, stats};
+use guardraild::cli::{audit, backtest, check, client, demo, run, schema, simulate, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -31,6 +31,7 @@ enum Command {
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
     Simulate(simulate::SimulateArgs),
+    Audit(audit::AuditArgs),
     Get(client::GetArgs),
     Explain(client::ExplainArgs),
     /// Stop acting on an experiment, never measuring; `kill` is not held back
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         },
         Command::Backtest(args) => backtest::run(&args),
         Command::Simulate(args) => simulate::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Get(args) => client::get(&args),
         Command::Explain(args) => client::explain(&args),
         Command::Hold(args) => client::hold(&args),

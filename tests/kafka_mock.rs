@@ -3,15 +3,21 @@
 
 use crossbeam_channel::{Receiver, bounded};
 use guardraild::engine::aggregate::Aggregator;
+use guardraild::engine::decision::{Decision, Output};
+use guardraild::engine::fleet::Fleet;
 use guardraild::engine::outcome::{Counts, Reject};
 use guardraild::engine::plan::{Catalog, Settings};
 use guardraild::ingest::decode::Limits;
 use guardraild::ingest::kafka::{AutoOffsetReset, Engine, FromIngest, Ingest, KafkaConfig, PartitionSnapshot, Resume, STOPPED, StartError};
+use guardraild::ingest::range::{Range, RangeConfig, RangeError};
+use guardraild::rules;
 use guardraild::telemetry::Metrics;
+use guardraild::tools::backtest::{self, Summary};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -300,4 +306,136 @@ fn a_bad_configuration_is_an_error_at_start() {
     assert!(matches!(start(&|c| c.topics.clear()), StartError::Topics(0)));
     let unknown = start(&|c| drop(c.properties.insert("no.such.property".into(), "1".into())));
     assert!(unknown.to_string().contains("no.such.property"), "{unknown}");
+}
+
+/// A recorded breach, in `tests/golden`.
+const STORY: &str = "latency_limit";
+
+fn golden(ending: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{STORY}.{ending}"))
+}
+
+fn catalog() -> Catalog {
+    rules::load(&[golden("rules.yaml")], None).catalog
+}
+
+impl Bench {
+    /// Produces a recording, each record of the time that it names, its unit's records to one partition; `turn` of two says which topic
+    /// comes first as a whole.
+    fn produce_story(&self, turn: usize) {
+        let text = std::fs::read_to_string(golden("ndjson")).unwrap();
+        for topic in [["exposures", "events"], ["events", "exposures"]][turn] {
+            for line in text.lines() {
+                let record: serde_json::Value = serde_json::from_str(line).unwrap();
+                let unit: i32 = record["user_id"].as_str().unwrap()[1..].parse().unwrap();
+                if (record["event"] == "exposure") == (topic == "exposures") {
+                    self.send(topic, unit / 3 % PARTITIONS, record["ts"].as_i64().unwrap(), line.as_bytes());
+                }
+            }
+            self.producer.flush(DEADLINE).unwrap();
+        }
+    }
+
+    fn range(&self, until: Option<i64>) -> RangeConfig {
+        let optional = vec!["not-there".to_owned()];
+        let mut kafka = self.config("range");
+        kafka.topics.extend(optional.clone());
+        RangeConfig { kafka, optional, since: None, until, patience: DEADLINE }
+    }
+
+    fn backtest(&self, until: Option<i64>) -> (Vec<Decision>, Summary) {
+        let range = Range::open(self.range(until), || NOW).unwrap();
+        assert_eq!(range.left_out(), ["not-there"]);
+        let mut decisions = Vec::new();
+        let decided = |d: &Decision| decisions.push(d.clone());
+        let mut passed = 0;
+        let progress = |now, total| {
+            assert!(passed <= now && now <= total);
+            passed = now;
+        };
+        let summary = backtest::run_range(catalog(), &Settings::default(), Limits::default(), (range, 300_000), decided, progress).unwrap();
+        (decisions, summary)
+    }
+
+    /// What a daemon's ingest and judges decide of `records` records; the last pane stays open.
+    fn live(&self, records: u64) -> Vec<Decision> {
+        let (sender, receiver) = bounded(16);
+        let engine = Engine { catalog: Arc::new(catalog()), ..engine() };
+        let mut fleet = Fleet::new(&engine.catalog, engine.settings.pane);
+        let ingest = Ingest::start(&self.config("range"), engine, BTreeMap::new(), || NOW, sender).unwrap();
+        let (mut out, mut counts) = (Output::default(), BTreeMap::new());
+        let deadline = Instant::now() + DEADLINE;
+        while counts.values().sum::<u64>() < records {
+            assert!(Instant::now() < deadline, "{counts:?}");
+            match receiver.recv_timeout(Duration::from_millis(100)) {
+                Ok(FromIngest::Assigned(partition)) => fleet.assigned(partition),
+                Ok(FromIngest::Emission { emission, .. }) => fleet.take(emission, &mut out),
+                Ok(FromIngest::Progress { partition, counts: c, .. }) => drop(counts.insert(partition, c.records())),
+                _ => {}
+            }
+        }
+        drop(receiver);
+        ingest.stop();
+        ingest.join();
+        out.decisions
+    }
+}
+
+#[test]
+fn a_backtest_of_a_range_decides_as_one_of_a_file_and_as_the_daemon() {
+    let mut decisions = Vec::new();
+    let decided = |d: &Decision| decisions.push(d.clone());
+    let file = backtest::run(catalog(), &Settings::default(), Limits::default(), &[golden("ndjson")], decided, |_, _| ()).unwrap();
+    assert_eq!(decisions.len(), 1);
+    for turn in 0..2 {
+        let bench = Bench::new();
+        bench.produce_story(turn);
+        let (found, summary) = bench.backtest(None);
+        assert_eq!(found, decisions);
+        assert_eq!(serde_json::to_value(&summary).unwrap(), serde_json::to_value(&file).unwrap());
+        assert_eq!(bench.live(file.records), decisions);
+        // No group has been told how far it came.
+        let (again, _) = bench.backtest(None);
+        assert_eq!(again, decisions);
+    }
+}
+
+#[test]
+fn a_range_ends_before_its_end() {
+    let bench = Bench::new();
+    bench.produce_story(0);
+    let text = std::fs::read_to_string(golden("ndjson")).unwrap();
+    let times: Vec<i64> = text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["ts"].as_i64().unwrap()).collect();
+    let middle = times[times.len() / 2];
+    let (found, summary) = bench.backtest(Some(middle));
+    assert_eq!(summary.records as usize, times.iter().filter(|t| **t < middle).count());
+    assert!(summary.last.unwrap() < middle);
+    let whole = bench.backtest(None).0;
+    assert_eq!(found, whole.into_iter().filter(|d| d.decided_at <= middle).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_range_that_cannot_be_read_says_why() {
+    let bench = Bench::new();
+    let open = |config| Range::open(config, || NOW).err().unwrap().to_string();
+    assert_eq!(open(bench.range(None)), "no record of exposures, events lies in the range; they hold none at all");
+    bench.produce_story(0);
+    let mut config = bench.range(None);
+    config.optional.clear();
+    let unknown = open(config);
+    assert!(unknown.contains("not-there") && unknown.ends_with("there are events, exposures"), "{unknown}");
+    let early = Range::open(bench.range(Some(NOW - 1_000)), || NOW).unwrap().read(|_, _, _, _| panic!("a record"));
+    assert!(matches!(early, Err(RangeError::NoRecords { kept: 360, .. })), "{early:?}");
+
+    let patience = Duration::from_millis(500);
+    let range = Range::open(RangeConfig { patience, ..bench.range(None) }, || NOW).unwrap();
+    let mut read = 0;
+    bench.cluster.broker_down(-1).unwrap();
+    match range.read(|_, _, _, _| read += 1) {
+        // All had been fetched before.
+        Ok(()) => assert_eq!(read, 360),
+        Err(error) => assert!(error.to_string().contains("brings nothing any more at offset"), "{error}"),
+    }
+    let down = open(RangeConfig { patience, ..bench.range(None) });
+    assert!(down.starts_with("cannot reach Kafka at 127.0.0.1:"), "{down}");
 }

@@ -234,7 +234,8 @@ fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint 
     }
 }
 
-fn kafka_config(kafka: &config::Kafka) -> KafkaConfig {
+/// What ingest needs to know of the `kafka` section.
+pub fn kafka_config(kafka: &config::Kafka) -> KafkaConfig {
     let plain = |property: &Property| match property {
         Property::Plain(text) => text.clone(),
         Property::Secret(secret) => secret.expose_secret().to_owned(),

@@ -60,7 +60,8 @@ pub fn refuse(errors: &ConfigErrors, status: i32) -> i32 {
     status
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
+/// `KEY=VALUE` of `--set`.
+pub fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE, as in http.listen=127.0.0.1:9000")?;
     Ok((key.to_owned(), value.to_owned()))
 }

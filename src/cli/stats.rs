@@ -66,10 +66,15 @@ fn parse(line: &[u8]) -> Result<Value, String> {
     }
 }
 
+/// Runs a test by its name on its `in`; returns its `out`. Errors say what is wrong with the test or a field.
+pub fn recompute(test: &str, input: &Value) -> Result<Value, String> {
+    cases::evaluate(test, input)
+}
+
 fn evaluate(request: &Value) -> Result<(&str, Value), String> {
     let test = request.get("test").and_then(Value::as_str).ok_or("`test` must name a test")?;
     let input = request.get("in").ok_or("`in` is missing")?;
-    Ok((test, cases::evaluate(test, input)?))
+    Ok((test, recompute(test, input)?))
 }
 
 /// Reads a line without its end into `line`; false at the end of the input. Of a line that is too long only the first `MAX_LINE + 1`

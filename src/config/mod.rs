@@ -118,9 +118,23 @@ impl Config {
     /// # Errors
     /// All faults that could be found at once.
     pub fn load(path: Option<&Path>, overrides: &[(String, String)]) -> Result<Config, ConfigErrors> {
-        let text = |s: std::ffi::OsString| s.into_string().ok();
-        let env = std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect();
-        Config::load_with(path, overrides, &env)
+        Config::load_with(path, overrides, &environment())
+    }
+
+    /// The sections that say how Kafka is read, from the same layers as [`Config::load`]. The others are not looked at, so that their
+    /// secrets need not be at hand.
+    ///
+    /// # Errors
+    /// All faults of these sections that could be found at once.
+    pub fn load_input(path: Option<&Path>, overrides: &[(String, String)]) -> Result<(Kafka, Engine), ConfigErrors> {
+        let env = environment();
+        let layers = layers::Layers::merge(path, overrides, &env)?;
+        let reader = Reader::new(&layers, &env);
+        let mut root = reader.root();
+        let input = (kafka::read(root.section("kafka")), engine(root.section("engine")));
+        drop(root);
+        let errors = reader.errors();
+        if errors.0.is_empty() { Ok(input) } else { Err(errors) }
     }
 
     /// [`Config::load`] with the given environment instead of the process's.
@@ -134,6 +148,12 @@ impl Config {
         let errors = reader.errors();
         if errors.0.is_empty() { Ok(config) } else { Err(errors) }
     }
+}
+
+/// The process's variables that are text.
+fn environment() -> BTreeMap<String, String> {
+    let text = |s: std::ffi::OsString| s.into_string().ok();
+    std::env::vars_os().filter_map(|(name, value)| Some((text(name)?, text(value)?))).collect()
 }
 
 fn read(mut root: Section<'_>) -> Config {

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 /// See the module.
 pub struct Fleet {
     judges: Vec<Judge>,
+    /// Of each judge's plan.
+    signatures: Vec<u64>,
     partitions: BTreeMap<i32, Progress>,
     /// Partials of panes that have not been judged, and the partition that each is from.
     pending: BTreeMap<Pane, Vec<(i32, PanePartial)>>,
@@ -44,7 +46,8 @@ struct Saved {
 impl Fleet {
     pub fn new(catalog: &Catalog, pane_ms: Millis) -> Fleet {
         let judges = catalog.plans.iter().map(|plan| Judge::new(std::sync::Arc::clone(plan), pane_ms)).collect();
-        Fleet { judges, partitions: BTreeMap::new(), pending: BTreeMap::new(), judged: None, pane_ms }
+        let signatures = catalog.signatures.clone();
+        Fleet { judges, signatures, partitions: BTreeMap::new(), pending: BTreeMap::new(), judged: None, pane_ms }
     }
 
     /// A partition will be read: nothing is judged beyond it from now on.
@@ -166,8 +169,8 @@ impl Fleet {
     /// # Errors
     /// The state cannot be written down: a fault of the program, after which nothing should be committed.
     pub fn snapshot(&self) -> Result<Vec<u8>, String> {
-        let of = |judge: &Judge| Ok((judge.plan().experiment.clone(), judge.plan().signature(), judge.snapshot()?));
-        let experiments = self.judges.iter().map(of).collect::<Result<_, String>>()?;
+        let of = |(judge, signature): (&Judge, &u64)| Ok((judge.plan().experiment.clone(), *signature, judge.snapshot()?));
+        let experiments = self.judges.iter().zip(&self.signatures).map(of).collect::<Result<_, String>>()?;
         let saved = Saved { experiments, pending: self.pending.clone(), judged: self.judged };
         postcard::to_stdvec(&saved).map_err(|e| format!("the judges' state cannot be written down: {e}"))
     }
@@ -179,7 +182,7 @@ impl Fleet {
         let mut new_index = BTreeMap::new();
         for (old, (name, signature, state)) in saved.experiments.iter().enumerate() {
             let Ok(index) = fleet.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(name)) else { continue };
-            if fleet.judges[index].plan().signature() == *signature {
+            if fleet.signatures[index] == *signature {
                 fleet.judges[index].restore(state)?;
                 new_index.insert(old as u32, index as u32);
             }
@@ -198,9 +201,12 @@ impl Fleet {
 
 /// One partial for each experiment, in order. Partitions are added in their order, not that of arrival: sums of floats depend on it.
 fn merged(mut partials: Vec<(i32, PanePartial)>) -> Vec<PanePartial> {
-    partials.sort_by_key(|(partition, partial)| (partial.experiment, *partition));
+    // Partials are large, and there may be tens of thousands: their places are sorted instead.
+    let mut order: Vec<(u32, i32, usize)> = partials.iter().enumerate().map(|(i, (p, partial))| (partial.experiment, *p, i)).collect();
+    order.sort_unstable();
     let mut out: Vec<PanePartial> = Vec::new();
-    for (_, partial) in partials {
+    for (_, _, index) in order {
+        let partial = std::mem::take(&mut partials[index].1);
         match out.last_mut() {
             Some(last) if last.experiment == partial.experiment => merge(last, partial),
             _ => out.push(partial),
@@ -241,7 +247,7 @@ fn merge_bucket(into: &mut BucketPartial, from: BucketPartial) {
 fn merge_cell(into: &mut Cell, from: Cell) {
     match (into, from) {
         (Cell::Distribution { bins, clamped, seen }, Cell::Distribution { bins: more, clamped: also, seen: others }) => {
-            bins.merge(&more);
+            bins.merge(more);
             *clamped += also;
             seen.extend(others);
         }

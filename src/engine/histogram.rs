@@ -4,6 +4,7 @@
 //! Values are whole thousandths of the metric's unit: microseconds for a latency in milliseconds.
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 /// Smallest value kept apart: 1 us for latencies.
 pub const LOWEST: u64 = 1;
@@ -39,15 +40,16 @@ pub fn thousandths(value: f64) -> (u64, bool) {
     }
 }
 
-/// Bins of one pane: index and count, by index. A count over 65,535 takes several entries.
+/// Bins of one pane: index and count, by index. A count over 65,535 takes several entries. With many experiments most panes of a
+/// partition hold a value or two: four take no memory of their own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct SparseBins(Vec<(u16, u16)>);
+pub struct SparseBins(SmallVec<[(u16, u16); 4]>);
 
 impl SparseBins {
     /// From the bins of single values; `samples` is sorted and left empty, its memory kept.
     pub fn from_samples(samples: &mut Vec<u16>) -> SparseBins {
         samples.sort_unstable();
-        let mut out: Vec<(u16, u16)> = Vec::new();
+        let mut out: SmallVec<[(u16, u16); 4]> = SmallVec::new();
         for &bin in samples.iter() {
             match out.last_mut() {
                 Some((last, count)) if *last == bin && *count < u16::MAX => *count += 1,
@@ -60,12 +62,12 @@ impl SparseBins {
     }
 
     /// Adds the counts of `other`.
-    pub fn merge(&mut self, other: &SparseBins) {
+    pub fn merge(&mut self, other: SparseBins) {
         if self.0.is_empty() {
-            self.0.clone_from(&other.0);
+            *self = other;
             return;
         }
-        let mut merged: Vec<(u16, u16)> = Vec::with_capacity(self.0.len() + other.0.len());
+        let mut merged: SmallVec<[(u16, u16); 4]> = SmallVec::with_capacity(self.0.len() + other.0.len());
         let (mut a, mut b) = (self.0.iter().peekable(), other.0.iter().peekable());
         loop {
             let next = match (a.peek(), b.peek()) {
@@ -94,33 +96,61 @@ impl SparseBins {
     pub fn count(&self) -> u64 {
         self.0.iter().map(|&(_, count)| u64::from(count)).sum()
     }
+
+    /// Number of values in this bin and above.
+    pub fn from(&self, bin: u16) -> u64 {
+        let first = self.0.partition_point(|&(b, _)| b < bin);
+        self.0[first..].iter().map(|&(_, count)| u64::from(count)).sum()
+    }
 }
 
 /// Running total of a window: dense inside pages of 64 bins that have seen a value.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(into = "Vec<(u16, u32)>", from = "Vec<(u16, u32)>")]
 pub struct Bins {
     pages: Vec<Option<Box<Page>>>,
     count: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 struct Page {
     sum: u64,
-    counts: Vec<u32>,
+    counts: [u32; PAGE],
+}
+
+impl From<Bins> for Vec<(u16, u32)> {
+    fn from(bins: Bins) -> Self {
+        bins.filled().collect()
+    }
+}
+
+impl From<Vec<(u16, u32)>> for Bins {
+    fn from(filled: Vec<(u16, u32)>) -> Self {
+        let mut bins = Bins::default();
+        filled.into_iter().for_each(|(bin, count)| bins.add_to(bin, u64::from(count)));
+        bins
+    }
 }
 
 impl Bins {
     pub fn add(&mut self, bins: &SparseBins) {
-        for (bin, count) in bins.iter() {
-            let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
-            if page >= self.pages.len() {
-                self.pages.resize(page + 1, None);
-            }
-            let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: vec![0; PAGE] }));
-            page.sum += count;
-            page.counts[slot] = page.counts[slot].saturating_add(count as u32);
-            self.count += count;
+        bins.iter().for_each(|(bin, count)| self.add_to(bin, count));
+    }
+
+    /// Adds one value.
+    pub fn push(&mut self, bin: u16) {
+        self.add_to(bin, 1);
+    }
+
+    fn add_to(&mut self, bin: u16, count: u64) {
+        let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
+        if page >= self.pages.len() {
+            self.pages.resize(page + 1, None);
         }
+        let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: [0; PAGE] }));
+        page.sum += count;
+        page.counts[slot] = page.counts[slot].saturating_add(count as u32);
+        self.count += count;
     }
 
     /// Takes out bins that were added before.
@@ -178,14 +208,24 @@ impl Bins {
         sum
     }
 
+    /// Number of values in bins below this one.
+    pub fn below(&self, bin: u16) -> u64 {
+        let bin = usize::from(bin);
+        let whole: u64 = self.pages.iter().take(bin / PAGE).flatten().map(|page| page.sum).sum();
+        let part = self.pages.get(bin / PAGE).and_then(Option::as_ref);
+        whole + part.map_or(0, |page| page.counts[..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
+    }
+
     /// Upper edge (thousandths) and count of each bin that is not empty, by edge.
     pub fn edges(&self) -> Vec<(u64, u64)> {
-        let filled = self.pages.iter().enumerate().filter_map(|(i, p)| Some((i, p.as_ref()?)));
-        filled
-            .flat_map(|(i, page)| page.counts.iter().enumerate().map(move |(slot, &count)| (i * PAGE + slot, count)))
-            .filter(|&(_, count)| count > 0)
-            .map(|(bin, count)| (upper_edge(bin as u16), u64::from(count)))
-            .collect()
+        self.filled().map(|(bin, count)| (upper_edge(bin), u64::from(count))).collect()
+    }
+
+    /// Each bin that is not empty, and its count, by index.
+    fn filled(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
+        let pages = self.pages.iter().enumerate().filter_map(|(i, page)| Some((i, page.as_ref()?)));
+        let bins = pages.flat_map(|(i, page)| page.counts.iter().enumerate().map(move |(slot, &count)| ((i * PAGE + slot) as u16, count)));
+        bins.filter(|(_, count)| *count > 0)
     }
 }
 
@@ -246,7 +286,7 @@ mod tests {
         #[test]
         fn merging_equals_binning_together(a in prop::collection::vec(1u64..3_000, 0..300), b in prop::collection::vec(1u64..3_000, 0..300)) {
             let mut merged = sparse(&a);
-            merged.merge(&sparse(&b));
+            merged.merge(sparse(&b));
             let together: Vec<u64> = a.iter().chain(&b).copied().collect();
             prop_assert_eq!(merged, sparse(&together));
         }

@@ -7,6 +7,7 @@
 pub mod aggregate;
 pub mod decision;
 pub mod event;
+pub mod evidence;
 pub mod fleet;
 pub mod histogram;
 pub mod judge;

@@ -16,7 +16,7 @@ pub struct PaneBatch {
 }
 
 /// One experiment in one pane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PanePartial {
     /// Index into [`super::plan::Catalog::plans`].
     pub experiment: u32,
@@ -40,7 +40,7 @@ pub struct BucketPartial {
     pub events: u64,
     /// Of the units exposed for the first time, those that do not belong to this pane's cohort: age of theirs, and how many.
     pub enrolled_before: Vec<(u32, u64)>,
-    /// One for each of [`super::plan::Plan::signals`]; empty when the bucket had no record.
+    /// One for each of [`super::plan::Plan::signals`]; empty when none has seen anything.
     pub cells: Vec<Cell>,
 }
 

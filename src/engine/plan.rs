@@ -10,7 +10,15 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     pub plans: Vec<Arc<Plan>>,
+    /// [`Plan::signature`] of each plan: every partition's checkpoint asks for all of them.
+    pub signatures: Vec<u64>,
     pub fields: FieldTable,
+}
+
+impl Catalog {
+    pub fn new(plans: Vec<Arc<Plan>>, fields: FieldTable) -> Catalog {
+        Catalog { signatures: plans.iter().map(|plan| plan.signature()).collect(), plans, fields }
+    }
 }
 
 /// Fields that metrics read beyond the canonical ones. A [`FieldId`] is an index into `entries`.

@@ -92,7 +92,7 @@ mod tests {
             );
             parse_str("r.yaml", &text, &mut FieldTable::default(), None).rule.unwrap().plan
         };
-        let catalog = Catalog { plans: (0..n).map(rule).collect(), fields: FieldTable::default() };
+        let catalog = Catalog::new((0..n).map(rule).collect(), FieldTable::default());
         View { experiments: Fleet::new(&catalog, 1_000).views(), ..View::default() }
     }
 

@@ -46,6 +46,8 @@ pub struct State {
     pub ends: BTreeMap<Place, i64>,
     /// Partitions of which, as of the newest statistics, everything had been fetched and handed over.
     pub drained: BTreeSet<Place>,
+    /// The last error of the client, with its reason.
+    pub last: Option<(Option<RDKafkaErrorCode>, String)>,
     /// Why the consumer cannot go on.
     pub fatal: Option<String>,
     down: bool,
@@ -87,6 +89,10 @@ impl Context {
         let name = code.map_or_else(|| "other".to_owned(), |code| format!("{code:?}"));
         self.metrics.add(&names::KAFKA_ERRORS, &[&name], 1.0);
         let mut state = self.state();
+        // That all brokers are down says less than what was said of one of them.
+        if code != Some(RDKafkaErrorCode::AllBrokersDown) || state.last.is_none() {
+            state.last = Some((code, reason.to_owned()));
+        }
         let topic = if code == Some(RDKafkaErrorCode::UnknownTopicOrPartition) { reason } else { "" };
         let Some(times) = state.due(format!("{code:?}{topic}")) else { return };
         match code {

@@ -259,6 +259,21 @@ pub fn way(partition: i32, n: usize) -> usize {
 }
 
 fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Millis, metrics: Metrics) -> Result<Consumer, StartError> {
+    let client = client_config(config)?;
+    let offset = match config.auto_offset_reset {
+        AutoOffsetReset::Earliest => Offset::Beginning,
+        AutoOffsetReset::Latest => Offset::End,
+    };
+    let oauth = config.oauth.clone().map(|oauth| Oauth::new(oauth, clock));
+    let context = Context::new(config.brokers.clone(), offset, next, oauth, metrics);
+    Ok(Consumer::from_config_and_context(&client, context)?)
+}
+
+/// librdkafka's settings: our defaults, what is passed through, and what is fixed.
+///
+/// # Errors
+/// [`StartError::Reserved`].
+pub fn client_config(config: &KafkaConfig) -> Result<ClientConfig, StartError> {
     if let Some(name) = config.properties.keys().find(|name| RESERVED.contains(&name.as_str())) {
         return Err(StartError::Reserved(name.clone()));
     }
@@ -286,21 +301,19 @@ fn consumer(config: &KafkaConfig, next: BTreeMap<Place, i64>, clock: fn() -> Mil
     for (name, value) in &config.properties {
         client.set(name, value);
     }
-    let (name, offset) = match config.auto_offset_reset {
-        AutoOffsetReset::Earliest => ("earliest", Offset::Beginning),
-        AutoOffsetReset::Latest => ("latest", Offset::End),
+    let reset = match config.auto_offset_reset {
+        AutoOffsetReset::Earliest => "earliest",
+        AutoOffsetReset::Latest => "latest",
     };
     for (name, value) in [
         ("bootstrap.servers", config.brokers.as_str()),
         ("group.id", &config.group),
-        ("auto.offset.reset", name),
+        ("auto.offset.reset", reset),
         ("enable.auto.commit", "false"),
         ("enable.auto.offset.store", "false"),
         ("enable.partition.eof", "false"),
     ] {
         client.set(name, value);
     }
-    let oauth = config.oauth.clone().map(|oauth| Oauth::new(oauth, clock));
-    let context = Context::new(config.brokers.clone(), offset, next, oauth, metrics);
-    Ok(Consumer::from_config_and_context(&client, context)?)
+    Ok(client)
 }

@@ -5,6 +5,7 @@
 //! - [`kafka`] starts and stops reading Kafka. Its parts: `context` (librdkafka's callbacks), `batch` (messages taken many at a time;
 //!   the only unsafe code), `consumer` (the thread that owns the consumer), `worker` (threads that own the aggregators), `align` (merges
 //!   the topics of a partition number by time) and `oauth` (tokens).
+//! - [`range`] reads a stretch of Kafka's topics by time, without a group; [`replay`] books it as workers do, by Kafka's time.
 //!
 //! What is exact: offsets move only with the state that reflects them. A worker's snapshot holds, for each partition number, the
 //! aggregator's state and the offsets of precisely the records in it, and is sent behind everything that the aggregator had emitted.
@@ -18,5 +19,7 @@ pub mod decode;
 pub mod file;
 pub mod kafka;
 pub mod oauth;
+pub mod range;
 pub mod rejects;
+pub mod replay;
 mod worker;

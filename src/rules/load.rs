@@ -74,7 +74,7 @@ pub fn load(paths: &[PathBuf], endpoints: Option<&BTreeSet<String>>) -> Loaded {
     }
     sort(&mut out.diagnostics);
     out.rules = rules.into_values().collect();
-    out.catalog = Catalog { plans: out.rules.iter().map(|r| Arc::clone(&r.plan)).collect(), fields };
+    out.catalog = Catalog::new(out.rules.iter().map(|r| Arc::clone(&r.plan)).collect(), fields);
     out
 }
 

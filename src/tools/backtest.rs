@@ -1,4 +1,4 @@
-//! Recorded events through the daemon's own engine, at full speed.
+//! Recorded events, in files or in Kafka, through the daemon's own engine, at full speed.
 
 use crate::engine::aggregate::Aggregator;
 use crate::engine::decision::{Decision, Output, Verdict, rfc3339};
@@ -9,10 +9,16 @@ use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
 use crate::ingest::decode::{Decoder, Limits};
 use crate::ingest::file::{FileSource, pump};
+use crate::ingest::kafka::FromIngest;
+use crate::ingest::range::{Range, RangeError};
+use crate::ingest::replay::Replay;
 use serde::{Serialize, Serializer};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Records between two reports of progress.
+const STRIDE: u64 = 512;
 
 /// What a recording came to. Serialises as the last line of `backtest --output json`.
 #[derive(Debug, Serialize)]
@@ -54,38 +60,91 @@ pub fn run(
     settings: &Settings,
     limits: Limits,
     events: &[PathBuf],
-    mut decided: impl FnMut(&Decision),
+    decided: impl FnMut(&Decision),
     progress: impl FnMut(u64, Option<u64>),
 ) -> io::Result<Summary> {
     let source = FileSource::open(events, limits)?;
     let mut decoder = Decoder::new(&catalog.fields, limits);
-    let mut fleet = Fleet::new(&catalog, settings.pane);
+    let mut court = Court { fleet: Fleet::new(&catalog, settings.pane), decisions: 0, decided };
     let mut aggregator = Aggregator::new(0, Arc::new(catalog), settings.clone());
-    let mut out = Output::default();
-    let mut decisions = 0;
     let counts = pump(
         source,
         &mut decoder,
         &mut aggregator,
-        |emissions| {
-            emissions.into_iter().for_each(|emission| fleet.take(emission, &mut out));
-            decisions += out.decisions.len() as u64;
-            out.decisions.iter().for_each(&mut decided);
-            out = Output::default();
-        },
+        |emissions| emissions.into_iter().for_each(|emission| court.hear(|fleet, out| fleet.take(emission, out))),
         progress,
     )?;
-    let experiments = fleet.views();
-    Ok(Summary {
-        records: counts.records(),
-        counts,
-        first: aggregator.span().map(|(first, _)| first),
-        last: aggregator.span().map(|(_, last)| last),
-        decisions,
-        verdicts: experiments.iter().flat_map(verdicts).collect(),
-        dropped: aggregator.dropped().into_iter().filter(|(_, n)| *n > 0).collect(),
-        experiments,
-    })
+    let dropped = aggregator.dropped().into_iter().filter(|(_, n)| *n > 0).collect();
+    Ok(court.summary(counts, aggregator.span(), dropped))
+}
+
+/// Reads a range of Kafka's topics through the engine, as a daemon would have that read the records as they came. `decided` gets each
+/// decision as it is made; `progress` the records passed, and how many there are.
+///
+/// # Errors
+/// See [`RangeError`].
+pub fn run_range(
+    catalog: Catalog,
+    settings: &Settings,
+    limits: Limits,
+    (range, max_future): (Range, Millis),
+    decided: impl FnMut(&Decision),
+    mut progress: impl FnMut(u64, u64),
+) -> Result<Summary, RangeError> {
+    let mut decoder = Decoder::new(&catalog.fields, limits);
+    let mut court = Court { fleet: Fleet::new(&catalog, settings.pane), decisions: 0, decided };
+    let partitions = range.partitions();
+    partitions.iter().for_each(|partition| court.fleet.assigned(*partition));
+    let mut replay = Replay::new(partitions, &Arc::new(catalog), settings, max_future);
+    let mut n: u64 = 0;
+    range.read(|partition, at, payload, (passed, total)| {
+        replay.book(partition, at, payload, &mut decoder, &mut |message| court.take(message));
+        n += 1;
+        if n.is_multiple_of(STRIDE) {
+            progress(passed, total);
+        }
+    })?;
+    let end = replay.finish(&mut |message| court.take(message));
+    Ok(court.summary(end.counts, end.span, end.dropped.into_iter().collect()))
+}
+
+/// The judges, and what they have said.
+struct Court<D> {
+    fleet: Fleet,
+    decisions: u64,
+    decided: D,
+}
+
+impl<D: FnMut(&Decision)> Court<D> {
+    fn hear(&mut self, say: impl FnOnce(&mut Fleet, &mut Output)) {
+        let mut out = Output::default();
+        say(&mut self.fleet, &mut out);
+        self.decisions += out.decisions.len() as u64;
+        out.decisions.iter().for_each(&mut self.decided);
+    }
+
+    fn take(&mut self, message: FromIngest) {
+        match message {
+            FromIngest::Emission { emission, .. } => self.hear(|fleet, out| fleet.take(emission, out)),
+            FromIngest::Idle(partition) => self.hear(|fleet, out| fleet.empty(partition, out)),
+            // A replay says nothing else.
+            _ => {}
+        }
+    }
+
+    fn summary(self, counts: Counts, span: Option<(Millis, Millis)>, dropped: Vec<(&'static str, u64)>) -> Summary {
+        let experiments = self.fleet.views();
+        Summary {
+            records: counts.records(),
+            counts,
+            first: span.map(|(first, _)| first),
+            last: span.map(|(_, last)| last),
+            decisions: self.decisions,
+            verdicts: experiments.iter().flat_map(verdicts).collect(),
+            dropped,
+            experiments,
+        }
+    }
 }
 
 fn verdicts(state: &ExperimentState) -> impl Iterator<Item = FinalVerdict> + '_ {

@@ -134,6 +134,11 @@ class Stream(threading.Thread):
 
 # ---- the daemon
 
+def numbers(text):
+    """JSON with floats of 12 digits: the last one of what was stored may differ by its way through text."""
+    return json.loads(text, parse_float=lambda digits: float(f"{float(digits):.12g}"))
+
+
 class Daemon:
     """One `guardraild run` with a folder of its own."""
 
@@ -197,6 +202,21 @@ class Daemon:
 
     def execution_log(self):
         return self.request(f"/api/v1/experiments/{EXPERIMENT}/log")
+
+    def decisions(self):
+        """In the order of their making, as they are stored."""
+        entries = json.loads(self.execution_log())["entries"]
+        return [numbers(self.request(f"/api/v1/decisions/{e['decision']}")) for e in entries if e["kind"] == "decision"]
+
+    def backtest(self, *args):
+        """Decisions and summary of a backtest of the topics by this daemon's configuration, without the secrets of its endpoints."""
+        command = [self.binary, "backtest", "--rules", self.folder / "rules", "--config", self.config, "--output", "json", *args]
+        secrets = {name: value for name, value in self.secrets.items() if name != "FLAG_SECRET"}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("GUARDRAILD_")} | secrets
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=environment)
+        equal(f"exit code of the backtest, which said {done.stderr!r}", done.returncode, 0)
+        *decisions, summary = map(numbers, done.stdout.splitlines())
+        return decisions, summary["summary"]
 
     def metric(self, name, page=None, **labels):
         """Sum of a metric's samples that carry these labels, of a page of metrics or of now."""
@@ -494,7 +514,8 @@ class Story:
 
 
 def reads_securely(binary, broker, receiver, folder, mechanism):
-    """A daemon of its own group reads everything through TLS and SASL; what it cannot join any more is counted all the same."""
+    """A daemon of its own group reads everything through TLS and SASL, and so does a backtest; what it cannot join any more is counted
+    all the same."""
     properties = secure(broker, mechanism) | {"sasl.password": {"env": "KAFKA_PASSWORD"}}
     group = f"guardraild-{mechanism.lower()}"
     daemon = Daemon(binary, folder / mechanism, broker.tls_address, receiver, group, properties, {"KAFKA_PASSWORD": PASSWORD})
@@ -504,11 +525,34 @@ def reads_securely(binary, broker, receiver, folder, mechanism):
         poll(f"{ends} records read", 60, lambda: daemon.alive() and daemon.counts()[0] >= ends)
         equal("records read", daemon.counts()[0], ends)
         equal("rejected", daemon.metric("guardraild_records_total", outcome="rejected"), 0)
+        remark = backtest_decides_as(daemon, ends)
         equal("exit code", daemon.stop(), 0)
     finally:
         if daemon.process.poll() is None:
             daemon.kill()
-    return f"{ends} records"
+    return f"{ends} records; {remark}"
+
+
+def backtest_decides_as(daemon, records):
+    """A backtest of the same topics decides what a daemon does that reads them from their beginning, and that one does not notice."""
+    decisions, whole = daemon.backtest()
+    assert decisions, "the backtest decided nothing"
+    equal("records of the backtest", whole["records"], records)
+    equal("accepted by the backtest", whole["accepted"], daemon.counts()[1])
+    made = poll("as many decisions by the daemon", 60, lambda: len(d := daemon.decisions()) >= len(decisions) and d)
+    equal("decisions", [{k: m.get(k) for k in d} for d, m in zip(decisions, made)], decisions)
+    equal("number of decisions", len(made), len(decisions))
+
+    # A range: its parts add up, and the first has what was decided before its end.
+    middle = decisions[0]["decided_at"]
+    before, first = daemon.backtest("--until", middle)
+    _, rest = daemon.backtest("--since", middle)
+    assert first["records"] and rest["records"], f"{first['records']} records before {middle}, {rest['records']} after"
+    equal("records of both parts", first["records"] + rest["records"], records)
+    assert first["last"] < middle <= rest["last"], f"{first['last']}, {middle}, {rest['last']}"
+    equal("decisions before the end of the range", [d for d in before if d["decided_at"] > middle], [])
+    equal("assignments of the daemon", daemon.log.read_text().count("partitions assigned"), 1)
+    return f"backtest: {len(decisions)} decisions, parts of {first['records']} and {rest['records']} records"
 
 
 def wrong_password_is_told(binary, broker, receiver, folder):

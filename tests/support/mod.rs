@@ -22,7 +22,7 @@ pub fn catalog(rules: &[&str]) -> Catalog {
         plans.push(parsed.rule.unwrap_or_else(|| panic!("{}", shown.join("\n"))).plan);
     }
     plans.sort_by(|a, b| a.experiment.cmp(&b.experiment));
-    Catalog { plans, fields }
+    Catalog::new(plans, fields)
 }
 
 /// One partition: a decoder and an aggregator.

@@ -1,6 +1,7 @@
 //! The tests by name. Each is a function from its fields to its results.
 
 mod arms;
+mod classic;
 mod quantiles;
 
 use serde::de::DeserializeOwned;
@@ -37,6 +38,12 @@ pub fn evaluate(test: &str, input: &Value) -> Out {
         "detector_quantile_relative" => with(input, quantiles::detector_quantile_relative),
         "design_effect" => with(input, quantiles::batches),
         "ladder" => with(input, quantiles::ladder),
+        "posterior_rate" => with(input, classic::posterior_rate),
+        "posterior_mean" => with(input, classic::posterior_mean),
+        "posterior_quantile" => with(input, classic::posterior_quantile),
+        "fixed_rate" => with(input, classic::fixed_rate),
+        "fixed_mean" => with(input, classic::fixed_mean),
+        "fixed_quantile" => with(input, classic::fixed_quantile),
         _ => Err(format!("unknown test `{test}`")),
     }
 }

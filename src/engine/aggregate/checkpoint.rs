@@ -67,7 +67,7 @@ impl Aggregator {
             }
         };
         let state = encode(&StateRef {
-            experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.plan.signature())).collect(),
+            experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),
             watermark: self.watermark,
             open: &self.open,
             touched: &self.touched,
@@ -113,7 +113,7 @@ impl Aggregator {
 
     fn same(&self, name: &str, signature: u64) -> Option<u32> {
         let index = *self.names.get(name)?;
-        (self.feeds[index as usize].plan.signature() == signature).then_some(index)
+        (self.feeds[index as usize].signature == signature).then_some(index)
     }
 
     fn restore_units(&mut self, chunk: &[u8]) -> Result<(), String> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 /// One experiment as the Aggregator sees it.
 pub struct Feeds {
     pub plan: Arc<Plan>,
+    pub signature: u64,
     /// Signals fed by requests, tickets, flags, outcomes and other events; indices into `plan.signals`.
     request: Vec<u16>,
     ticket: Vec<u16>,
@@ -21,18 +22,17 @@ pub struct Feeds {
     pub compared: Vec<bool>,
     /// Some signal's observation is the unit.
     pub per_user: bool,
-    /// [`Plan::signature`].
-    pub signature: u64,
 }
 
 impl Feeds {
     pub fn of(catalog: &Catalog) -> Vec<Feeds> {
-        catalog.plans.iter().map(Feeds::new).collect()
+        catalog.plans.iter().zip(&catalog.signatures).map(|(plan, signature)| Feeds::new(plan, *signature)).collect()
     }
 
-    fn new(plan: &Arc<Plan>) -> Feeds {
+    fn new(plan: &Arc<Plan>, signature: u64) -> Feeds {
         let mut feeds = Feeds {
             plan: Arc::clone(plan),
+            signature,
             request: Vec::new(),
             ticket: Vec::new(),
             flag: Vec::new(),
@@ -42,7 +42,6 @@ impl Feeds {
             urgent: Vec::new(),
             compared: vec![false; plan.signals.len()],
             per_user: plan.signals.iter().any(Signal::is_per_user),
-            signature: plan.signature(),
         };
         for guardrail in plan.guardrails.iter().filter(|g| g.max_increase.is_some()) {
             feeds.compared[guardrail.signal] = true;

@@ -141,7 +141,7 @@ impl OpenBucket {
                 samples.push(bin_of(x));
                 see(seen, mark.observation(bin_of(x)));
                 if samples.len() >= SAMPLES_MAX {
-                    binned.merge(&SparseBins::from_samples(samples));
+                    binned.merge(SparseBins::from_samples(samples));
                 }
             }
             (Signal::Rate { source, hit: what, unit }, OpenCell::Rate { n, x, seen }) if passes(source, event) => {
@@ -215,7 +215,10 @@ impl OpenBucket {
             mixed_units: std::mem::take(&mut self.mixed_units),
             events: std::mem::take(&mut self.events),
             enrolled_before: std::mem::take(&mut self.enrolled_before),
-            cells: self.cells.iter_mut().map(OpenCell::close).collect(),
+            cells: match self.cells.iter().all(OpenCell::is_empty) {
+                true => Vec::new(),
+                false => self.cells.iter_mut().map(OpenCell::close).collect(),
+            },
         }
     }
 }
@@ -235,22 +238,26 @@ impl OpenCell {
         }
     }
 
+    fn is_empty(&self) -> bool {
+        match self {
+            OpenCell::Distribution { samples, binned, .. } => samples.is_empty() && binned.is_empty(),
+            OpenCell::Rate { n, .. } | OpenCell::Count { n, .. } | OpenCell::Moments { n, .. } => *n == 0,
+            OpenCell::Workflows { started, abandoned, .. } => *started == 0 && abandoned.is_empty(),
+        }
+    }
+
     fn close(&mut self) -> Cell {
         use std::mem::take;
         match self {
+            cell if cell.is_empty() => Cell::Empty,
             OpenCell::Distribution { samples, binned, clamped, seen } => {
                 let mut bins = take(binned);
-                bins.merge(&SparseBins::from_samples(samples));
-                match bins.is_empty() && *clamped == 0 {
-                    true => Cell::Empty,
-                    false => Cell::Distribution { bins, clamped: take(clamped), seen: take(seen) },
-                }
+                bins.merge(SparseBins::from_samples(samples));
+                Cell::Distribution { bins, clamped: take(clamped), seen: take(seen) }
             }
-            OpenCell::Rate { n: 0, .. } | OpenCell::Count { n: 0, .. } | OpenCell::Moments { n: 0, .. } => Cell::Empty,
             OpenCell::Rate { n, x, seen } => Cell::Rate { n: take(n), x: take(x), seen: take(seen) },
             OpenCell::Count { n, seen } => Cell::Count { n: take(n), seen: take(seen) },
             OpenCell::Moments { n, sum, parts } => Cell::Moments { n: take(n), sum: take(sum), parts: take(parts) },
-            OpenCell::Workflows { started, abandoned, .. } if *started == 0 && abandoned.is_empty() => Cell::Empty,
             OpenCell::Workflows { started, abandoned, seen, lost } => {
                 abandoned.sort_unstable();
                 Cell::Workflows { started: take(started), abandoned: take(abandoned), seen: take(seen), lost: take(lost) }

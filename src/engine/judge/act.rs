@@ -185,6 +185,9 @@ impl Judge {
     /// Begins to watch the exposures of buckets that adopted decisions stopped, as soon as the replay has come to them: what was exposed
     /// before is known only then. An operator's decision has no place in the replay.
     pub(super) fn watch_awaited(&mut self) {
+        if self.awaited.is_empty() {
+            return;
+        }
         let at = self.state.at;
         let reached = |d: &Decision| d.criterion == "operator" || at.is_some_and(|at| Pane::of(d.decided_at - 1, self.pane_ms) <= at);
         let (due, later) = std::mem::take(&mut self.awaited).into_iter().partition(reached);

@@ -40,9 +40,8 @@ pub fn read(guardrail: &Guardrail, test: Option<&Exceedance>, window: &Window, t
     let limit = guardrail.limit?;
     match guardrail.statistic {
         Statistic::Quantile { ppm } => {
-            let bins = window.bins()?;
-            let (edge, _) = thousandths(limit);
-            Some(quantile(test?, bins.count(), bins.above(edge.min(HIGHEST)), ppm, guardrail.higher_is_worse))
+            let (n, s) = exceeding(window, limit)?;
+            Some(quantile(test?, n, s, ppm, guardrail.higher_is_worse))
         }
         Statistic::Share => match (window.share(), window.cohorts(pane)) {
             (Some(all), _) => Some(share(all, limit, guardrail.higher_is_worse)),
@@ -55,18 +54,59 @@ pub fn read(guardrail: &Guardrail, test: Option<&Exceedance>, window: &Window, t
     }
 }
 
+/// Whether the plain value lies beyond the limit, as [`read`] says it at a higher price. Where it does not, every bet of the tests has lost,
+/// and there is no evidence of a breach.
+pub fn beyond(guardrail: &Guardrail, window: &Window, traffic: Traffic, pane: Pane) -> Option<bool> {
+    let (limit, higher_is_worse) = (guardrail.limit?, guardrail.higher_is_worse);
+    match guardrail.statistic {
+        Statistic::Quantile { ppm } => exceeding(window, limit).map(|(n, s)| quantile_beyond(n, s, ppm, higher_is_worse)),
+        Statistic::Share => match (window.share(), window.cohorts(pane)) {
+            (Some(all), _) => Some(share_beyond(all, limit, higher_is_worse)),
+            (None, Some((matured, recent))) => Some(share_beyond(matured, limit, true) || share_beyond(recent, limit, true)),
+            (None, None) => None,
+        },
+        Statistic::PerUnit => window.count().map(|x| per_unit_beyond(x, traffic.units, limit)),
+        Statistic::Count | Statistic::Exposures => window.count().map(|n| n as f64 > limit),
+        Statistic::Mean => None,
+    }
+}
+
+/// Values in the window, and those of them above the limit.
+fn exceeding(window: &Window, limit: f64) -> Option<(u64, u64)> {
+    let (bins, (edge, _)) = (window.bins()?, thousandths(limit));
+    Some((bins.count(), bins.above(edge.min(HIGHEST))))
+}
+
+fn quantile_beyond(n: u64, s: u64, ppm: u32, higher_is_worse: bool) -> bool {
+    let above = u128::from(s) * 1_000_000 > u128::from(n) * u128::from(1_000_000 - ppm);
+    n > 0 && above == higher_is_worse
+}
+
+/// Hits (or, where a limit is a floor, misses) and the share of them that is allowed.
+fn worse(all: Share, limit: f64, higher_is_worse: bool) -> (u64, f64) {
+    if higher_is_worse { (all.x, limit) } else { (all.n - all.x.min(all.n), 1.0 - limit) }
+}
+
+fn share_beyond(all: Share, limit: f64, higher_is_worse: bool) -> bool {
+    let (x, p0) = worse(all, limit, higher_is_worse);
+    all.n > 0 && x as f64 > p0 * all.n as f64
+}
+
+fn per_unit_beyond(x: u64, units: u64, limit: f64) -> bool {
+    units > 0 && x as f64 > limit * units as f64
+}
+
 /// H0: the quantile is at most the limit, that is, at most the share `1 - ppm / 1e6` of the values exceeds it.
 fn quantile(test: &Exceedance, n: u64, s: u64, ppm: u32, higher_is_worse: bool) -> Reading {
     let (over, under) = (test.over(s as f64, n as f64), test.under(s as f64, n as f64));
     let q0_ppm = 1_000_000 - ppm;
-    let above = u128::from(s) * 1_000_000 > u128::from(n) * u128::from(q0_ppm);
     let (over, under) = if higher_is_worse { (over, under) } else { (under, over) };
     let side = if higher_is_worse { "over" } else { "under" };
     Reading {
         n,
         over,
         under,
-        beyond: n > 0 && above == higher_is_worse,
+        beyond: quantile_beyond(n, s, ppm, higher_is_worse),
         test: "exceedance",
         evidence: Evidence::Exceedance { side: side.into(), n, s, q0_ppm },
     }
@@ -74,12 +114,12 @@ fn quantile(test: &Exceedance, n: u64, s: u64, ppm: u32, higher_is_worse: bool) 
 
 /// H0: the rate is at most the limit.
 fn share(all: Share, limit: f64, higher_is_worse: bool) -> Reading {
-    let (x, p0) = if higher_is_worse { (all.x, limit) } else { (all.n - all.x.min(all.n), 1.0 - limit) };
+    let (x, p0) = worse(all, limit, higher_is_worse);
     Reading {
         n: all.n,
         over: rates::threshold_log_e(all.n, x, p0),
         under: rates::threshold_drop_log_e(all.n, x, p0),
-        beyond: all.n > 0 && x as f64 > p0 * all.n as f64,
+        beyond: share_beyond(all, limit, higher_is_worse),
         test: "threshold",
         evidence: Evidence::Threshold { n: all.n, x, p0 },
     }
@@ -106,7 +146,8 @@ fn per_unit(x: u64, units: u64, limit: f64) -> Reading {
         0 => (0.0, 0.0),
         _ => (zero_tolerance::poisson_log_e(x, mu0), zero_tolerance::poisson_drop_log_e(x, mu0)),
     };
-    Reading { n: units, over, under, beyond: units > 0 && x as f64 > mu0, test: "poisson", evidence: Evidence::Poisson { x, mu0 } }
+    let beyond = per_unit_beyond(x, units, limit);
+    Reading { n: units, over, under, beyond, test: "poisson", evidence: Evidence::Poisson { x, mu0 } }
 }
 
 /// More than `limit` events are a breach as a matter of policy: there is no chance to account for.
@@ -178,6 +219,26 @@ mod tests {
         assert!(low.over > 22.0 && low.beyond, "{low:?}");
         let slow = quantile(&Exceedance::of_quantile(500_000), 1_000, 0, 500_000, false);
         assert!(slow.over > 22.0 && slow.beyond, "{slow:?}");
+    }
+
+    proptest::proptest! {
+        /// What lets the Judge leave the evidence unweighed.
+        #[test]
+        fn a_value_within_its_limit_is_no_evidence_of_a_breach(
+            n in 0u64..100_000, part in 0.0..1.0f64, limit in 0.0001..1.0f64, ppm in 1u32..1_000_000, up in proptest::bool::ANY,
+        ) {
+            let x = (n as f64 * part) as u64;
+            let all = Share { n, x };
+            let readings = [
+                share(all, limit, up),
+                quantile(&Exceedance::of_quantile(ppm), n, x, ppm, up),
+                per_unit(x, n, limit),
+                abandonment(all, Share { n: x, x: n.min(x) / 2 }, limit),
+            ];
+            for reading in readings {
+                proptest::prop_assert!(reading.beyond || reading.over <= 1e-6, "{:?}", reading);
+            }
+        }
     }
 
     #[test]

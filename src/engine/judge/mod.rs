@@ -229,6 +229,12 @@ impl Judge {
                 if self.state.guards[index][bucket].tripped.is_some() {
                     continue;
                 }
+                // Most of the time all is well, and then evidence need not be weighed.
+                if self.beyond(index, bucket, pane) == Some(false) {
+                    let guard = &mut self.state.guards[index][bucket];
+                    (guard.beyond_since, guard.tripping_since, guard.withheld) = (None, None, false);
+                    continue;
+                }
                 let Some(reading) = self.read(index, bucket, pane) else { continue };
                 let trips = reading.over >= self.log_threshold;
                 let guard = &mut self.state.guards[index][bucket];
@@ -264,6 +270,11 @@ impl Judge {
     fn read(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<Reading> {
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
         limit::read(&self.plan.guardrails[guardrail], self.tests[guardrail].as_ref(), window, self.seen(bucket), pane)
+    }
+
+    fn beyond(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<bool> {
+        let window = &self.state.windows[self.window_of[guardrail]][bucket];
+        limit::beyond(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
     }
 
     fn value(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<f64> {
@@ -309,6 +320,7 @@ impl Judge {
     /// Takes up a state that a Judge of the same plan left.
     pub fn restore(&mut self, state: &[u8]) -> Result<(), String> {
         self.state = postcard::from_bytes(state).map_err(|e| format!("the state of `{}` cannot be read: {e}", self.plan.experiment))?;
+        self.state.windows.iter_mut().flatten().for_each(Window::recount);
         Ok(())
     }
 }

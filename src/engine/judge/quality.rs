@@ -62,7 +62,7 @@ impl Judge {
             let check = self.plan.quality[index].clone();
             let failing = match check.kind {
                 QualityKind::Silence { after } => self.silent_for(pane).is_some_and(|silent| silent >= after),
-                QualityKind::SchemaViolations { max } => self.violations(max) >= self.log_threshold,
+                QualityKind::SchemaViolations { max } => self.refuses_more_than(max) && self.violations(max) >= self.log_threshold,
                 // The statistical checks get their tests with the relative guardrails.
                 _ => continue,
             };
@@ -142,6 +142,12 @@ impl Judge {
     pub(super) fn is_silent(&self) -> bool {
         let mut checks = self.plan.quality.iter().zip(&self.state.quality.checks);
         checks.any(|(check, state)| matches!(check.kind, QualityKind::Silence { .. }) && state.failing)
+    }
+
+    /// Only then can there be evidence of it.
+    fn refuses_more_than(&self, max: f64) -> bool {
+        let (accepted, refused) = (self.state.quality.accepted, self.state.quality.refused);
+        refused as f64 > max * (accepted + refused) as f64
     }
 
     /// Log e-value against "at most `max` of the records are refused".

@@ -19,6 +19,8 @@ pub struct Window {
 enum Content {
     Distribution {
         ring: VecDeque<(Pane, SparseBins)>,
+        /// Not kept in a checkpoint: see [`Window::recount`].
+        #[serde(skip)]
         total: Bins,
         clamped: u64,
     },
@@ -102,6 +104,14 @@ impl Window {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Adds up again what a checkpoint leaves out.
+    pub fn recount(&mut self) {
+        if let Content::Distribution { ring, total, .. } = &mut self.content {
+            *total = Bins::default();
+            ring.iter().for_each(|(_, bins)| total.add(bins));
         }
     }
 

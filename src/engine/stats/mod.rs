@@ -11,14 +11,17 @@
 //!
 //! An *arm* is a bucket of the experiment: T the treatment, C the control (the baseline). A *bin* is a cell of a histogram.
 
+pub mod beta;
 pub mod counts;
 pub mod design_effect;
 pub mod detector;
 pub mod exceedance;
+pub mod fixed;
 pub mod lift;
 pub mod means;
 pub mod multiplicity;
 pub mod numeric;
+pub mod posterior;
 pub mod quantiles;
 pub mod rates;
 pub mod srm;

@@ -46,7 +46,7 @@ pub fn last_holding(mut low: i64, mut high: i64, holds: impl Fn(i64) -> bool) ->
     }
     while low < high {
         // Rounded up, so that each step shrinks the range.
-        let middle = high - (high - low) / 2;
+        let middle = low.saturating_add_unsigned(high.abs_diff(low).div_ceil(2));
         if holds(middle) { low = middle } else { high = middle - 1 }
     }
     Some(low)
@@ -133,6 +133,7 @@ mod tests {
         for edge in -5..=5 {
             assert_eq!(last_holding(-5, 5, |x| x <= edge), Some(edge));
         }
+        assert_eq!(last_holding(i64::MIN, i64::MAX, |x| x <= 7), Some(7));
         assert_eq!((last_holding(-5, 5, |_| false), last_holding(3, 2, |_| true)), (None, None));
     }
 

@@ -96,6 +96,11 @@ impl Tail {
         self.from[self.edges.partition_point(|e| *e <= edge)]
     }
 
+    /// Each edge, ascending, with the number of observations in bins above it.
+    pub(super) fn steps(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.edges.iter().copied().zip(self.from[1..].iter().copied())
+    }
+
     /// Edge of the bin that holds the empirical quantile of this level in parts per million; `None` without data.
     pub fn quantile(&self, ppm: u32) -> Option<u64> {
         let wanted = u128::from(self.total()) * u128::from(ppm.min(1_000_000));
@@ -183,9 +188,20 @@ impl Relative {
         if start < scan.edges.len() { scan.first(start) + scan.second(start) } else { scan.control_from(0) + scan.treatment_above(0) }
     }
 
+    /// The product for one candidate: `control` counts the values in its bin and above, and all; `treatment` those above what it
+    /// tolerates, and all; both divided by their design effects. An upper bound of [`Relative::log_e`], whatever the candidate.
+    pub fn product(&self, control: [f64; 2], treatment: [f64; 2]) -> f64 {
+        LOG_CASH + log_add_exp(0.0, self.level.under(control[0], control[1])) + self.level.over(treatment[0], treatment[1])
+    }
+
     /// Whether [`Relative::log_e`] is at least `needed`, most often at the price of two mixtures.
     pub fn reaches(&self, arms: Arms<'_>, needed: f64) -> bool {
         self.log_e_at_most(arms) >= needed && self.log_e(arms) >= needed
+    }
+
+    /// Observations of `treatment` that exceed the control value `u` with its margin.
+    pub(super) fn exceeding(&self, treatment: &Tail, u: u64) -> u64 {
+        treatment.above(self.bins.upper(margin_value(u, self.r_ppm, self.d)))
     }
 
     /// The test of the opposite null, H0 `q_T >= (1 + r) q_C + d`, to be read with the arms exchanged ([`Arms::swapped`]):
@@ -234,8 +250,7 @@ impl Scan<'_> {
 
     /// Second factor: evidence that treatment's quantile exceeds the edge of bin j with its margin.
     fn second(&self, j: usize) -> f64 {
-        let tolerated = margin_value(self.edges[j], self.test.r_ppm, self.test.d);
-        self.treatment_above(self.arms.treatment.above(self.test.bins.upper(tolerated)))
+        self.treatment_above(self.test.exceeding(self.arms.treatment, self.edges[j]))
     }
 
     fn control_from(&self, count: u64) -> f64 {
@@ -268,29 +283,31 @@ pub fn confidence(tail: &Tail, level: &Exceedance, alpha: f64, deff: f64) -> (Op
 /// `q_C / q_T` for the upper end). Changes beyond 1,000-fold are not told apart. About 50 evaluations of the test.
 pub fn relative_interval(arms: Arms<'_>, level: &Exceedance, alpha: f64, bins: Resolution) -> [Option<f64>; 2] {
     let needed = log_inverse(alpha);
-    relative_bounds(arms, |arms, r_ppm| Relative { level: level.clone(), r_ppm, d: 0, bins }.reaches(arms, needed))
+    let proved = |arms, r_ppm| Relative { level: level.clone(), r_ppm, d: 0, bins }.reaches(arms, needed);
+    relative_bounds(|r_ppm| proved(arms, r_ppm), |r_ppm| proved(arms.swapped(), r_ppm))
 }
 
 /// Confidence sequence for `q_T - q_C` in the unit of the values, each end at level `alpha`; like [`relative_interval`].
 pub fn difference_interval(arms: Arms<'_>, level: &Exceedance, alpha: f64, bins: Resolution) -> [Option<f64>; 2] {
     let needed = log_inverse(alpha);
-    difference_bounds(arms, |arms, d| Relative { level: level.clone(), r_ppm: 0, d, bins }.reaches(arms, needed))
+    let proved = |arms, d| Relative { level: level.clone(), r_ppm: 0, d, bins }.reaches(arms, needed);
+    difference_bounds(arms, |d| proved(arms, d), |d| proved(arms.swapped(), d))
 }
 
-/// Inverts a test that tells whether `q_T > (1 + r) q_C` is proved, for `r` in parts per million: the more, the harder.
-pub(super) fn relative_bounds(arms: Arms<'_>, proved: impl Fn(Arms<'_>, i64) -> bool) -> [Option<f64>; 2] {
+/// Inverts a test that tells whether `q_T > (1 + r) q_C` is proved, for `r` in parts per million, and the same with the arms exchanged.
+pub(super) fn relative_bounds(proved: impl Fn(i64) -> bool, swapped: impl Fn(i64) -> bool) -> [Option<f64>; 2] {
     const LARGEST: i64 = 1_000_000_000;
-    let bound = |arms| last_holding(-(MILLION as i64), LARGEST, |r_ppm| proved(arms, r_ppm)).map(|r_ppm| 1.0 + r_ppm as f64 / 1e6);
-    let (lower, upper) = (bound(arms), bound(arms.swapped()));
-    [lower.map(|ratio| ratio - 1.0), upper.filter(|ratio| *ratio > 0.0).map(|ratio| 1.0 / ratio - 1.0)]
+    let ratio = |r_ppm: i64| 1.0 + r_ppm as f64 / 1e6;
+    let least = last_holding(-(MILLION as i64), LARGEST, proved).map(ratio);
+    let inverse = last_holding(-(MILLION as i64), LARGEST, swapped).map(ratio);
+    [least.map(|ratio| ratio - 1.0), inverse.filter(|ratio| *ratio > 0.0).map(|ratio| 1.0 / ratio - 1.0)]
 }
 
-/// Inverts a test that tells whether `q_T > q_C + d` is proved: the more, the harder.
-pub(super) fn difference_bounds(arms: Arms<'_>, proved: impl Fn(Arms<'_>, i64) -> bool) -> [Option<f64>; 2] {
+/// Inverts a test that tells whether `q_T > q_C + d` is proved, and the same with the arms exchanged.
+pub(super) fn difference_bounds(arms: Arms<'_>, proved: impl Fn(i64) -> bool, swapped: impl Fn(i64) -> bool) -> [Option<f64>; 2] {
     let edge = |tail: &Tail| tail.edges.last().map_or(0, |e| i64::try_from(*e).unwrap_or(i64::MAX));
     let most = edge(arms.control).max(edge(arms.treatment)).saturating_add(1);
-    let bound = |arms| last_holding(-most, most, |d| proved(arms, d)).map(|d| d as f64);
-    [bound(arms), bound(arms.swapped()).map(|d| -d)]
+    [last_holding(-most, most, proved).map(|d| d as f64), last_holding(-most, most, swapped).map(|d| -d as f64)]
 }
 
 #[cfg(test)]

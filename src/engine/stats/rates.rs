@@ -79,27 +79,45 @@ struct UnitFactors {
     miss_c: f64,
 }
 
+/// What a stratum's bets depend on.
+struct Bet {
+    w: f64,
+    ratio: f64,
+    m_c: f64,
+    m_t: f64,
+}
+
+impl Bet {
+    /// `None` where there is nothing to bet on.
+    fn new(w: f64, m: f64, null: Null) -> Option<Bet> {
+        let usable = w > 1e-12 && w < 1.0 - 1e-12 && null.ratio <= 1e15 && null.margin < 1.0 && !m.is_nan();
+        let ratio = null.ratio.max(0.0);
+        let margin = null.margin.max(-ratio);
+        let (least, most) = if ratio > 0.0 { (-margin / ratio, (1.0 - margin) / ratio) } else { (0.0, 1.0) };
+        let m_c = m.max(0.0).max(least).min(1.0).min(most);
+        let m_t = (ratio * m_c + margin).clamp(0.0, 1.0);
+        usable.then_some(Bet { w, ratio, m_c, m_t })
+    }
+
+    /// The share of wealth at stake for a lift; it grows with the lift.
+    fn stake(&self, j: usize) -> f64 {
+        let expm1 = LIFT_GRID.expm1[j];
+        let spread = (1.0 - self.m_t) / self.w + (expm1 + 1.0) * self.ratio * (1.0 - self.m_c) / (1.0 - self.w);
+        let free = if spread > 0.0 { expm1 / spread } else { f64::INFINITY };
+        if self.m_t > 0.0 { free.min(0.9 * self.w / self.m_t) } else { free }
+    }
+}
+
 impl Factors {
     /// A unit with label A (1 for treatment, with probability `w`) and outcome Y multiplies wealth by
     /// `1 + k [A (Y - m_T) / w - ratio (1 - A) (Y - m_C) / (1 - w)]` with `m_C = m`, `m_T = ratio m + margin`. Its mean is
     /// `1 + k (p_T - ratio p_C - margin)`, at most 1 under the null for any `m` and any drift of the rates. `k` is the bet that grows
     /// fastest when the treatment's rate has the lift, kept where wealth stays positive.
     pub fn new(w: f64, m: f64, null: Null) -> Factors {
-        let none = Factors([UnitFactors::default(); LIFTS]);
-        let usable = w > 1e-12 && w < 1.0 - 1e-12 && null.ratio <= 1e15 && null.margin < 1.0 && !m.is_nan();
-        if !usable {
-            return none;
-        }
-        let ratio = null.ratio.max(0.0);
-        let margin = null.margin.max(-ratio);
-        let (least, most) = if ratio > 0.0 { (-margin / ratio, (1.0 - margin) / ratio) } else { (0.0, 1.0) };
-        let m_c = m.max(0.0).max(least).min(1.0).min(most);
-        let m_t = (ratio * m_c + margin).clamp(0.0, 1.0);
-        let grid = &*LIFT_GRID;
+        let Some(bet) = Bet::new(w, m, null) else { return Factors([UnitFactors::default(); LIFTS]) };
+        let Bet { w, ratio, m_c, m_t } = bet;
         Factors(std::array::from_fn(|j| {
-            let spread = (1.0 - m_t) / w + (grid.expm1[j] + 1.0) * ratio * (1.0 - m_c) / (1.0 - w);
-            let free = if spread > 0.0 { grid.expm1[j] / spread } else { f64::INFINITY };
-            let k = if m_t > 0.0 { free.min(0.9 * w / m_t) } else { free };
+            let k = bet.stake(j);
             UnitFactors {
                 event_t: (k * (1.0 - m_t) / w).ln_1p(),
                 miss_t: (-k * m_t / w).ln_1p(),
@@ -144,6 +162,21 @@ pub fn drop_log_e(strata: &[Stratum], null: Null) -> f64 {
         Factors::new(stratum.w, stratum.m, null).bet(&mut wealth, &stratum);
     }
     wealth.log_e()
+}
+
+/// An upper bound of [`log_e`] of one stratum without its mixture: every bettor multiplies wealth by `1 + k (...)`, and `ln(1 + u) <= u`.
+pub fn log_e_at_most(stratum: &Stratum, null: Null) -> f64 {
+    let Some(bet) = Bet::new(stratum.w, stratum.m, null) else { return 0.0 };
+    let counts = [stratum.n_t, stratum.x_t, stratum.n_c, stratum.x_c].map(count);
+    let [Some(n_t), Some(x_t), Some(n_c), Some(x_c)] = counts else { return 0.0 };
+    let (x_t, x_c) = (x_t.min(n_t), x_c.min(n_c));
+    let surplus = (x_t - n_t * bet.m_t) / bet.w - bet.ratio * (x_c - n_c * bet.m_c) / (1.0 - bet.w);
+    (bet.stake(LIFTS - 1) * surplus).max(0.0)
+}
+
+/// An upper bound of [`drop_log_e`] of one stratum, as [`log_e_at_most`].
+pub fn drop_log_e_at_most(stratum: &Stratum, null: Null) -> f64 {
+    log_e_at_most(&stratum.complement(), Null { ratio: null.ratio, margin: 1.0 - null.ratio + null.margin })
 }
 
 /// Evidence that treatment has the event less often than the bound of `null`, H0: `p_T >= ratio * p_C + margin`: proof that a margin

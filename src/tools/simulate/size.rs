@@ -131,7 +131,9 @@ mod tests {
     #[test]
     fn a_ramp_takes_its_time() {
         use crate::tools::simulate::Phase;
-        let mut traffic = Traffic::of(&Default::default(), &Default::default());
+        let text = std::fs::read_to_string("rules/search-ranking.yaml").unwrap();
+        let plan = crate::rules::parse_str("r", &text, &mut Default::default(), None).rule.unwrap().plan;
+        let mut traffic = Traffic::of(&plan, &Default::default());
         traffic.units_per_day = 1_000.0;
         assert_eq!(days(&traffic, 2_500.0), 2.5);
         let phase = |traffic, span| Phase { traffic, span, weights: None };

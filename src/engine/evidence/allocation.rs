@@ -1,0 +1,94 @@
+//! Periods of constant allocation, by the cohorts that were assigned in them.
+
+use crate::engine::time::Pane;
+use serde::{Deserialize, Serialize};
+
+/// Changes that are followed; after that many the shares count as unknown.
+const MAX_PERIODS: usize = 1_000;
+
+/// The designed shares of the buckets over time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Allocation {
+    /// By the first cohort of each; the first period has no beginning.
+    periods: Vec<Period>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Period {
+    from: Pane,
+    /// Shares of the buckets, which add up to 1; `None` while a change spreads, when nobody knows them.
+    weights: Option<Vec<f64>>,
+}
+
+impl Allocation {
+    pub fn new(weights: Vec<f64>) -> Allocation {
+        Allocation { periods: vec![Period { from: Pane(i64::MIN), weights: normalised(&weights) }] }
+    }
+
+    /// The shares change at `at`; cohorts of the `spreading` panes from there on belong to neither side. Returns whether that is a change.
+    pub fn change(&mut self, at: Pane, weights: &[f64], spreading: i64) -> bool {
+        let weights = normalised(weights);
+        let last = self.periods.last();
+        let full = self.periods.len() >= MAX_PERIODS;
+        if last.is_some_and(|last| last.weights == weights || full && last.weights.is_none()) {
+            return false;
+        }
+        let at = last.map_or(at, |last| at.max(Pane(last.from.0.saturating_add(1))));
+        self.periods.push(Period { from: at, weights: None });
+        if self.periods.len() < MAX_PERIODS {
+            self.periods.push(Period { from: Pane(at.0 + spreading.max(1)), weights });
+        }
+        true
+    }
+
+    /// Index of the period of a cohort.
+    pub fn period(&self, cohort: Pane) -> usize {
+        self.periods.partition_point(|p| p.from <= cohort).saturating_sub(1)
+    }
+
+    pub fn newest(&self) -> usize {
+        self.periods.len() - 1
+    }
+
+    /// Shares of the buckets; `None` while they are not known.
+    pub fn weights(&self, period: usize) -> Option<&[f64]> {
+        self.periods.get(period)?.weights.as_deref()
+    }
+
+    /// Share of `bucket` in the traffic of the two; 0, with which a test gains nothing, while it is not known.
+    pub fn share(&self, period: usize, bucket: usize, baseline: usize) -> f64 {
+        let Some(weights) = self.weights(period) else { return 0.0 };
+        let (t, c) = (weights[bucket], weights[baseline]);
+        if t + c > 0.0 { t / (t + c) } else { 0.0 }
+    }
+}
+
+fn normalised(weights: &[f64]) -> Option<Vec<f64>> {
+    let sum: f64 = weights.iter().sum();
+    (sum > 0.0 && sum.is_finite()).then(|| weights.iter().map(|w| w / sum).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cohorts_belong_to_the_period_of_their_assignment() {
+        let mut a = Allocation::new(vec![0.9, 0.1]);
+        assert!(!a.change(Pane(5), &[9.0, 1.0], 3), "the same shares");
+        assert!(a.change(Pane(10), &[0.5, 0.5], 3));
+        let shares: Vec<f64> = [9, 10, 12, 13, 99].iter().map(|p| a.share(a.period(Pane(*p)), 1, 0)).collect();
+        assert_eq!(shares, [0.1, 0.0, 0.0, 0.5, 0.5]);
+        assert!(a.change(Pane(11), &[0.2, 0.8], 3), "out of order: it begins after the one before");
+        assert_eq!(a.share(a.period(Pane(99)), 1, 0), 0.8);
+    }
+
+    #[test]
+    fn endless_changes_end_in_ignorance() {
+        let mut a = Allocation::new(vec![0.5, 0.5]);
+        for i in 0..5_000 {
+            a.change(Pane(i * 10), &[1.0 + i as f64, 1.0], 1);
+        }
+        assert!(a.periods.len() <= MAX_PERIODS + 1 && a.share(a.period(Pane(1 << 40)), 1, 0) == 0.0);
+    }
+}

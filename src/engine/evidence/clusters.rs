@@ -1,0 +1,168 @@
+//! How far the requests of one unit resemble each other: hits by batch of units, from which the design effect is estimated.
+
+use crate::engine::pane::{BATCHES, NO_UNIT};
+use crate::engine::stats::design_effect::{self, Batch};
+use serde::{Deserialize, Serialize};
+
+/// Observations and hits of one bucket by batch.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Batches {
+    /// By batch; empty until a unit is seen.
+    named: Vec<(u64, u64)>,
+    anonymous: u64,
+}
+
+impl Batches {
+    pub fn add(&mut self, batch: u8, n: u64, x: u64) {
+        if batch == NO_UNIT {
+            self.anonymous += n;
+            return;
+        }
+        self.named.resize(BATCHES, (0, 0));
+        let (count, hits) = &mut self.named[usize::from(batch) % BATCHES];
+        *count += n;
+        *hits += x;
+    }
+
+    pub fn counts(&self) -> Counted {
+        let named = self.named.iter().map(|&(n, s)| Batch { n: n as f64, s: s as f64 }).collect();
+        Counted { named, anonymous: self.anonymous }
+    }
+}
+
+/// Batches of a distribution: how many values lie in each of its coarse bins, four in each octave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoarseBatches {
+    /// By coarse bin; each holds counts by batch, or nothing.
+    rows: Vec<Vec<u32>>,
+    anonymous: u64,
+}
+
+/// The coarse bin of a value in thousandths.
+fn coarse(value: u64) -> usize {
+    let value = value.max(16);
+    let octave = value.ilog2();
+    ((octave - 4) * 4 + ((value >> (octave - 2)) & 3) as u32) as usize
+}
+
+impl CoarseBatches {
+    pub fn add(&mut self, batch: u8, value: u64) {
+        if batch == NO_UNIT {
+            self.anonymous += 1;
+            return;
+        }
+        let row = coarse(value);
+        if row >= self.rows.len() {
+            self.rows.resize_with(row + 1, Vec::new);
+        }
+        let row = &mut self.rows[row];
+        row.resize(BATCHES, 0);
+        let count = &mut row[usize::from(batch) % BATCHES];
+        *count = count.saturating_add(1);
+    }
+
+    /// Hits are the values above the coarse edge nearest to `threshold`.
+    pub fn counts(&self, threshold: u64) -> Counted {
+        let own = coarse(threshold);
+        // Of the two edges of its bin, the nearer one: the next quarter of an octave begins at `upper`.
+        let octave = (own / 4 + 4) as u32;
+        let (lower, upper) = ((4 + own as u64 % 4) << (octave - 2), (5 + own as u64 % 4) << (octave - 2));
+        let first = if threshold.saturating_sub(lower) < upper.saturating_sub(threshold) { own } else { own + 1 };
+        let mut named = vec![Batch::default(); if self.rows.is_empty() { 0 } else { BATCHES }];
+        for (index, row) in self.rows.iter().enumerate() {
+            for (batch, &count) in named.iter_mut().zip(row) {
+                batch.n += f64::from(count);
+                batch.s += if index >= first { f64::from(count) } else { 0.0 };
+            }
+        }
+        Counted { named, anonymous: self.anonymous }
+    }
+}
+
+/// Batches of one bucket for one threshold.
+pub struct Counted {
+    named: Vec<Batch>,
+    anonymous: u64,
+}
+
+impl Counted {
+    /// Most records do not name their unit: they are taken as independent.
+    fn is_anonymous(&self) -> bool {
+        self.named.iter().map(|b| b.n).sum::<f64>() <= self.anonymous as f64
+    }
+}
+
+/// By what the counts of each arm are divided, and whether that is known well enough.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Clustering {
+    /// Each at least 1.
+    pub baseline: f64,
+    pub bucket: f64,
+    /// Of both arms together, for rates.
+    pub rate: f64,
+    pub ready: bool,
+}
+
+/// Effective hits without which a bucket's design effect is not trusted.
+const MIN_HITS: f64 = 10.0;
+
+impl Clustering {
+    /// Observations that are independent of each other.
+    pub const NONE: Clustering = Clustering { baseline: 1.0, bucket: 1.0, rate: 1.0, ready: true };
+
+    /// Of two arms whose evidence is to be compared with `log_threshold`. Readiness asks for half of each arm's batches, and for hits in
+    /// the bucket, not in the baseline: where the baseline has next to none, the alarm must not wait for them.
+    pub fn of(baseline: &Counted, bucket: &Counted, log_threshold: f64) -> Clustering {
+        if baseline.is_anonymous() || bucket.is_anonymous() {
+            return Clustering::NONE;
+        }
+        let found = design_effect::deflation(&baseline.named, &bucket.named, log_threshold);
+        let filled = |c: &Counted| 2 * c.named.iter().filter(|b| b.n > 0.0).count() >= BATCHES;
+        let hits: f64 = bucket.named.iter().map(|b| b.s).sum();
+        Clustering {
+            baseline: found.control,
+            bucket: found.treatment,
+            rate: found.rate,
+            ready: filled(baseline) && filled(bucket) && hits / found.treatment >= MIN_HITS,
+        }
+    }
+
+    /// Of a single arm, at least 1: for tests against a limit.
+    pub fn of_one(bucket: &Counted, log_threshold: f64) -> f64 {
+        if bucket.is_anonymous() {
+            return 1.0;
+        }
+        let found = design_effect::of_batches(&bucket.named);
+        let caution = 1.0 + (log_threshold.max(0.0) + 0.5) / (found.dof as f64).max(1.0);
+        (caution * found.raw).max(1.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coarse_bins_are_quarters_of_an_octave() {
+        assert_eq!((coarse(0), coarse(16), coarse(20), coarse(31), coarse(32)), (0, 0, 1, 3, 4));
+        let mut batches = CoarseBatches::default();
+        for value in [16_000, 19_000, 21_000, 26_000, 40_000] {
+            batches.add(3, value);
+        }
+        // Edges at 16,384, 20,480, 24,576 and 28,672.
+        let above = |threshold| batches.counts(threshold).named[3].s;
+        assert_eq!((above(20_000), above(23_000), above(16_500), above(1 << 40)), (3.0, 2.0, 4.0, 0.0));
+        assert_eq!(batches.counts(0).named[3].n, 5.0);
+    }
+
+    #[test]
+    fn records_without_a_unit_are_independent() {
+        let mut batches = Batches::default();
+        batches.add(NO_UNIT, 50, 5);
+        batches.add(1, 10, 9);
+        assert_eq!(Clustering::of_one(&batches.counts(), 20.0), 1.0);
+        assert_eq!(Clustering::of(&batches.counts(), &batches.counts(), 20.0), Clustering::NONE);
+        batches.add(2, 100, 3);
+        assert!(Clustering::of_one(&batches.counts(), 20.0) > 5.0);
+    }
+}

@@ -1,0 +1,83 @@
+//! What the tests against the baseline need to know: sufficient statistics of each signal, kept apart by period of allocation.
+//!
+//! The Judge adds the partial of every pane and asks; nothing here decides. A unit, and all that it does, belongs to the period of its
+//! first exposure ([`allocation`]), so that a ramp cannot mix populations (Simpson's paradox). Beside the sums of the whole life, a
+//! ring of [`slots`] lets the same tests be started anew at many moments: that finds a regression that begins late.
+
+pub mod allocation;
+mod clusters;
+mod means;
+mod shares;
+mod slots;
+mod spread;
+mod units;
+
+pub use clusters::Clustering;
+pub use means::Means;
+pub use shares::Shares;
+pub use spread::Spread;
+pub use units::{Enrolled, Volume};
+
+use super::pane::{BucketPartial, Cell};
+use super::plan::Signal;
+use super::time::{Millis, Pane};
+use allocation::Allocation;
+use serde::{Deserialize, Serialize};
+
+/// Statistics of one signal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum SignalEvidence {
+    Share(Shares),
+    Spread(Spread),
+    Mean(Means),
+}
+
+impl SignalEvidence {
+    pub fn new(signal: &Signal, buckets: usize, expected: Option<f64>, pane_ms: Millis) -> SignalEvidence {
+        match signal {
+            Signal::Distribution { .. } => SignalEvidence::Spread(Spread::new(buckets)),
+            Signal::Moments { .. } => SignalEvidence::Mean(Means::new(buckets, signal.is_per_user())),
+            Signal::Rate { .. } | Signal::Count { .. } => {
+                SignalEvidence::Share(Shares::new(buckets, signal.is_per_user(), None, expected))
+            }
+            Signal::Abandonment { within, .. } => {
+                let panes = (within + pane_ms - 1).div_euclid(pane_ms);
+                SignalEvidence::Share(Shares::new(buckets, false, Some(panes), expected))
+            }
+        }
+    }
+
+    /// Adds what a bucket's partial of `pane` holds. `book` says where each cohort belongs.
+    pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
+        match self {
+            SignalEvidence::Share(shares) => shares.add(pane, bucket, part, cell, book),
+            SignalEvidence::Spread(spread) => spread.add(pane, bucket, cell, book),
+            SignalEvidence::Mean(means) => means.add(pane, bucket, part, cell, book),
+        }
+    }
+
+    /// All of `pane` has been added.
+    pub fn close(&mut self, pane: Pane, book: &Booking<'_>) {
+        if let SignalEvidence::Share(shares) = self {
+            shares.close(pane, book);
+        }
+    }
+}
+
+/// How observations are booked.
+pub struct Booking<'a> {
+    pub allocation: &'a Allocation,
+    /// Cohorts before this pane are not counted where the unit is the observation: their units were not.
+    pub first_cohort: Pane,
+    /// Panes in a slot.
+    pub slot: i64,
+    /// The baseline bucket.
+    pub baseline: usize,
+}
+
+/// Units of `part` by cohort: pane of the cohort, and how many.
+fn enrolled(pane: Pane, part: &BucketPartial) -> impl Iterator<Item = (Pane, u64)> + '_ {
+    let before: u64 = part.enrolled_before.iter().map(|(_, n)| n).sum();
+    let now = part.new_units.saturating_sub(before);
+    std::iter::once((pane, now)).chain(part.enrolled_before.iter().map(move |&(age, n)| (Pane(pane.0 - i64::from(age)), n))).filter(|(_, n)| *n > 0)
+}

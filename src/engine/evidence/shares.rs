@@ -1,0 +1,399 @@
+//! Hits among observations: rates of events, of units, and of workflows once their limit has passed.
+
+use super::clusters::{Batches, Clustering, Counted};
+use super::slots::{Content, Slots};
+use super::{Booking, enrolled};
+use crate::engine::pane::{BucketPartial, Cell, Observation};
+use crate::engine::stats::rates::{self, Null, Stratum};
+use crate::engine::time::Pane;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// See the module. Observations are booked into strata: periods of constant allocation, split where the expected rate of the baseline
+/// was fixed anew.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Shares {
+    buckets: usize,
+    /// The observation is the exposed unit.
+    per_user: bool,
+    periods: Vec<Period>,
+    /// By bucket; of units, which are independent, none are kept.
+    batches: Vec<Batches>,
+    /// Expected rate of the baseline from now on, and the observations of the baseline at which it is fixed anew.
+    expected: f64,
+    configured: Option<f64>,
+    refresh_at: u64,
+    /// Workflows whose limit has not passed.
+    maturing: Option<Maturing>,
+}
+
+/// Hits `x` among `n` observations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Arm {
+    pub n: u64,
+    pub x: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Period {
+    index: usize,
+    strata: Vec<OwnStratum>,
+    slots: Slots<Slot>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct OwnStratum {
+    from: Pane,
+    expected: f64,
+    /// By bucket.
+    arms: Vec<Arm>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Slot {
+    /// Fixed when the slot opened.
+    expected: f64,
+    arms: Vec<Arm>,
+}
+
+impl Content for Slot {
+    fn absorb(&mut self, newer: Slot) {
+        for (arm, more) in self.arms.iter_mut().zip(newer.arms) {
+            arm.n += more.n;
+            arm.x += more.x;
+        }
+    }
+}
+
+/// Workflows wait until their limit has passed in both arms alike: whoever fails faster must not look worse.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Maturing {
+    panes: i64,
+    /// By the pane of their start.
+    begun: BTreeMap<Pane, Vec<Waiting>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Waiting {
+    bucket: u32,
+    period: u32,
+    batch: u8,
+    n: u32,
+    x: u32,
+}
+
+/// Where a test stands that was started anew at some slot.
+#[derive(Clone, Debug)]
+pub struct Suffix {
+    pub since: Pane,
+    pub log_e: f64,
+    pub stratum: Stratum,
+}
+
+/// Periods whose statistics are kept; the oldest go first.
+const MAX_PERIODS: usize = 16;
+
+impl Shares {
+    /// `within`: panes after which a workflow counts as abandoned. `expected`: the configured rate of the baseline.
+    pub fn new(buckets: usize, per_user: bool, within: Option<i64>, expected: Option<f64>) -> Shares {
+        Shares {
+            buckets,
+            per_user,
+            periods: Vec::new(),
+            batches: vec![Batches::default(); buckets],
+            expected: rates::next_baseline(0, 0, expected),
+            configured: expected,
+            refresh_at: rates::next_refresh(0),
+            maturing: within.map(|panes| Maturing { panes, begun: BTreeMap::new() }),
+        }
+    }
+
+    pub fn is_per_user(&self) -> bool {
+        self.per_user
+    }
+
+    pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
+        if self.per_user {
+            for (cohort, n) in enrolled(pane, part) {
+                self.count_units(cohort, bucket, Arm { n, x: 0 }, book);
+            }
+        }
+        match cell {
+            Some(Cell::Rate { seen, .. } | Cell::Count { seen, .. }) if self.per_user => {
+                for o in seen {
+                    self.count_units(Pane(pane.0 - i64::from(o.age)), bucket, Arm { n: 0, x: 1 }, book);
+                }
+            }
+            Some(Cell::Rate { seen, .. }) => {
+                for o in seen {
+                    let period = book.allocation.period(Pane(pane.0 - i64::from(o.age)));
+                    self.count_events(pane, period, bucket, o.batch, Arm { n: 1, x: u64::from(o.value) }, book);
+                }
+            }
+            Some(Cell::Workflows { seen, lost, .. }) => {
+                seen.iter().for_each(|o| self.wait(pane, bucket, o, false, book));
+                lost.iter().for_each(|(begun, o)| self.wait(*begun, bucket, o, true, book));
+            }
+            _ => {}
+        }
+    }
+
+    /// Takes up workflows whose limit passes with `pane`, and fixes the expected rate anew when it is time.
+    pub(super) fn close(&mut self, pane: Pane, book: &Booking<'_>) {
+        if let Some(maturing) = &mut self.maturing {
+            let mut due = Vec::new();
+            while let Some(entry) = maturing.begun.first_entry().filter(|e| e.key().0 <= pane.0 - maturing.panes) {
+                due.extend(entry.remove());
+            }
+            for w in due {
+                let arm = Arm { n: u64::from(w.n), x: u64::from(w.x) };
+                self.count_events(pane, w.period as usize, w.bucket as usize, w.batch, arm, book);
+            }
+        }
+        let baseline = self.total(book.baseline);
+        if baseline.n >= self.refresh_at {
+            self.expected = rates::next_baseline(baseline.n, baseline.x, self.configured);
+            self.refresh_at = rates::next_refresh(baseline.n);
+            let (expected, buckets) = (self.expected, self.buckets);
+            for period in &mut self.periods {
+                period.strata.push(OwnStratum { from: Pane(pane.0 + 1), expected, arms: vec![Arm::default(); buckets] });
+            }
+        }
+    }
+
+    /// Units belong to the stratum and the slot of their cohort, whenever they have their hit.
+    fn count_units(&mut self, cohort: Pane, bucket: usize, arm: Arm, book: &Booking<'_>) {
+        if cohort < book.first_cohort {
+            return;
+        }
+        let expected = self.expected;
+        let period = self.period(book.allocation.period(cohort));
+        let at = period.strata.partition_point(|s| s.from <= cohort).saturating_sub(1);
+        let buckets = period.strata[at].arms.len();
+        period.strata[at].arms[bucket].add(arm);
+        if let Some(slot) = period.slots.at(cohort, book.slot, || Slot { expected, arms: vec![Arm::default(); buckets] }) {
+            slot.arms[bucket].add(arm);
+        }
+    }
+
+    /// Events belong to the period of their unit's cohort, and in it to the stratum and the slot of now.
+    fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, batch: u8, arm: Arm, book: &Booking<'_>) {
+        self.batches[bucket].add(batch, arm.n, arm.x);
+        let (expected, buckets) = (self.expected, self.buckets);
+        let period = self.period(period);
+        if let Some(stratum) = period.strata.last_mut() {
+            stratum.arms[bucket].add(arm);
+        }
+        if let Some(slot) = period.slots.at(pane, book.slot, || Slot { expected, arms: vec![Arm::default(); buckets] }) {
+            slot.arms[bucket].add(arm);
+        }
+    }
+
+    fn period(&mut self, index: usize) -> &mut Period {
+        let at = match self.periods.binary_search_by_key(&index, |p| p.index) {
+            Ok(at) => at,
+            Err(at) => {
+                let arms = vec![Arm::default(); self.buckets];
+                let strata = vec![OwnStratum { from: Pane(i64::MIN), expected: self.expected, arms }];
+                self.periods.insert(at, Period { index, strata, slots: Slots::default() });
+                if self.periods.len() > MAX_PERIODS {
+                    self.periods.remove(0);
+                    at.saturating_sub(1)
+                } else {
+                    at
+                }
+            }
+        };
+        &mut self.periods[at]
+    }
+
+    fn wait(&mut self, begun: Pane, bucket: usize, o: &Observation, lost: bool, book: &Booking<'_>) {
+        let Some(maturing) = &mut self.maturing else { return };
+        let period = book.allocation.period(Pane(begun.0 - i64::from(o.age))) as u32;
+        let same = |w: &&mut Waiting| (w.bucket as usize, w.period, w.batch) == (bucket, period, o.batch);
+        let waiting = if lost { maturing.begun.get_mut(&begun) } else { Some(maturing.begun.entry(begun).or_default()) };
+        let Some(waiting) = waiting else { return };
+        match (waiting.iter_mut().find(same), lost) {
+            (Some(w), true) => w.x = (w.x + 1).min(w.n),
+            (Some(w), false) => w.n += 1,
+            (None, true) => {}
+            (None, false) => waiting.push(Waiting { bucket: bucket as u32, period, batch: o.batch, n: 1, x: 0 }),
+        }
+    }
+
+    /// Hits of a bucket over all strata.
+    pub fn total(&self, bucket: usize) -> Arm {
+        let mut sum = Arm::default();
+        self.periods.iter().flat_map(|p| &p.strata).for_each(|s| sum.add(s.arms[bucket]));
+        sum
+    }
+
+    /// Hits by batch of units; none where the unit is the observation.
+    pub fn batches(&self, bucket: usize) -> Option<Counted> {
+        (!self.per_user).then(|| self.batches[bucket].counts())
+    }
+
+    pub fn clustering(&self, bucket: usize, baseline: usize, log_threshold: f64) -> Clustering {
+        match (self.batches(baseline), self.batches(bucket)) {
+            (Some(c), Some(t)) => Clustering::of(&c, &t, log_threshold),
+            _ => Clustering::NONE,
+        }
+    }
+
+    /// Strata of a bucket against the baseline, those that hold something.
+    pub fn strata(&self, bucket: usize, book: &Booking<'_>) -> Vec<Stratum> {
+        let all = self.periods.iter().flat_map(|p| p.strata.iter().map(move |s| (p.index, s)));
+        let strata = all.map(|(period, s)| stratum(s.arms[bucket], s.arms[book.baseline], s.expected, period, bucket, book));
+        strata.filter(|s| s.n_t + s.n_c > 0.0 && s.w > 0.0).collect()
+    }
+
+    /// The most convincing of the tests that were started anew, counts divided by `deff`. Only starts that may reach `needed` are looked at.
+    pub fn best_suffix(&self, bucket: usize, book: &Booking<'_>, test: &ShareTest, deff: f64, needed: f64) -> Option<Suffix> {
+        let mut best: Option<Suffix> = None;
+        for period in &self.periods {
+            let (mut t, mut c) = (Arm::default(), Arm::default());
+            for slot in period.slots.newest_first() {
+                t.add(slot.content.arms[bucket]);
+                c.add(slot.content.arms[book.baseline]);
+                let stratum = stratum(t, c, slot.content.expected, period.index, bucket, book).deflated(deff);
+                let least = best.as_ref().map_or(needed, |b| b.log_e);
+                if test.at_most(&stratum) <= least {
+                    continue;
+                }
+                let log_e = test.log_e(&[stratum]);
+                if log_e > least {
+                    best = Some(Suffix { since: slot.start, log_e, stratum });
+                }
+            }
+        }
+        best
+    }
+}
+
+impl Arm {
+    fn add(&mut self, more: Arm) {
+        self.n += more.n;
+        self.x += more.x;
+    }
+
+    pub fn rate(self) -> Option<f64> {
+        (self.n > 0).then(|| self.x as f64 / self.n as f64)
+    }
+}
+
+fn stratum(t: Arm, c: Arm, expected: f64, period: usize, bucket: usize, book: &Booking<'_>) -> Stratum {
+    let w = book.allocation.share(period, bucket, book.baseline);
+    // A hit whose unit was enrolled in another partition's pane may be read first.
+    let (x_t, x_c) = (t.x.min(t.n), c.x.min(c.n));
+    Stratum { w, m: expected, n_t: t.n as f64, x_t: x_t as f64, n_c: c.n as f64, x_c: x_c as f64 }
+}
+
+/// Evidence that a rate got worse by more than is tolerated.
+#[derive(Clone, Copy, Debug)]
+pub struct ShareTest {
+    /// What is tolerated; for a rate that should be high, `p_T >= ratio * p_C - margin`.
+    pub null: Null,
+    pub higher_is_worse: bool,
+}
+
+impl ShareTest {
+    pub fn log_e(&self, strata: &[Stratum]) -> f64 {
+        if self.higher_is_worse { rates::log_e(strata, self.null) } else { rates::drop_log_e(strata, self.null) }
+    }
+
+    /// An upper bound of [`ShareTest::log_e`] of one stratum, cheap.
+    fn at_most(&self, stratum: &Stratum) -> f64 {
+        if self.higher_is_worse { rates::log_e_at_most(stratum, self.null) } else { rates::drop_log_e_at_most(stratum, self.null) }
+    }
+
+    /// Evidence that the margin holds.
+    pub fn safe_log_e(&self, strata: &[Stratum]) -> f64 {
+        if self.higher_is_worse {
+            return rates::safe_log_e(strata, self.null);
+        }
+        // p_T >= ratio p_C - margin, proved by p_T > ratio p_C - margin.
+        rates::log_e(strata, Null { ratio: self.null.ratio, margin: -self.null.margin })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::evidence::allocation::Allocation;
+
+    fn book(allocation: &Allocation) -> Booking<'_> {
+        Booking { allocation, first_cohort: Pane(0), slot: 5, baseline: 0 }
+    }
+
+    fn part(new_units: u64) -> BucketPartial {
+        BucketPartial { new_units, ..BucketPartial::default() }
+    }
+
+    fn hits(ages: &[u32]) -> Cell {
+        let seen = ages.iter().map(|&age| Observation { age, batch: 0, value: 1 }).collect();
+        Cell::Count { n: ages.len() as u64, seen }
+    }
+
+    #[test]
+    fn a_unit_stays_in_the_stratum_of_its_cohort() {
+        let mut allocation = Allocation::new(vec![0.9, 0.1]);
+        let mut shares = Shares::new(2, true, None, Some(0.2));
+        shares.add(Pane(0), 0, &part(300), None, &book(&allocation));
+        shares.add(Pane(0), 1, &part(30), None, &book(&allocation));
+        shares.close(Pane(0), &book(&allocation));
+        allocation.change(Pane(1), &[0.5, 0.5], 1);
+        shares.add(Pane(2), 0, &part(40), None, &book(&allocation));
+        shares.add(Pane(2), 1, &part(40), Some(&hits(&[2, 0])), &book(&allocation));
+        let strata = shares.strata(1, &book(&allocation));
+        let shown: Vec<_> = strata.iter().map(|s| (s.w, s.m, s.n_t, s.x_t, s.n_c)).collect();
+        assert_eq!(shown[0], (0.1, 0.2, 30.0, 1.0, 300.0), "the late hit of the first cohort");
+        assert_eq!(shown[1], (0.5, 0.0, 40.0, 1.0, 40.0), "256 units of the baseline have fixed the expected rate anew: none had a hit");
+        assert_eq!(shares.total(1), Arm { n: 70, x: 2 });
+    }
+
+    #[test]
+    fn units_of_before_are_not_counted() {
+        let allocation = Allocation::new(vec![0.5, 0.5]);
+        let mut shares = Shares::new(2, true, None, None);
+        let since = Booking { first_cohort: Pane(10), ..book(&allocation) };
+        shares.add(Pane(12), 1, &part(3), Some(&hits(&[5, 1])), &since);
+        assert_eq!(shares.total(1), Arm { n: 3, x: 1 });
+    }
+
+    #[test]
+    fn workflows_wait_for_their_limit() {
+        let allocation = Allocation::new(vec![0.5, 0.5]);
+        let mut shares = Shares::new(2, false, Some(10), None);
+        let o = Observation { age: 0, batch: 4, value: 0 };
+        let cell = |seen: Vec<Observation>, lost: Vec<(Pane, Observation)>| Cell::Workflows { started: 0, abandoned: vec![], seen, lost };
+        shares.add(Pane(0), 1, &part(0), Some(&cell(vec![o, o, o], vec![])), &book(&allocation));
+        shares.add(Pane(3), 1, &part(0), Some(&cell(vec![o], vec![(Pane(0), o)])), &book(&allocation));
+        shares.close(Pane(9), &book(&allocation));
+        assert_eq!(shares.total(1), Arm::default(), "explicit abandonment waits like the rest");
+        shares.close(Pane(10), &book(&allocation));
+        assert_eq!(shares.total(1), Arm { n: 3, x: 1 });
+        shares.close(Pane(13), &book(&allocation));
+        assert_eq!(shares.total(1), Arm { n: 4, x: 1 });
+    }
+
+    #[test]
+    fn a_late_regression_is_found_from_its_start() {
+        let allocation = Allocation::new(vec![0.5, 0.5]);
+        let mut shares = Shares::new(2, false, None, None);
+        let cell = |bad: u64| Cell::Rate {
+            n: 100,
+            x: bad,
+            seen: (0..100).map(|i| Observation { age: 0, batch: (i % 64) as u8, value: u16::from(i < bad) }).collect(),
+        };
+        for pane in 0..2_000 {
+            shares.add(Pane(pane), 0, &part(0), Some(&cell(1)), &book(&allocation));
+            shares.add(Pane(pane), 1, &part(0), Some(&cell(if pane < 1_980 { 1 } else { 4 })), &book(&allocation));
+            shares.close(Pane(pane), &book(&allocation));
+        }
+        let test = ShareTest { null: Null::absolute(0.005), higher_is_worse: true };
+        let best = shares.best_suffix(1, &book(&allocation), &test, 1.0, 5.0).unwrap();
+        assert_eq!(best.since, Pane(1_980));
+        assert!(best.log_e > 10.0 && test.log_e(&shares.strata(1, &book(&allocation))) < 0.0, "{}", best.log_e);
+        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, 1.0, 0.0).is_none());
+    }
+}

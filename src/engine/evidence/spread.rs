@@ -1,0 +1,312 @@
+//! Distributions of a value by bucket: histograms of a period, batches of units, and slots.
+
+use super::Booking;
+use super::clusters::{Clustering, CoarseBatches, Counted};
+use super::slots::{Content, Slots};
+use crate::engine::histogram::{Bins, SparseBins, bin_of, upper_edge};
+use crate::engine::pane::Cell;
+use crate::engine::stats::quantiles::{Arms, Relative, Resolution, Tail, margin_value};
+use crate::engine::time::Pane;
+use serde::{Deserialize, Serialize};
+
+/// See the module. Only cohorts of one period are compared with each other: each period has statistics of its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Spread {
+    buckets: usize,
+    /// By index of the period.
+    periods: Vec<Period>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Period {
+    index: usize,
+    /// By bucket.
+    arms: Vec<SpreadArm>,
+    slots: Slots<SlotArms>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct SpreadArm {
+    bins: Bins,
+    batches: CoarseBatches,
+}
+
+/// By bucket; the bins are those of 2 digits, which is enough for a change and takes a tenth of the memory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct SlotArms(Vec<SlotBins>);
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct SlotBins {
+    sorted: SparseBins,
+    fresh: Vec<u16>,
+}
+
+impl Content for SlotArms {
+    fn absorb(&mut self, newer: SlotArms) {
+        for (arm, mut more) in self.0.iter_mut().zip(newer.0) {
+            arm.settle();
+            more.settle();
+            arm.sorted.merge(more.sorted);
+        }
+    }
+}
+
+/// Single values of a slot before they are sorted and counted.
+const FRESH_MAX: usize = 8_192;
+
+impl SlotBins {
+    fn push(&mut self, bin: u16) {
+        self.fresh.push(bin);
+        if self.fresh.len() >= FRESH_MAX {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        self.sorted.merge(SparseBins::from_samples(&mut self.fresh));
+    }
+
+    fn count(&self) -> u64 {
+        self.sorted.count() + self.fresh.len() as u64
+    }
+
+    /// Values in bins from this one on.
+    fn from(&self, bin: u16) -> u64 {
+        self.sorted.from(bin) + self.fresh.iter().filter(|b| **b >= bin).count() as u64
+    }
+
+    fn edges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let single = self.fresh.iter().map(|b| (upper_edge(*b), 1));
+        self.sorted.iter().map(|(bin, count)| (upper_edge(bin), count)).chain(single)
+    }
+}
+
+/// Resolution of the bins in slots.
+pub const SLOT_DIGITS: u8 = 2;
+/// Resolution of the bins of a period.
+pub const DIGITS: u8 = 3;
+/// Periods whose histograms are kept; the oldest go first.
+const MAX_PERIODS: usize = 8;
+
+/// The bin whose upper edge is that of the value's bin at [`SLOT_DIGITS`].
+fn slot_bin(bin: u16) -> u16 {
+    bin_of(Resolution::digits(SLOT_DIGITS).upper(upper_edge(bin)))
+}
+
+/// Evidence about both arms, enough to evaluate the test again.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    pub baseline: Tail,
+    pub bucket: Tail,
+}
+
+impl Pair {
+    pub fn arms(&self, clustering: Clustering) -> Arms<'_> {
+        Arms { control: &self.baseline, treatment: &self.bucket, deff_c: clustering.baseline, deff_t: clustering.bucket }
+    }
+}
+
+impl Spread {
+    pub fn new(buckets: usize) -> Spread {
+        Spread { buckets, periods: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, pane: Pane, bucket: usize, cell: Option<&Cell>, book: &Booking<'_>) {
+        let Some(Cell::Distribution { seen, .. }) = cell else { return };
+        let (mut from, mut rest) = (0, seen.as_slice());
+        // Most observations of a pane belong to one period: those in a row are added together.
+        while let Some(first) = rest.first() {
+            let period = book.allocation.period(Pane(pane.0 - i64::from(first.age)));
+            let run = rest.iter().take_while(|o| book.allocation.period(Pane(pane.0 - i64::from(o.age))) == period).count();
+            let (buckets, own) = (self.buckets, &seen[from..from + run]);
+            let period = self.period(period);
+            let arm = &mut period.arms[bucket];
+            for o in own {
+                arm.bins.push(o.value);
+                arm.batches.add(o.batch, upper_edge(o.value));
+            }
+            if let Some(slot) = period.slots.at(pane, book.slot, || SlotArms(vec![SlotBins::default(); buckets])) {
+                own.iter().for_each(|o| slot.0[bucket].push(slot_bin(o.value)));
+            }
+            from += run;
+            rest = &seen[from..];
+        }
+    }
+
+    fn period(&mut self, index: usize) -> &mut Period {
+        let at = match self.periods.binary_search_by_key(&index, |p| p.index) {
+            Ok(at) => at,
+            Err(at) => {
+                self.periods.insert(at, Period { index, arms: vec![SpreadArm::default(); self.buckets], slots: Slots::default() });
+                if self.periods.len() > MAX_PERIODS {
+                    self.periods.remove(0);
+                    at.saturating_sub(1)
+                } else {
+                    at
+                }
+            }
+        };
+        &mut self.periods[at]
+    }
+
+    /// Indices of the periods that hold something, in the order of time.
+    pub fn periods(&self) -> impl Iterator<Item = usize> + '_ {
+        self.periods.iter().map(|p| p.index)
+    }
+
+    fn find(&self, period: usize) -> Option<&Period> {
+        self.periods.binary_search_by_key(&period, |p| p.index).ok().map(|at| &self.periods[at])
+    }
+
+    /// Values above `threshold` by batch of units, in the newest period.
+    pub fn batches(&self, bucket: usize, threshold: u64) -> Option<Counted> {
+        Some(self.periods.last()?.arms[bucket].batches.counts(threshold))
+    }
+
+    /// Design effects at the baseline's quantile and at what it tolerates.
+    pub fn clustering(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, log_threshold: f64) -> Clustering {
+        let Some(period) = self.find(period) else { return Clustering::NONE };
+        let (c, t) = (&period.arms[baseline], &period.arms[bucket]);
+        let Some(quantile) = c.bins.quantile(test.ppm) else { return Clustering::NONE };
+        let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
+        Clustering::of(&c.batches.counts(quantile), &t.batches.counts(tolerated), log_threshold)
+    }
+
+    /// Whether the period's test may have reached `needed`: an upper bound of it, at the price of two mixtures.
+    pub fn may_reach(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, by: Clustering, needed: f64) -> bool {
+        let Some(period) = self.find(period) else { return false };
+        let (c, t) = (&period.arms[baseline].bins, &period.arms[bucket].bins);
+        let Some(quantile) = c.quantile(test.ppm) else { return false };
+        let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
+        let bin = bin_of(quantile);
+        test.product(c.count() - c.below(bin), c.count(), t.above(tolerated), t.count(), by) >= needed
+    }
+
+    /// Histograms of a period.
+    pub fn pair(&self, period: usize, bucket: usize, baseline: usize) -> Option<Pair> {
+        let period = self.find(period)?;
+        let tail = |arm: usize| Tail::new(period.arms[arm].bins.edges());
+        Some(Pair { baseline: tail(baseline), bucket: tail(bucket) })
+    }
+
+    /// The most convincing of the tests of a period that were started anew, if one reaches `needed`.
+    pub fn best_suffix(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, by: Clustering, needed: f64) -> Option<(Pane, f64, Pair)> {
+        let period = self.find(period)?;
+        let quantile = period.arms[baseline].bins.quantile(test.ppm)?;
+        let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
+        let resolution = Resolution::digits(SLOT_DIGITS);
+        let (from, above) = (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
+        let (mut a, mut n_c, mut s, mut n_t) = (0, 0, 0, 0);
+        let mut best: Option<(Pane, f64)> = None;
+        for slot in period.slots.newest_first() {
+            let (c, t) = (&slot.content.0[baseline], &slot.content.0[bucket]);
+            a += c.from(from);
+            n_c += c.count();
+            s += t.from(above);
+            n_t += t.count();
+            let bound = test.product(a, n_c, s, n_t, by);
+            if bound >= needed && best.is_none_or(|(_, b)| bound > b) {
+                best = Some((slot.start, bound));
+            }
+        }
+        // The bound is that of one candidate: the least of all decides, at the start that looked best.
+        let (since, _) = best?;
+        let inside = || period.slots.newest_first().take_while(|slot| slot.start >= since);
+        let tail = |arm: usize| Tail::new(inside().flat_map(move |slot| slot.content.0[arm].edges()));
+        let pair = Pair { baseline: tail(baseline), bucket: tail(bucket) };
+        let log_e = test.with_resolution(SLOT_DIGITS).log_e(pair.arms(by));
+        (log_e >= needed).then_some((since, log_e, pair))
+    }
+}
+
+/// Evidence that a quantile got worse by more than is tolerated.
+#[derive(Clone, Debug)]
+pub struct SpreadTest {
+    pub ppm: u32,
+    /// `q_T <= (1 + r) q_C + d`; for a quantile that should be high, the margin is negative and the sides are exchanged.
+    pub relative: Relative,
+}
+
+impl SpreadTest {
+    /// The test on bins of another resolution.
+    pub fn with_resolution(&self, digits: u8) -> Relative {
+        Relative { bins: Resolution::digits(digits), ..self.relative.clone() }
+    }
+
+    /// The product of both factors for one candidate: `a` of the baseline's `n_c` values lie in its bin or above, `s` of the bucket's `n_t`
+    /// above what it tolerates.
+    fn product(&self, a: u64, n_c: u64, s: u64, n_t: u64, by: Clustering) -> f64 {
+        self.relative.product([a as f64 / by.baseline, n_c as f64 / by.baseline], [s as f64 / by.bucket, n_t as f64 / by.bucket])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::evidence::allocation::Allocation;
+    use crate::engine::histogram::thousandths;
+    use crate::engine::pane::Observation;
+    use crate::engine::stats::exceedance::Exceedance;
+
+    /// `salt` deals the values to the batches.
+    fn cell(values: impl Iterator<Item = f64>, salt: usize) -> Cell {
+        let batch = |i: usize| ((i + salt).wrapping_mul(0x9e37_79b9) >> 13) as u8 % 64;
+        let seen: Vec<Observation> =
+            values.enumerate().map(|(i, v)| Observation { age: 0, batch: batch(i), value: bin_of(thousandths(v).0) }).collect();
+        Cell::Distribution { bins: SparseBins::default(), clamped: 0, seen }
+    }
+
+    fn test(r_ppm: i64) -> SpreadTest {
+        let relative = Relative { level: Exceedance::of_quantile(950_000), r_ppm, d: 0, bins: Resolution::digits(DIGITS) };
+        SpreadTest { ppm: 950_000, relative }
+    }
+
+    #[test]
+    fn a_late_regression_is_found_from_its_start() {
+        let allocation = Allocation::new(vec![0.5, 0.5]);
+        let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
+        let mut spread = Spread::new(2);
+        let values = |slow: f64| (0..200).map(move |i| slow * (20.0 + f64::from(i)));
+        for pane in 0..1_000 {
+            spread.add(Pane(pane), 0, Some(&cell(values(1.0), pane as usize * 77)), &book);
+            spread.add(Pane(pane), 1, Some(&cell(values(if pane < 990 { 1.0 } else { 1.5 }), pane as usize * 77)), &book);
+        }
+        let test = test(100_000);
+        let by = spread.clustering(0, 1, 0, &test, 15.0);
+        assert!(by.ready && by.bucket < 1.6, "{by:?}");
+        let whole = spread.pair(0, 1, 0).unwrap();
+        assert!(test.relative.log_e(whole.arms(by)) < 5.0 && !spread.may_reach(0, 1, 0, &test, by, 5.0));
+        let (since, log_e, pair) = spread.best_suffix(0, 1, 0, &test, by, 15.0).unwrap();
+        assert_eq!(since, Pane(990));
+        assert!(log_e > 15.0 && pair.bucket.total() == 2_000 && pair.baseline.total() == 2_000);
+        assert!(spread.best_suffix(0, 0, 1, &test, by, 3.0).is_none());
+    }
+
+    #[test]
+    fn cohorts_of_different_periods_are_kept_apart() {
+        let mut allocation = Allocation::new(vec![0.5, 0.5]);
+        allocation.change(Pane(10), &[0.2, 0.8], 1);
+        let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
+        let mut spread = Spread::new(2);
+        let of = |age: u32| Observation { age, batch: 0, value: 900 };
+        let seen = vec![of(0), of(0), of(15), of(15), of(15), of(0)];
+        spread.add(Pane(20), 0, Some(&Cell::Distribution { bins: SparseBins::default(), clamped: 0, seen }), &book);
+        assert_eq!(spread.periods().collect::<Vec<_>>(), [0, 2]);
+        let held: Vec<u64> = [0, 2].iter().map(|p| spread.pair(*p, 1, 0).unwrap().baseline.total()).collect();
+        assert_eq!(held, [3, 3]);
+    }
+
+    #[test]
+    fn the_bound_of_a_period_is_one() {
+        let allocation = Allocation::new(vec![0.5, 0.5]);
+        let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
+        for (scale, r_ppm) in [(1.0, 0), (1.2, 100_000), (1.3, 0), (2.0, 200_000)] {
+            let mut spread = Spread::new(2);
+            spread.add(Pane(0), 0, Some(&cell((0..900).map(|i| 5.0 + f64::from(i)), 0)), &book);
+            spread.add(Pane(0), 1, Some(&cell((0..900).map(|i| scale * (5.0 + f64::from(i))), 0)), &book);
+            let test = test(r_ppm);
+            let exact = test.relative.log_e(spread.pair(0, 1, 0).unwrap().arms(Clustering::NONE));
+            assert!(spread.may_reach(0, 1, 0, &test, Clustering::NONE, exact), "{scale} {exact}");
+        }
+    }
+}

@@ -2,12 +2,13 @@
 
 use crate::table;
 use anyhow::Context;
-use guardraild::engine::plan::{Catalog, Settings};
+use guardraild::engine::plan::{FieldTable, Settings};
 use guardraild::rules::{Planning, parse_str};
 use guardraild::tools::simulate::study::{Detection, Healthy, Options, detection, healthy};
 use guardraild::tools::simulate::{Effect, Spec, Traffic, count, duration, exact, read};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -129,15 +130,14 @@ impl Case {
 
     fn spec(&self, seconds: i64) -> anyhow::Result<Spec> {
         let rule = self.rule_text();
-        let mut catalog = Catalog::default();
-        let parsed = parse_str(&self.name, &rule, &mut catalog.fields, None);
+        let mut fields = FieldTable::default();
+        let parsed = parse_str(&self.name, &rule, &mut fields, None);
         let shown = |faults: &[guardraild::rules::Diagnostic]| faults.iter().map(|d| d.human(false)).collect::<String>();
         let plan = parsed.rule.with_context(|| shown(&parsed.diagnostics))?.plan;
         let base = Traffic::of(&plan, &Planning::of(&rule));
         let traffic = format!("traffic: v1\n{}", self.traffic);
         let traffic = read(&self.name, &traffic, &plan, &base).map_err(|faults| anyhow::anyhow!(shown(&faults)))?;
-        catalog.plans.push(plan);
-        Ok(Spec::new(catalog, Settings::default(), traffic, seconds * 1_000)?)
+        Ok(Spec::new(Arc::unwrap_or_clone(plan), fields, Settings::default(), traffic, seconds * 1_000)?)
     }
 
     fn healthy(&self, args: &Args) -> anyhow::Result<Option<Healthy>> {
@@ -193,7 +193,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let head = ["case", "alpha", "units a run", "clean runs", "alarmed", "%", "95% interval", "at most"];
     table::print(&format!("False alarms under continuous looking, seed {}", args.seed), &head, &alarms);
-    println!("\n`alarmed`: any guardrail, at any time. `at most`: more would happen to a rate of alpha in fewer than 1 of 10,000 such tables.");
+    println!(
+        "\n`alarmed`: any guardrail, at any time. `at most`: more would happen to a rate of alpha in fewer than 1 of 10,000 such tables."
+    );
     let head = ["case", "alpha", "effect", "detected", "median (95% interval)", "p90", "reference median / p90", "ours / reference"];
     table::print("Detection delay", &head, &delays);
     println!("\n`reference`: the specification's own simulation of the bare test, one guardrail with the whole alpha.");
@@ -228,7 +230,8 @@ fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
     };
     let unit = if of == Of::Units { 1.0 } else { 1_000.0 };
     let [low, high] = delay.median_interval;
-    let reference = detect.reference.map_or_else(String::new, |r| format!("{} / {}", show(Some(r.median * unit)), show(r.p90.map(|p| p * unit))));
+    let reference =
+        detect.reference.map_or_else(String::new, |r| format!("{} / {}", show(Some(r.median * unit)), show(r.p90.map(|p| p * unit))));
     let ratio = detect.reference.zip(delay.median).map_or_else(String::new, |(r, median)| format!("{:.2}", median / (r.median * unit)));
     let onset = if detect.onset > 0 { format!(", after {} clean", duration(detect.onset as f64 * 1e3)) } else { String::new() };
     vec![

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 use super::check;
-use crate::engine::plan::{Catalog, Settings};
+use crate::engine::plan::{FieldTable, Plan, Settings};
 use crate::engine::time::Millis;
 use crate::rules::quantity::{Quantity, number, per_day};
 use crate::rules::{self, Planning};
@@ -140,8 +140,8 @@ struct Prepared {
 
 fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
     let text = std::fs::read_to_string(&args.rules).map_err(|e| usage(format!("cannot read {}: {e}", args.rules.display())))?;
-    let mut catalog = Catalog::default();
-    let parsed = rules::parse_str(&args.rules.display().to_string(), &text, &mut catalog.fields, None);
+    let mut fields = FieldTable::default();
+    let parsed = rules::parse_str(&args.rules.display().to_string(), &text, &mut fields, None);
     let shown: String = parsed.diagnostics.iter().map(|d| d.human(check::color_stderr())).collect();
     let Some(rule) = parsed.rule else { return Err(Refusal(shown, 1)) };
     eprint!("{shown}");
@@ -170,9 +170,8 @@ fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
         return Err(usage("--onset lies beyond the end of the runs".into()));
     }
     let threads = args.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    catalog.plans.push(Arc::new(plan));
     let settings = Settings { pane: args.pane, ..Settings::default() };
-    let spec = Spec::new(catalog, settings, traffic, length).map_err(|e| usage(e.to_string()))?;
+    let spec = Spec::new(plan, fields, settings, traffic, length).map_err(|e| usage(e.to_string()))?;
     Ok(Prepared { spec, planning, questions, options: Options { seed: args.seed, threads, bucket, onset } })
 }
 
@@ -216,12 +215,7 @@ fn overlay(args: &SimulateArgs, traffic: &mut Traffic) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn questions(
-    args: &SimulateArgs,
-    plan: &crate::engine::plan::Plan,
-    planning: &Planning,
-    traffic: &Traffic,
-) -> Result<Questions, Refusal> {
+fn questions(args: &SimulateArgs, plan: &Plan, planning: &Planning, traffic: &Traffic) -> Result<Questions, Refusal> {
     let asked: Result<Vec<Effect>, String> = args.effects.iter().map(|text| Effect::parse(text, plan)).collect();
     let asked = asked.map_err(|message| usage(format!("--effect: {message}")))?;
     if let Some(impossible) = asked.iter().find(|e| !e.possible(traffic)) {
@@ -238,7 +232,7 @@ fn questions(
 }
 
 /// Length of a run: within the experiment's life, where it has an end.
-fn length(args: &SimulateArgs, plan: &crate::engine::plan::Plan, planning: &Planning) -> Result<Millis, Refusal> {
+fn length(args: &SimulateArgs, plan: &Plan, planning: &Planning) -> Result<Millis, Refusal> {
     const DAY: f64 = 86_400_000.0;
     let life = planning.length.filter(|l| *l > 0);
     let length = match args.days {
@@ -326,7 +320,10 @@ impl Meter {
         if self.plain && self.said.elapsed() > Duration::from_secs(10) {
             self.said = Instant::now();
             let left = simulate::duration(left.as_millis() as f64);
-            eprintln!("{}: {} of {} runs, {} of {} in all, about {left} left", progress.stage, progress.done, progress.total, self.done, self.total);
+            eprintln!(
+                "{}: {} of {} runs, {} of {} in all, about {left} left",
+                progress.stage, progress.done, progress.total, self.done, self.total
+            );
         }
     }
 

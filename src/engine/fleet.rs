@@ -265,7 +265,10 @@ fn merge_cell(into: &mut Cell, from: Cell) {
             *sum += ds;
             parts.extend(others);
         }
-        (Cell::Workflows { started, abandoned, seen, lost }, Cell::Workflows { started: more, abandoned: flips, seen: others, lost: gone }) => {
+        (
+            Cell::Workflows { started, abandoned, seen, lost },
+            Cell::Workflows { started: more, abandoned: flips, seen: others, lost: gone },
+        ) => {
             *started += more;
             abandoned.extend(flips);
             seen.extend(others);

@@ -92,11 +92,7 @@ pub enum Cell {
         seen: Vec<Observation>,
     },
     /// Of events: all of them in `seen`. Of units: those with their first hit.
-    Rate {
-        n: u64,
-        x: u64,
-        seen: Vec<Observation>,
-    },
+    Rate { n: u64, x: u64, seen: Vec<Observation> },
     Count {
         n: u64,
         /// Units with their first event.

@@ -2,8 +2,8 @@
 
 use super::ids::Ids;
 use super::keys::Key;
-use super::tallies::Changes;
 use super::open::Open;
+use super::tallies::Changes;
 use super::units::Assignment;
 use super::workflows::Workflows;
 use super::{Aggregator, Catalog, Counts, Millis, Settings};
@@ -62,9 +62,7 @@ impl Aggregator {
         let (changes, tallies) = (self.units.take_changes(), self.tallies.take_changes());
         let units = match changes.is_empty() && tallies.is_empty() {
             true => Vec::new(),
-            false => {
-                encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes, tallies })?
-            }
+            false => encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes, tallies })?,
         };
         let state = encode(&StateRef {
             experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),

@@ -232,9 +232,7 @@ impl OpenCell {
             Signal::Rate { .. } => OpenCell::Rate { n: 0, x: 0, seen: Vec::new() },
             Signal::Count { .. } => OpenCell::Count { n: 0, seen: Vec::new() },
             Signal::Moments { .. } => OpenCell::Moments { n: 0, sum: 0.0, parts: Vec::new() },
-            Signal::Abandonment { .. } => {
-                OpenCell::Workflows { started: 0, abandoned: Vec::new(), seen: Vec::new(), lost: Vec::new() }
-            }
+            Signal::Abandonment { .. } => OpenCell::Workflows { started: 0, abandoned: Vec::new(), seen: Vec::new(), lost: Vec::new() },
         }
     }
 

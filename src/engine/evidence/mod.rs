@@ -37,9 +37,7 @@ impl SignalEvidence {
         match signal {
             Signal::Distribution { .. } => SignalEvidence::Spread(Spread::new(buckets)),
             Signal::Moments { .. } => SignalEvidence::Mean(Means::new(buckets, signal.is_per_user())),
-            Signal::Rate { .. } | Signal::Count { .. } => {
-                SignalEvidence::Share(Shares::new(buckets, signal.is_per_user(), None, expected))
-            }
+            Signal::Rate { .. } | Signal::Count { .. } => SignalEvidence::Share(Shares::new(buckets, signal.is_per_user(), None, expected)),
             Signal::Abandonment { within, .. } => {
                 let panes = (within + pane_ms - 1).div_euclid(pane_ms);
                 SignalEvidence::Share(Shares::new(buckets, false, Some(panes), expected))
@@ -79,5 +77,7 @@ pub struct Booking<'a> {
 fn enrolled(pane: Pane, part: &BucketPartial) -> impl Iterator<Item = (Pane, u64)> + '_ {
     let before: u64 = part.enrolled_before.iter().map(|(_, n)| n).sum();
     let now = part.new_units.saturating_sub(before);
-    std::iter::once((pane, now)).chain(part.enrolled_before.iter().map(move |&(age, n)| (Pane(pane.0 - i64::from(age)), n))).filter(|(_, n)| *n > 0)
+    std::iter::once((pane, now))
+        .chain(part.enrolled_before.iter().map(move |&(age, n)| (Pane(pane.0 - i64::from(age)), n)))
+        .filter(|(_, n)| *n > 0)
 }

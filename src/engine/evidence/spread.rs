@@ -190,12 +190,21 @@ impl Spread {
     }
 
     /// The most convincing of the tests of a period that were started anew, if one reaches `needed`.
-    pub fn best_suffix(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, by: Clustering, needed: f64) -> Option<(Pane, f64, Pair)> {
+    pub fn best_suffix(
+        &self,
+        period: usize,
+        bucket: usize,
+        baseline: usize,
+        test: &SpreadTest,
+        by: Clustering,
+        needed: f64,
+    ) -> Option<(Pane, f64, Pair)> {
         let period = self.find(period)?;
         let quantile = period.arms[baseline].bins.quantile(test.ppm)?;
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
         let resolution = Resolution::digits(SLOT_DIGITS);
-        let (from, above) = (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
+        let (from, above) =
+            (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
         let (mut a, mut n_c, mut s, mut n_t) = (0, 0, 0, 0);
         let mut best: Option<(Pane, f64)> = None;
         for slot in period.slots.newest_first() {

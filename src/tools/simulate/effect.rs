@@ -56,7 +56,8 @@ impl Effect {
     /// # Errors
     /// What is wrong, for people.
     pub fn parse(text: &str, plan: &Plan) -> Result<Effect, String> {
-        let (metric, change) = text.split_once('=').ok_or_else(|| format!("{}: write METRIC=CHANGE, such as latency_p95=+20%", quote(text)))?;
+        let (metric, change) =
+            text.split_once('=').ok_or_else(|| format!("{}: write METRIC=CHANGE, such as latency_p95=+20%", quote(text)))?;
         let guarded = || plan.guardrails.iter().map(|g| metric_name(&g.name)).chain([TIMEOUTS]);
         if !guarded().any(|name| name == metric) {
             let hint = nearest(metric, guarded()).map_or_else(
@@ -73,7 +74,9 @@ impl Effect {
             (Some(Quantity::Span(ms)), "ms") => Size::Absolute(ms),
             (Some(Quantity::Number(n)), "per unit" | "") => Size::Absolute(n),
             (Some(_), "%") => return Err(format!("{metric} changes by `%` (relative) or `pp` (points), not by {}", quote(change))),
-            (Some(_), "ms") => return Err(format!("{metric} changes by `%` (relative) or by a time such as `20ms`, not by {}", quote(change))),
+            (Some(_), "ms") => {
+                return Err(format!("{metric} changes by `%` (relative) or by a time such as `20ms`, not by {}", quote(change)));
+            }
             (Some(_), _) => return Err(format!("{metric} changes by `%` or by a plain number, not by {}", quote(change))),
             (None, _) => return Err(format!("{} is no change: write `+20%`, `+1pp` or `+20ms`", quote(change))),
         };
@@ -124,7 +127,11 @@ fn sizes(guardrail: &Guardrail, metric: &str, planning: &Planning, traffic: &Tra
             // Counts have no base: the number of events depends on the window.
             None if metric == "compliance_flags" => vec![Size::Absolute(1e-4), Size::Absolute(1e-3)],
             None => Vec::new(),
-            Some(base) => [1.1, 1.5, 2.0].iter().map(|f| Size::Relative(((f * limit / base - 1.0) * 100.0).ceil() / 100.0)).filter(|s| s.value() > 0.0).collect(),
+            Some(base) => [1.1, 1.5, 2.0]
+                .iter()
+                .map(|f| Size::Relative(((f * limit / base - 1.0) * 100.0).ceil() / 100.0))
+                .filter(|s| s.value() > 0.0)
+                .collect(),
         },
         (None, None) => Vec::new(),
     }

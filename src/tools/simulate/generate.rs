@@ -49,12 +49,23 @@ struct Item {
 #[derive(Clone, Copy)]
 enum What {
     /// Number of the value of each attribute, a byte each.
-    Exposure { segments: u64 },
-    Request { latency: f64, value: f64, error: bool, variant: u8 },
+    Exposure {
+        segments: u64,
+    },
+    Request {
+        latency: f64,
+        value: f64,
+        error: bool,
+        variant: u8,
+    },
     Ticket,
     Flag,
     Workflow(Step),
-    Metric { stream: u8, value: f64, covariate: f64 },
+    Metric {
+        stream: u8,
+        value: f64,
+        covariate: f64,
+    },
 }
 
 /// A unit while its future is drawn.
@@ -419,5 +430,4 @@ fn decimal(mut n: u32, digits: &mut [u8; 10]) -> &str {
 }
 
 #[cfg(test)]
-#[path = "generate_tests.rs"]
 mod tests;

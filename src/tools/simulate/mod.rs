@@ -27,8 +27,8 @@ pub use spec::{Spec, SpecError, World};
 pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows};
 
 use crate::rules::Planning;
-use study::{CONFIDENCE, Detection, Options, detectable, detection, healthy};
 use std::sync::atomic::{AtomicBool, Ordering};
+use study::{CONFIDENCE, Detection, Options, detectable, detection, healthy};
 
 /// What to find out.
 #[derive(Clone, Debug)]

@@ -10,12 +10,15 @@ const WIDTH: f64 = 720.0;
 const PANEL: f64 = 230.0;
 const LEFT: f64 = 80.0;
 const RIGHT: f64 = 24.0;
+/// Where a line across a panel may lie, ms.
+const TICKS: [f64; 11] = [1.0, 10.0, 100.0, 1e3, 10e3, 60e3, 600e3, 3_600e3, 21_600e3, 86_400e3, 604_800e3];
+/// Colours stand as they are, and not in variables, for the sake of viewers that know no variables.
 const STYLE: &str = "\
-svg{color-scheme:light dark;background:#fff;font:13px system-ui,sans-serif;--ink:#1f2328;--soft:#656d76;--line:#d0d7de;--band:#9ec5fe;--mark:#0a58ca;--bad:#b42318}\
-@media(prefers-color-scheme:dark){svg{background:#0d1117;--ink:#e6edf3;--soft:#9198a1;--line:#3d444d;--band:#1f4b8e;--mark:#79b8ff;--bad:#ff7b72}}\
-text{fill:var(--ink)}.soft{fill:var(--soft)}.grid{stroke:var(--line);stroke-width:1}.band{fill:var(--band);opacity:.55}\
-.median{stroke:var(--mark);stroke-width:2;fill:none}.dot{fill:var(--mark)}.missed{fill:var(--bad)}.bar{stroke:var(--mark);stroke-width:3}\
-.allowed{stroke:var(--bad);stroke-width:1;stroke-dasharray:4 3}";
+svg{color-scheme:light dark;background:#fff;font:13px system-ui,sans-serif}text{fill:#1f2328}.soft{fill:#656d76}\
+.grid{stroke:#d0d7de}.rim{stroke:#b42318;stroke-dasharray:4 3}.band{fill:#9ec5fe;opacity:.6}.median{stroke:#0a58ca;stroke-width:2;fill:none}\
+.dot{fill:#0a58ca}.missed{fill:#b42318}.bar{stroke:#0a58ca;stroke-width:3}\
+@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}.rim{stroke:#ff7b72}\
+.band{fill:#1f4b8e}.median,.bar{stroke:#79b8ff}.dot{fill:#79b8ff}.missed{fill:#ff7b72}}";
 
 /// The whole picture.
 pub fn svg(report: &Report) -> String {
@@ -54,7 +57,7 @@ fn false_alarms(report: &Report, top: f64, out: &mut String) -> std::fmt::Result
     let x = |share: f64| left + share / most * (WIDTH - left - RIGHT);
     writeln!(out, "<text class=\"soft\" x=\"16\" y=\"{}\">False alarms per 1,000 healthy runs ({} runs)</text>", top + 16.0, healthy.runs)?;
     let bottom = top + 28.0 + 24.0 * rows.len() as f64;
-    writeln!(out, "<line class=\"allowed\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"{1}\" y2=\"{bottom}\"/>", x(report.alpha), top + 24.0)?;
+    writeln!(out, "<line class=\"rim\" x1=\"{0:.1}\" x2=\"{0:.1}\" y1=\"{1}\" y2=\"{bottom}\"/>", x(report.alpha), top + 24.0)?;
     writeln!(
         out,
         "<text class=\"soft\" x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">allowed in all: {:.1}</text>",
@@ -79,12 +82,14 @@ fn false_alarms(report: &Report, top: f64, out: &mut String) -> std::fmt::Result
     Ok(())
 }
 
-/// Median and 90th percentile of one metric's delays, on a logarithmic axis; effects that half of the runs miss lie on the upper rim.
+/// Median and 90th percentile of one metric's delays, on a logarithmic axis; effects that half of the runs miss lie on the
+/// dashed line at the end of the runs. Below each effect stands the share of runs that found it.
 fn panel(report: &Report, points: &[&Detection], top: f64, out: &mut String) -> std::fmt::Result {
     let (high, low) = (top + 40.0, top + PANEL - 46.0);
     let end = report.days * 86_400_000.0 - report.onset_ms as f64;
     let medians = points.iter().filter_map(|d| d.delay_ms.median);
-    let first = 10f64.powf(medians.fold(end, f64::min).max(report.pane_ms as f64).log10().floor());
+    let soonest = medians.fold(end, f64::min).max(report.pane_ms as f64);
+    let first = TICKS.into_iter().rev().find(|t| *t <= soonest / 1.2).unwrap_or(1.0);
     let y = |ms: f64| low - (ms.clamp(first, end) / first).ln() / (end / first).ln().max(1e-9) * (low - high);
     let sizes: Vec<f64> = points.iter().map(|d| d.effect.size.value().abs()).collect();
     let (least, most) = sizes.iter().fold((f64::INFINITY, 0f64), |(a, b), s| (a.min(*s), b.max(*s)));
@@ -95,13 +100,11 @@ fn panel(report: &Report, points: &[&Detection], top: f64, out: &mut String) -> 
     };
     let metric = points.first().map_or("", |d| d.effect.metric.as_str());
     writeln!(out, "<text x=\"16\" y=\"{}\">{}: time to detect, median and up to the 90th percentile</text>", top + 20.0, escaped(metric))?;
-    let mut tick = first;
-    while tick <= end * 1.0001 {
+    for (tick, class) in TICKS.into_iter().filter(|t| *t >= first && *t < end / 1.5).map(|t| (t, "grid")).chain([(end, "rim")]) {
         let at = y(tick);
-        writeln!(out, "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", WIDTH - RIGHT)?;
+        writeln!(out, "<line class=\"{class}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", WIDTH - RIGHT)?;
         let label = duration(tick);
         writeln!(out, "<text class=\"soft\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", LEFT - 8.0, at + 4.0)?;
-        tick *= 10.0;
     }
     let mut order: Vec<usize> = (0..points.len()).collect();
     order.sort_by(|a, b| sizes[*a].total_cmp(&sizes[*b]));

@@ -194,7 +194,12 @@ impl Reader<'_> {
         }
         let pareto = matches!(t.requests.distribution, Spread::Pareto { .. });
         for entry in node.entries().iter().filter(|e| !pareto && ["tail", "max"].contains(&e.key.as_str())) {
-            self.faults.error(&entry.key_span, "GR2503", format!("{} belongs to `pareto`", quote(&entry.key)), "say `distribution: pareto`");
+            self.faults.error(
+                &entry.key_span,
+                "GR2503",
+                format!("{} belongs to `pareto`", quote(&entry.key)),
+                "say `distribution: pareto`",
+            );
         }
         let least = if t.requests.distribution == Spread::Fixed { 0.0 } else { 1.0 };
         if t.requests.per_unit < least || pareto && t.requests.per_unit >= max {
@@ -302,7 +307,12 @@ impl Reader<'_> {
         for entry in node.entries() {
             let key = entry.key.as_str();
             if !fits.contains(&key) && !["per_unit", "share", "delay"].contains(&key) {
-                self.faults.error(&entry.key_span, "GR2503", "a key of another kind of metric", format!("this kind has {}", fits.join(", ")));
+                self.faults.error(
+                    &entry.key_span,
+                    "GR2503",
+                    "a key of another kind of metric",
+                    format!("this kind has {}", fits.join(", ")),
+                );
             }
         }
         self.number(node, "per_unit", 0.0, 1e4, &mut metric.per_unit);
@@ -398,3 +408,6 @@ impl Reader<'_> {
 fn share(node: &Node, key: &str, into: &mut f64) {
     *into = node.get(key).and_then(Node::text).and_then(percent).unwrap_or(*into);
 }
+
+#[cfg(test)]
+mod tests;

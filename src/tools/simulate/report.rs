@@ -107,7 +107,8 @@ impl Report {
         if self.detections.is_empty() {
             return Ok(());
         }
-        let from = if self.onset_ms == 0 { "the first moment".to_owned() } else { format!("{} after the start", duration(self.onset_ms as f64)) };
+        let from =
+            if self.onset_ms == 0 { "the first moment".to_owned() } else { format!("{} after the start", duration(self.onset_ms as f64)) };
         writeln!(out, "\nTime and units to detect an effect in `{}` from {from} on", self.bucket)?;
         let rows: Vec<Vec<String>> = self.detections.iter().map(detection_row).collect();
         table(out, &["effect", "detected", "median time", "p90", "median units", "p90"], &rows)
@@ -153,7 +154,8 @@ impl Report {
         table(out, &head, &rows)?;
         match (&size.sequential, &size.sequential_missing) {
             (Some(d), _) => {
-                let units = |n: Option<f64>| n.map_or_else(|| "later than the runs last".to_owned(), |u| format!("after {} units", count(u)));
+                let units =
+                    |n: Option<f64>| n.map_or_else(|| "later than the runs last".to_owned(), |u| format!("after {} units", count(u)));
                 let (half, most) = (units(d.units.median), units(d.units.p90));
                 writeln!(out, "  sequential (simulated): half of {} runs find {} {half}, 90% of them {most}", d.detected.runs, d.text)
             }
@@ -185,14 +187,7 @@ fn detection_row(d: &Detection) -> Vec<String> {
         }
         format!("{} ({} .. {})", show(delay.median), show(low), show(high))
     };
-    vec![
-        d.text.clone(),
-        share(&d.detected),
-        with(&d.delay_ms, &time),
-        time(d.delay_ms.p90),
-        with(&d.units, &units),
-        units(d.units.p90),
-    ]
+    vec![d.text.clone(), share(&d.detected), with(&d.delay_ms, &time), time(d.delay_ms.p90), with(&d.units, &units), units(d.units.p90)]
 }
 
 /// Columns wide enough for their contents; the first to the left, the others to the right.
@@ -204,7 +199,8 @@ fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) -> std::fmt::Res
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let head: Vec<String> = head.iter().map(|&h| h.to_owned()).collect();
     for row in std::iter::once(&head).chain(rows) {
-        let cell = |(i, text): (usize, &String)| if i == 0 { format!("{text:<w$}", w = widths[0]) } else { format!("{text:>w$}", w = widths[i]) };
+        let cell =
+            |(i, text): (usize, &String)| if i == 0 { format!("{text:<w$}", w = widths[0]) } else { format!("{text:>w$}", w = widths[i]) };
         let line: Vec<String> = row.iter().enumerate().map(cell).collect();
         writeln!(out, "  {}", line.join("   ").trim_end())?;
     }

@@ -157,8 +157,11 @@ mod tests {
     fn latencies_have_their_quantiles_and_their_correlation() {
         let fast = with_sigma(10.0, 0.3);
         let slow = with_sigma(120.0, 0.35);
-        let shapes =
-            [Shape::LogNormal(with_sigma(20.0, 0.6)), Shape::Bimodal { fast, slow, slow_share: 0.1 }, Shape::Pareto { min: 5.0, tail: 1.5 }];
+        let shapes = [
+            Shape::LogNormal(with_sigma(20.0, 0.6)),
+            Shape::Bimodal { fast, slow, slow_share: 0.1 },
+            Shape::Pareto { min: 5.0, tail: 1.5 },
+        ];
         for shape in shapes {
             for icc in [0.0, 0.3] {
                 let mut draw = Draw::new(7, 0, 0);

@@ -4,7 +4,7 @@ use super::effect::{Effect, Size, TIMEOUTS};
 use super::sample::{Requests, latency_quantile, metric_value};
 use super::traffic::{Model, Traffic, built_in, event, metric_name};
 use crate::engine::event::{FieldId, Scalar};
-use crate::engine::plan::{Catalog, Hit, Match, Plan, Settings, Signal, Source, Statistic, Unit, Value};
+use crate::engine::plan::{Catalog, FieldTable, Hit, Match, Plan, Settings, Signal, Source, Statistic, Unit, Value};
 use crate::engine::time::Millis;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -96,12 +96,12 @@ pub enum SpecError {
 const DEFAULT_START: Millis = 1_767_571_200_000;
 
 impl Spec {
-    /// `catalog` holds one experiment.
+    /// `fields` are those that the plan was compiled with.
     ///
     /// # Errors
     /// What keeps it from being simulated.
-    pub fn new(catalog: Catalog, settings: Settings, traffic: Traffic, length: Millis) -> Result<Spec, SpecError> {
-        let plan = Arc::clone(&catalog.plans[0]);
+    pub fn new(plan: Plan, fields: FieldTable, settings: Settings, traffic: Traffic, length: Millis) -> Result<Spec, SpecError> {
+        let plan = Arc::new(plan);
         let pane = settings.pane;
         let length = length / pane * pane;
         if !(pane..=400 * 86_400_000).contains(&length) {
@@ -125,7 +125,7 @@ impl Spec {
             workflow: workflow.unwrap_or_else(|| "workflow".to_owned()),
             variants: Vec::new(),
             streams: Vec::new(),
-            catalog: Arc::new(catalog),
+            catalog: Arc::new(Catalog::new(vec![Arc::clone(&plan)], fields)),
             plan,
             settings,
             traffic,
@@ -229,9 +229,9 @@ impl Spec {
     }
 
     fn change_metric(&self, name: &str, size: Size, world: &mut World) {
-        let Some((index, metric)) = self.traffic.metrics.values().enumerate().nth(
-            self.traffic.metrics.keys().position(|k| k == name).unwrap_or(usize::MAX),
-        ) else {
+        let Some((index, metric)) =
+            self.traffic.metrics.values().enumerate().nth(self.traffic.metrics.keys().position(|k| k == name).unwrap_or(usize::MAX))
+        else {
             return;
         };
         let level = &mut world.levels[index];

@@ -238,3 +238,6 @@ pub fn detectable(
     };
     Some(Detectable { metric, power, missed, found, text })
 }
+
+#[cfg(test)]
+mod tests;

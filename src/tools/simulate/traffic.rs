@@ -54,7 +54,10 @@ pub enum Spread {
     Fixed,
     Geometric,
     /// A few units make most of the requests: tail index, and the largest number.
-    Pareto { tail: f64, max: f64 },
+    Pareto {
+        tail: f64,
+        max: f64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -112,10 +115,18 @@ pub struct MetricTraffic {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Model {
-    Rate { rate: f64 },
+    Rate {
+        rate: f64,
+    },
     /// `cv` is the coefficient of variation of values that are not 0, of which there is the share `1 - zero`; the covariate's
     /// `correlation` is that of the normal variables behind both.
-    Mean { mean: f64, cv: f64, zero: f64, correlation: f64, normal: bool },
+    Mean {
+        mean: f64,
+        cv: f64,
+        zero: f64,
+        correlation: f64,
+        normal: bool,
+    },
     Quantile(LogNormal),
     Count,
 }

@@ -1,8 +1,9 @@
 use super::*;
-use crate::engine::plan::{Catalog, FieldTable, Settings};
+use crate::engine::plan::{FieldTable, Settings};
 use crate::rules::{Planning, parse_str};
 use crate::tools::simulate::traffic::{Phase, Spread, Traffic};
 use crate::tools::simulate::{Effect, read};
+use std::sync::Arc;
 
 const RULE: &str = "\
 guardrail: v1
@@ -29,8 +30,7 @@ pub fn spec(rule: &str, traffic: &str, seconds: i64) -> Spec {
     let rule_set = parsed.rule.unwrap_or_else(|| panic!("{:?}", parsed.diagnostics));
     let base = Traffic::of(&rule_set.plan, &Planning::of(rule));
     let traffic = read("traffic.yaml", traffic, &rule_set.plan, &base).unwrap_or_else(|f| panic!("{f:?}"));
-    let catalog = Catalog { plans: vec![rule_set.plan], fields };
-    Spec::new(catalog, Settings::default(), traffic, seconds * 1_000).unwrap()
+    Spec::new(Arc::unwrap_or_clone(rule_set.plan), fields, Settings::default(), traffic, seconds * 1_000).unwrap()
 }
 
 /// Events as text, in order.
@@ -144,7 +144,7 @@ fn phases_change_traffic_and_shares_and_say_so() {
             Kind::Phase { phase, weights } => {
                 assert_eq!(*phase, PhaseRef::Index(said.len() as u32 + 1));
                 said.push((event.ts - spec.start, weights[1].1));
-            },
+            }
             Kind::Exposure => {
                 let third = ((event.ts - spec.start) / 30_000) as usize;
                 exposed[third][0] += 1.0;

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{audit, backtest, check, client, demo, run, schema, stats};
+use guardraild::cli::{audit, backtest, check, client, demo, run, schema, simulate, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -30,6 +30,7 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
+    Simulate(simulate::SimulateArgs),
     Audit(audit::AuditArgs),
     Get(client::GetArgs),
     Explain(client::ExplainArgs),
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
             Err(errors) => run::refuse(&errors, 1),
         },
         Command::Backtest(args) => backtest::run(&args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Get(args) => client::get(&args),
         Command::Explain(args) => client::explain(&args),

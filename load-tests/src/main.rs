@@ -1,6 +1,7 @@
 //! Traffic generator and benchmarks of guardraild. See README.md beside this crate.
 
 mod bench;
+mod calibrate;
 mod case;
 mod generate;
 mod latency;
@@ -32,6 +33,8 @@ enum Command {
     Units(bench::UnitsArgs),
     /// Time from a breach to the first webhook attempt under load
     Latency(latency::Args),
+    /// False alarms and detection delays of the tests, through the whole engine
+    Calibrate(calibrate::Args),
     /// Serve an embedded broker until standard input closes
     Broker(rig::BrokerArgs),
     /// One measured side, in a process of its own; prints one JSON line
@@ -45,6 +48,7 @@ fn main() -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Units(args) => bench::units(&args),
         Command::Latency(args) => latency::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
         Command::Broker(args) => rig::serve(&args),
         Command::Side(args) => side::run(&args),
     }

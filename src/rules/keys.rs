@@ -58,11 +58,11 @@ pub struct Key {
     pub example: &'static str,
 }
 
-const fn key(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
+pub(crate) const fn key(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
     Key { name, shape, required: false, doc, example }
 }
 
-const fn required(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
+pub(crate) const fn required(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
     Key { name, shape, required: true, doc, example }
 }
 

@@ -127,7 +127,8 @@ fn whole(node: Option<&Node>) -> Option<u32> {
     node?.text()?.parse().ok()
 }
 
-fn instant(node: &Node) -> Option<Millis> {
+/// A point in time.
+pub(super) fn instant(node: &Node) -> Option<Millis> {
     node.text()?.parse::<jiff::Timestamp>().ok().map(|t| t.as_millisecond())
 }
 

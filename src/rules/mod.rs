@@ -9,21 +9,24 @@ pub mod codes;
 mod custom;
 pub mod diagnostic;
 mod guardrails;
-mod keys;
+pub(crate) mod keys;
 mod load;
 mod lower;
 mod metric;
+mod planning;
 mod quality;
-mod quantity;
+pub(crate) mod quantity;
 mod routes;
 mod sense;
 
 pub mod schema;
-mod shape;
-mod yaml;
+pub(crate) mod shape;
+pub(crate) mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{Loaded, Parsed, load, parse_str};
+pub(crate) use metric::BUILT_IN;
+pub use planning::{Phase as PlannedPhase, Planning};
 
 use crate::engine::decision::Action;
 use crate::engine::plan::Plan;

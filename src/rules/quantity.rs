@@ -66,10 +66,26 @@ pub fn percent(text: &str) -> Option<f64> {
 
 /// Whether the text is a frequency: `3/h`, `120k/day`.
 pub fn is_rate(text: &str) -> bool {
-    let Some((count, per)) = text.split_once('/') else { return false };
-    let digits = count.trim_end().trim_end_matches(['k', 'M']);
-    let known = matches!(per.trim(), "s" | "second" | "m" | "min" | "minute" | "h" | "hour" | "d" | "day" | "w" | "week");
-    known && count.trim_end().len() - digits.len() <= 1 && number(digits).is_some_and(|n| n >= 0.0)
+    per_day(text).is_some()
+}
+
+/// A frequency such as `3/h` or `120k/day`, as a number a day.
+pub fn per_day(text: &str) -> Option<f64> {
+    let (count, per) = text.split_once('/')?;
+    let times = match per.trim() {
+        "s" | "second" => 86_400.0,
+        "m" | "min" | "minute" => 1_440.0,
+        "h" | "hour" => 24.0,
+        "d" | "day" => 1.0,
+        "w" | "week" => 1.0 / 7.0,
+        _ => return None,
+    };
+    let count = count.trim_end();
+    let (digits, factor) = match count.strip_suffix('k') {
+        Some(digits) => (digits, 1e3),
+        None => count.strip_suffix('M').map_or((count, 1.0), |digits| (digits, 1e6)),
+    };
+    number(digits).filter(|n| *n >= 0.0).map(|n| n * factor * times)
 }
 
 fn unit_ms(unit: &str) -> Option<f64> {
@@ -130,6 +146,7 @@ mod tests {
     #[test]
     fn frequencies() {
         assert!(is_rate("3/h") && is_rate("120k/day") && is_rate("1.5M/week"));
+        assert_eq!((per_day("3/h"), per_day("1.4M/week"), per_day("2 k/day")), (Some(72.0), Some(200_000.0), None));
         assert!(!is_rate("3") && !is_rate("k/h") && !is_rate("3kk/h") && !is_rate("-3/h") && !is_rate("3/fortnight"));
     }
 }

@@ -1,0 +1,266 @@
+//! `calibrate`: false alarms and delays of the real engine on the traffic that its tests are specified for.
+
+use crate::table;
+use anyhow::Context;
+use guardraild::engine::plan::{FieldTable, Settings};
+use guardraild::rules::{Planning, parse_str};
+use guardraild::tools::simulate::study::{Detection, Healthy, Options, detection, healthy};
+use guardraild::tools::simulate::{Effect, Spec, Traffic, count, duration, exact, read};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+/// A run of `--smoke` fails where clean traffic alarms more often than a rate of alpha would with this chance.
+const UNLUCKY: f64 = 1e-4;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// File with the cases
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/cases/calibration.yaml"))]
+    file: PathBuf,
+    /// Only cases whose name contains this; may be repeated
+    #[arg(long)]
+    case: Vec<String>,
+    /// Clean runs of each case, instead of its own number
+    #[arg(long)]
+    runs: Option<u64>,
+    /// Runs of each effect, instead of its own number
+    #[arg(long)]
+    effect_runs: Option<u64>,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A small version with a verdict: exit 1 if there are more false alarms than chance allows (less than 1 in 10,000), or if a
+    /// standard regression is missed in every run
+    #[arg(long)]
+    smoke: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cases {
+    cases: Vec<Case>,
+}
+
+/// One rule file on one kind of traffic.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    #[serde(default = "five_percent")]
+    alpha: f64,
+    /// Share of the treatment, in percent; the rest is control's.
+    #[serde(default)]
+    treatment: f64,
+    /// The rule's `buckets`, where there is not just one treatment.
+    #[serde(default)]
+    buckets: String,
+    /// What the rule file says besides `overview`, `buckets`, `analysis` and `actions`.
+    rule: String,
+    /// A traffic description without its first line.
+    traffic: String,
+    /// Length of a clean run.
+    seconds: i64,
+    /// Clean runs; 0 for none.
+    runs: u64,
+    #[serde(default)]
+    smoke: u64,
+    #[serde(default)]
+    detect: Vec<Detect>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Detect {
+    effect: String,
+    /// When it begins, s.
+    #[serde(default)]
+    onset: i64,
+    /// How long the run goes on after that, s.
+    seconds: i64,
+    runs: u64,
+    #[serde(default)]
+    smoke: u64,
+    /// What the specification of the test measured with its reference implementation.
+    reference: Option<Reference>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reference {
+    median: f64,
+    p90: Option<f64>,
+    of: Of,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Of {
+    /// All units exposed, of all buckets.
+    Units,
+    Seconds,
+}
+
+fn five_percent() -> f64 {
+    0.05
+}
+
+impl Cases {
+    fn read(path: &Path) -> anyhow::Result<Cases> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_saphyr::from_str(&text).with_context(|| format!("{} holds no calibration cases", path.display()))
+    }
+}
+
+impl Case {
+    fn rule_text(&self) -> String {
+        let (treatment, control) = (self.treatment, 100.0 - self.treatment);
+        let buckets = if self.buckets.is_empty() {
+            format!("{{control: {{baseline: true, weight: {control}%}}, treatment: {{weight: {treatment}%}}}}")
+        } else {
+            self.buckets.clone()
+        };
+        format!(
+            "guardrail: v1\noverview: {{experiment: calibration, owner: load-tests}}\nbuckets: {buckets}\nanalysis: {{alpha: {}}}\n\
+             actions: {{mode: observe}}\n{}",
+            self.alpha, self.rule
+        )
+    }
+
+    fn spec(&self, seconds: i64) -> anyhow::Result<Spec> {
+        let rule = self.rule_text();
+        let mut fields = FieldTable::default();
+        let parsed = parse_str(&self.name, &rule, &mut fields, None);
+        let shown = |faults: &[guardraild::rules::Diagnostic]| faults.iter().map(|d| d.human(false)).collect::<String>();
+        let plan = parsed.rule.with_context(|| shown(&parsed.diagnostics))?.plan;
+        let base = Traffic::of(&plan, &Planning::of(&rule));
+        let traffic = format!("traffic: v1\n{}", self.traffic);
+        let traffic = read(&self.name, &traffic, &plan, &base).map_err(|faults| anyhow::anyhow!(shown(&faults)))?;
+        Ok(Spec::new(Arc::unwrap_or_clone(plan), fields, Settings::default(), traffic, seconds * 1_000)?)
+    }
+
+    fn healthy(&self, args: &Args) -> anyhow::Result<Option<Healthy>> {
+        let runs = args.runs.unwrap_or(if args.smoke { self.smoke } else { self.runs });
+        if runs == 0 {
+            return Ok(None);
+        }
+        let spec = self.spec(self.seconds)?;
+        Ok(Some(healthy(&spec, &options(args.seed, 0, &spec), runs, &AtomicBool::new(false), |_| ())))
+    }
+
+    fn detection(&self, detect: &Detect, args: &Args) -> anyhow::Result<Option<Detection>> {
+        let runs = args.effect_runs.unwrap_or(if args.smoke { detect.smoke } else { detect.runs });
+        if runs == 0 {
+            return Ok(None);
+        }
+        let spec = self.spec(detect.onset + detect.seconds)?;
+        let effect = Effect::parse(&detect.effect, &spec.plan).map_err(anyhow::Error::msg)?;
+        let options = options(args.seed, detect.onset, &spec);
+        Ok(Some(detection(&spec, &options, &effect, runs, &AtomicBool::new(false), |_| ())))
+    }
+}
+
+fn options(seed: u64, onset_s: i64, spec: &Spec) -> Options {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let bucket = (0..spec.plan.buckets.len()).find(|b| *b != spec.plan.baseline()).unwrap_or(0);
+    Options { seed, threads, bucket, onset: onset_s * 1_000 }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let all = Cases::read(&args.file)?.cases;
+    let chosen: Vec<&Case> = all.iter().filter(|c| args.case.is_empty() || args.case.iter().any(|part| c.name.contains(part))).collect();
+    anyhow::ensure!(!chosen.is_empty(), "no case is called so");
+    let (mut alarms, mut delays, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+    for case in chosen {
+        let begun = Instant::now();
+        if let Some(result) = case.healthy(args).with_context(|| case.name.clone())? {
+            let most = exact::limit(result.runs, case.alpha, UNLUCKY);
+            if result.family.hits > most {
+                faults.push(format!("{}: {} of {} clean runs alarmed; at most {most} may", case.name, result.family.hits, result.runs));
+            }
+            alarms.push(alarm_row(case, &result, most));
+        }
+        for detect in &case.detect {
+            if let Some(result) = case.detection(detect, args).with_context(|| case.name.clone())? {
+                if result.detected.hits == 0 {
+                    faults.push(format!("{}: {} was not detected in any of {} runs", case.name, result.text, result.detected.runs));
+                }
+                delays.push(delay_row(case, detect, &result));
+            }
+        }
+        eprintln!("{}: {}", case.name, duration(begun.elapsed().as_millis() as f64));
+    }
+    let head = ["case", "alpha", "units a run", "clean runs", "alarmed", "%", "95% interval", "at most"];
+    table::print(&format!("False alarms under continuous looking, seed {}", args.seed), &head, &alarms);
+    println!(
+        "\n`alarmed`: any guardrail, at any time. `at most`: more would happen to a rate of alpha in fewer than 1 of 10,000 such tables."
+    );
+    let head = ["case", "alpha", "effect", "detected", "median (95% interval)", "p90", "reference median / p90", "ours / reference"];
+    table::print("Detection delay", &head, &delays);
+    println!("\n`reference`: the specification's own simulation of the bare test, one guardrail with the whole alpha.");
+    if args.smoke && !faults.is_empty() {
+        anyhow::bail!("{}", faults.join("\n"));
+    }
+    Ok(())
+}
+
+fn alarm_row(case: &Case, result: &Healthy, most: u64) -> Vec<String> {
+    let percent = |share: f64| format!("{:.2}", share * 100.0);
+    let [low, high] = result.family.interval;
+    vec![
+        case.name.clone(),
+        case.alpha.to_string(),
+        count(result.units_per_run),
+        result.runs.to_string(),
+        result.family.hits.to_string(),
+        percent(result.family.share),
+        format!("{} .. {}", percent(low), percent(high)),
+        most.to_string(),
+    ]
+}
+
+fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
+    let of = detect.reference.map_or(Of::Seconds, |r| r.of);
+    let delay = if of == Of::Units { &result.units } else { &result.delay_ms };
+    let show = |value: Option<f64>| match (value, of) {
+        (None, _) => "-".to_owned(),
+        (Some(n), Of::Units) => count(n),
+        (Some(ms), Of::Seconds) => duration(ms),
+    };
+    let unit = if of == Of::Units { 1.0 } else { 1_000.0 };
+    let [low, high] = delay.median_interval;
+    let reference =
+        detect.reference.map_or_else(String::new, |r| format!("{} / {}", show(Some(r.median * unit)), show(r.p90.map(|p| p * unit))));
+    let ratio = detect.reference.zip(delay.median).map_or_else(String::new, |(r, median)| format!("{:.2}", median / (r.median * unit)));
+    let onset = if detect.onset > 0 { format!(", after {} clean", duration(detect.onset as f64 * 1e3)) } else { String::new() };
+    vec![
+        case.name.clone(),
+        case.alpha.to_string(),
+        format!("{}{onset}", result.text),
+        format!("{} of {}", result.detected.hits, result.detected.runs),
+        format!("{} ({} .. {})", show(delay.median), show(low), show(high)),
+        show(delay.p90),
+        reference,
+        ratio,
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_can_be_played() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("cases/calibration.yaml");
+        let cases = Cases::read(&path).unwrap().cases;
+        assert!(cases.iter().any(|c| c.smoke > 0) && cases.iter().flat_map(|c| &c.detect).any(|d| d.smoke > 0));
+        for case in &cases {
+            let spec = case.spec(case.seconds.max(1)).unwrap_or_else(|e| panic!("{}: {e:#}", case.name));
+            for detect in &case.detect {
+                let effect = Effect::parse(&detect.effect, &spec.plan).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+                assert!(effect.possible(&spec.traffic), "{}: {effect}", case.name);
+            }
+        }
+    }
+}

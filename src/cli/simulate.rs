@@ -1,0 +1,353 @@
+//! `guardraild simulate`: what a rule file would do, before anybody is exposed.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+use super::check;
+use crate::engine::plan::{FieldTable, Plan, Settings};
+use crate::engine::time::Millis;
+use crate::rules::quantity::{Quantity, number, per_day};
+use crate::rules::{self, Planning};
+use crate::tools::simulate::study::Options;
+use crate::tools::simulate::{self, Effect, Latency, LogNormal, Progress, Questions, Report, Shape, Spec, Spread, Traffic};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{self, IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+const EXAMPLES: &str = "\
+Examples:
+  guardraild simulate --rules rules/new-checkout.yaml --days 1 --runs 100
+      one day of the traffic that the rule file expects
+  guardraild simulate --rules rules/new-checkout.yaml --days 1 --effect latency_p95=+20% --effect error_rate=+1pp
+      how soon are these found?
+  guardraild simulate --rules rules/new-checkout.yaml --traffic checkout.traffic.yaml --plot plan.svg --output json
+      traffic as measured, a picture, and figures for machines
+  guardraild simulate --rules rules/new-checkout.yaml --onset 6h --runs 0 --effect latency_p95=+50%
+      a regression that begins after six healthy hours
+
+A traffic description overrides what the rule file says and what is assumed; every key is optional but `traffic`:
+  traffic: v1
+  units: 120k/day
+  requests: {per_unit: 6, distribution: pareto, tail: 1.5, max: 300, gap: 20s}    # or fixed, geometric
+  latency: {distribution: lognormal, p50: 180ms, p95: 420ms, icc: 0.2}            # or bimodal, pareto
+  errors: {rate: 1%}
+  metrics: {basket: {mean: 45, cv: 1.2, zero: 70%, correlation: 0.6}}
+  phases: [{for: 1h, weights: {control: 95%, treatment: 5%}}, {weights: {control: 50%, treatment: 50%}}]
+docs/simulate.md has all of them.";
+
+/// Play an experiment before it starts: false alarms, time and units to detect, smallest detectable effect, sample size.
+///
+/// Synthetic traffic goes through the daemon's own engine in virtual time, many times, on all cores. Tables go to standard output,
+/// progress to standard error. Ctrl-C ends it with the runs that are done; a second one at once.
+/// Exit status: 0 done, 1 the rule file or the traffic description is bad, 2 usage.
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct SimulateArgs {
+    /// The rule file.
+    #[arg(long, value_name = "FILE")]
+    pub rules: PathBuf,
+    /// A traffic description.
+    #[arg(long, value_name = "FILE")]
+    pub traffic: Option<PathBuf>,
+    /// Healthy (A/A) runs; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u64).range(..=10_000_000))]
+    pub runs: u64,
+    /// Runs of each effect; 0 for none.
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(..=10_000_000))]
+    pub effect_runs: u64,
+    /// A change in the affected bucket, such as latency_p95=+20% (relative), latency_p95=+35ms, error_rate=+1pp, orders=-2%,
+    /// timeouts=+1%; may be repeated. Without it: 1.5, 2 and 4 times each margin.
+    #[arg(long = "effect", value_name = "METRIC=CHANGE")]
+    pub effects: Vec<String>,
+    /// The affected bucket [default: the first that is not the baseline]
+    #[arg(long, value_name = "NAME")]
+    pub bucket: Option<String>,
+    /// When effects begin, counted from the start: 30m, 6h.
+    #[arg(long, value_name = "SPAN", value_parser = super::span)]
+    pub onset: Option<i64>,
+    /// Length of a run in days [default: from the rule's start to its end, at most 14; else 7]
+    #[arg(long, value_name = "DAYS")]
+    pub days: Option<f64>,
+    /// Another false-alarm budget than the rule's.
+    #[arg(long)]
+    pub alpha: Option<f64>,
+    /// Also search for the smallest effect that this share of runs detects, such as 80% (takes five times the runs of an effect).
+    #[arg(long, value_name = "SHARE")]
+    pub smallest: Option<String>,
+    /// Random seed: the same one gives the same tables, on any number of cores.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Units, such as 120k/day.
+    #[arg(long, value_name = "FREQUENCY")]
+    pub units: Option<String>,
+    /// Mean number of requests of a unit.
+    #[arg(long, value_name = "N")]
+    pub requests: Option<f64>,
+    /// Latency as MEDIAN,P95 in ms: 180,420 (log-normal).
+    #[arg(long, value_name = "P50,P95")]
+    pub latency: Option<String>,
+    /// Share of requests that fail, such as 1%.
+    #[arg(long, value_name = "SHARE")]
+    pub error_rate: Option<String>,
+    /// Simulate only this share of the units, such as 0.1, to get done sooner.
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    pub scale: f64,
+    /// Length of a pane; longer ones are faster and look less often.
+    #[arg(long, value_name = "SPAN", default_value = "1s", value_parser = super::span)]
+    pub pane: i64,
+    /// Threads [default: one for each core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Write a picture, too.
+    #[arg(long, value_name = "FILE.svg")]
+    pub plot: Option<PathBuf>,
+    /// How the result is shown.
+    #[arg(long, value_enum, default_value_t = OutputFormat::Human)]
+    pub output: OutputFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// Tables.
+    Human,
+    /// One JSON object.
+    Json,
+}
+
+/// Why nothing was simulated: what to print, and the exit status.
+struct Refusal(String, i32);
+
+/// Returns the exit status.
+pub fn run(args: &SimulateArgs) -> i32 {
+    match prepare(args).and_then(|prepared| play(args, &prepared)) {
+        Ok(()) => 0,
+        Err(Refusal(message, status)) => {
+            eprintln!("{}", message.trim_end());
+            status
+        }
+    }
+}
+
+struct Prepared {
+    spec: Spec,
+    planning: Planning,
+    questions: Questions,
+    options: Options,
+}
+
+fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
+    let text = std::fs::read_to_string(&args.rules).map_err(|e| usage(format!("cannot read {}: {e}", args.rules.display())))?;
+    let mut fields = FieldTable::default();
+    let parsed = rules::parse_str(&args.rules.display().to_string(), &text, &mut fields, None);
+    let shown: String = parsed.diagnostics.iter().map(|d| d.human(check::color_stderr())).collect();
+    let Some(rule) = parsed.rule else { return Err(Refusal(shown, 1)) };
+    eprint!("{shown}");
+    let mut plan = Arc::unwrap_or_clone(rule.plan);
+    if let Some(alpha) = args.alpha {
+        plan.alpha = Some(alpha).filter(|a| *a > 0.0 && *a < 1.0).ok_or_else(|| usage("--alpha must lie between 0 and 1".into()))?;
+    }
+    let planning = Planning::of(&text);
+    let mut traffic = Traffic::of(&plan, &planning);
+    if let Some(path) = &args.traffic {
+        let text = std::fs::read_to_string(path).map_err(|e| usage(format!("cannot read {}: {e}", path.display())))?;
+        traffic = simulate::read(&path.display().to_string(), &text, &plan, &traffic)
+            .map_err(|faults| Refusal(faults.iter().map(|d| d.human(check::color_stderr())).collect(), 1))?;
+    }
+    overlay(args, &mut traffic)?;
+    let questions = questions(args, &plan, &planning, &traffic)?;
+    traffic.units_per_day *= args.scale;
+    let bucket = match &args.bucket {
+        None => (0..plan.buckets.len()).find(|b| *b != plan.baseline()),
+        Some(name) => plan.bucket(name).filter(|b| *b != plan.baseline()),
+    };
+    let bucket = bucket.ok_or_else(|| usage("--bucket names no bucket that is compared with the baseline".into()))?;
+    let length = length(args, &plan, &planning)?;
+    let onset = args.onset.unwrap_or(0);
+    if onset >= length {
+        return Err(usage("--onset lies beyond the end of the runs".into()));
+    }
+    let threads = args.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
+    let settings = Settings { pane: args.pane, ..Settings::default() };
+    let spec = Spec::new(plan, fields, settings, traffic, length).map_err(|e| usage(e.to_string()))?;
+    Ok(Prepared { spec, planning, questions, options: Options { seed: args.seed, threads, bucket, onset } })
+}
+
+fn usage(message: String) -> Refusal {
+    Refusal(format!("error: {message}"), 2)
+}
+
+/// Flags win over the description.
+fn overlay(args: &SimulateArgs, traffic: &mut Traffic) -> Result<(), Refusal> {
+    let mut given = Vec::new();
+    if let Some(text) = &args.units {
+        let units = per_day(text).filter(|u| (1.0..=1e11).contains(u));
+        traffic.units_per_day = units.ok_or_else(|| usage("--units: write a frequency such as 120k/day".into()))?;
+        given.push("units");
+    }
+    if let Some(requests) = args.requests {
+        if !(0.0..=1e5).contains(&requests) || requests.is_nan() {
+            return Err(usage("--requests must lie between 0 and 100,000".into()));
+        }
+        traffic.requests.per_unit = requests;
+        if requests < 1.0 {
+            traffic.requests.distribution = Spread::Fixed;
+        }
+        given.push("requests");
+    }
+    if let Some(text) = &args.latency {
+        let ms = |text: &str| match Quantity::parse(text.trim()) {
+            Some(Quantity::Span(ms) | Quantity::Number(ms)) if ms > 0.0 => Some(ms),
+            _ => None,
+        };
+        let pair = text.split_once(',').and_then(|(a, b)| Some((ms(a)?, ms(b)?))).filter(|(p50, p95)| p50 < p95);
+        let (p50, p95) = pair.ok_or_else(|| usage("--latency: write median and 95th percentile in ms, such as 180,420".into()))?;
+        traffic.latency = Latency { shape: Shape::LogNormal(LogNormal { p50, p95 }), icc: traffic.latency.icc };
+        given.push("latency");
+    }
+    if let Some(text) = &args.error_rate {
+        traffic.errors = rules::quantity::percent(text).ok_or_else(|| usage("--error-rate: write a share such as 1%".into()))?;
+        given.push("errors");
+    }
+    traffic.assumed.retain(|key| !given.contains(&key.as_str()));
+    Ok(())
+}
+
+fn questions(args: &SimulateArgs, plan: &Plan, planning: &Planning, traffic: &Traffic) -> Result<Questions, Refusal> {
+    let asked: Result<Vec<Effect>, String> = args.effects.iter().map(|text| Effect::parse(text, plan)).collect();
+    let asked = asked.map_err(|message| usage(format!("--effect: {message}")))?;
+    if let Some(impossible) = asked.iter().find(|e| !e.possible(traffic)) {
+        return Err(usage(format!("--effect: {impossible} would leave the range of a share")));
+    }
+    let effects = if asked.is_empty() { Effect::defaults(plan, planning, traffic) } else { asked };
+    let scale = Some(args.scale).filter(|s| *s > 0.0 && *s <= 1.0).ok_or_else(|| usage("--scale must lie in 0 (exclusive) to 1".into()))?;
+    let share = |text: &String| rules::quantity::percent(text).or_else(|| number(text)).filter(|p| *p > 0.0 && *p < 1.0);
+    let power = match &args.smallest {
+        Some(text) => share(text).ok_or_else(|| usage("--smallest: write a share of runs such as 80%".into()))?,
+        None => 0.8,
+    };
+    Ok(Questions { runs: args.runs, effect_runs: args.effect_runs, effects, smallest: args.smallest.is_some(), power, scale })
+}
+
+/// Length of a run: within the experiment's life, where it has an end.
+fn length(args: &SimulateArgs, plan: &Plan, planning: &Planning) -> Result<Millis, Refusal> {
+    const DAY: f64 = 86_400_000.0;
+    let life = planning.length.filter(|l| *l > 0);
+    let length = match args.days {
+        Some(days) if days > 0.0 && days <= 400.0 => (days * DAY) as Millis,
+        Some(_) => return Err(usage("--days must lie between 0 and 400".into())),
+        None => life.unwrap_or(7 * DAY as Millis).min(14 * DAY as Millis),
+    };
+    match life.filter(|life| plan.ends.is_some() && length > *life) {
+        Some(life) => Err(usage(format!("--days: the rule file ends the experiment after {}", simulate::duration(life as f64)))),
+        None => Ok(length),
+    }
+}
+
+fn play(args: &SimulateArgs, prepared: &Prepared) -> Result<(), Refusal> {
+    let cancelled = interrupted();
+    let mut bar = Meter::new(&prepared.questions, prepared.options.threads);
+    let Prepared { spec, planning, questions, options } = prepared;
+    let report = simulate::simulate(spec, planning, questions, options, &cancelled, |progress| bar.tell(progress));
+    bar.end();
+    if let Some(path) = &args.plot {
+        std::fs::write(path, simulate::svg(&report)).map_err(|e| Refusal(format!("error: cannot write {}: {e}", path.display()), 1))?;
+        eprintln!("picture: {}", path.display());
+    }
+    show(&report, args.output);
+    Ok(())
+}
+
+fn show(report: &Report, format: OutputFormat) {
+    let text = match format {
+        OutputFormat::Human => report.human(),
+        // A report holds no map with other keys than texts; numbers that JSON cannot write become null.
+        OutputFormat::Json => serde_json::to_string(report).unwrap_or_default() + "\n",
+    };
+    // A closed pipe is no reason to fail.
+    let _ = io::stdout().lock().write_all(text.as_bytes());
+}
+
+/// What is done so far: a bar on a terminal, else a line every ten seconds.
+struct Meter {
+    bar: ProgressBar,
+    plain: bool,
+    begun: Instant,
+    said: Instant,
+    /// Runs done, and all that are planned.
+    done: u64,
+    total: u64,
+    threads: usize,
+    estimated: bool,
+}
+
+impl Meter {
+    fn new(questions: &Questions, threads: usize) -> Meter {
+        let total = questions.runs + questions.effects.len() as u64 * questions.effect_runs;
+        // Hidden unless standard error is a terminal.
+        let bar = ProgressBar::new(total);
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} runs, {eta} left: {msg}");
+        let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        let now = Instant::now();
+        Meter { bar, plain: !io::stderr().is_terminal(), begun: now, said: now, done: 0, total, threads, estimated: false }
+    }
+
+    fn tell(&mut self, progress: &Progress<'_>) {
+        self.done += 1;
+        self.total = self.total.max(self.done);
+        self.bar.set_length(self.total);
+        self.bar.set_position(self.done);
+        if progress.done == 1 {
+            self.bar.set_message(progress.stage.to_owned());
+        }
+        let elapsed = self.begun.elapsed();
+        let left = elapsed.mul_f64((self.total - self.done) as f64 / self.done as f64);
+        if !self.estimated && self.done >= 2 * self.threads as u64 {
+            self.estimated = true;
+            if left > Duration::from_secs(60) {
+                let speed = progress.events as f64 * self.done as f64 / elapsed.as_secs_f64();
+                let text = format!(
+                    "about {} on {} threads ({} events/s); --scale 0.1, --days or fewer --runs make it shorter",
+                    simulate::duration(left.as_millis() as f64),
+                    self.threads,
+                    simulate::count(speed)
+                );
+                self.bar.suspend(|| eprintln!("{text}"));
+            }
+        }
+        if self.plain && self.said.elapsed() > Duration::from_secs(10) {
+            self.said = Instant::now();
+            let left = simulate::duration(left.as_millis() as f64);
+            eprintln!(
+                "{}: {} of {} runs, {} of {} in all, about {left} left",
+                progress.stage, progress.done, progress.total, self.done, self.total
+            );
+        }
+    }
+
+    fn end(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Set at the first Ctrl-C; the second ends the process.
+fn interrupted() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    // Where no signal can be waited for, Ctrl-C ends the process at once, as it does by default.
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    set.store(true, Ordering::Relaxed);
+                }
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    std::process::exit(130);
+                }
+            });
+        });
+    }
+    flag
+}

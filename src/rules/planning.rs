@@ -1,0 +1,75 @@
+//! What a rule file says for planning alone: figures that the engine does not need, and `simulate` does.
+
+use super::lower::{instant, share, span};
+use super::quantity::per_day;
+use super::yaml::{self, Node};
+use crate::engine::time::Millis;
+
+/// Assumptions of a rule file about traffic and effects; what it leaves out is `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Planning {
+    /// Name of the primary metric.
+    pub primary: Option<String>,
+    /// Smallest relative change of the primary metric worth detecting, as a share.
+    pub mde: Option<f64>,
+    /// Chance to detect it, 0..=1.
+    pub power: Option<f64>,
+    /// `success.primary.expected_units`, a day.
+    pub units_per_day: Option<f64>,
+    /// `overview.ends` less `overview.starts`.
+    pub length: Option<Millis>,
+    pub phases: Vec<Phase>,
+    /// Attributes of `analysis.segments.by`.
+    pub segments: Vec<String>,
+}
+
+/// A step of the ramp.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// Share of eligible traffic in the experiment, 0..=1.
+    pub traffic: f64,
+    pub span: Option<Millis>,
+}
+
+impl Planning {
+    /// Of the text of a rule file that has been checked; of one that is no YAML, nothing.
+    pub fn of(text: &str) -> Planning {
+        let Ok(root) = yaml::parse(text) else { return Planning::default() };
+        let overview = root.get("overview");
+        let primary = root.get("success").and_then(|s| s.get("primary"));
+        let of_primary = |key: &str| primary.and_then(|p| p.get(key));
+        let end = |key: &str| overview.and_then(|o| o.get(key)).and_then(instant);
+        let phases = root.get("rollout").and_then(|r| r.get("phases")).map_or(&[][..], Node::list);
+        let by = root.get("analysis").and_then(|a| a.get("segments")).and_then(|s| s.get("by")).map_or(&[][..], Node::list);
+        Planning {
+            primary: of_primary("metric").and_then(Node::text).map(str::to_owned),
+            mde: of_primary("mde").or(overview.and_then(|o| o.get("hypothesis")).and_then(|h| h.get("mde"))).and_then(share),
+            power: of_primary("power").and_then(share),
+            units_per_day: of_primary("expected_units").and_then(Node::text).and_then(per_day),
+            length: end("starts").zip(end("ends")).map(|(starts, ends)| ends - starts),
+            phases: phases.iter().filter_map(phase).collect(),
+            segments: by.iter().filter_map(|n| n.text().map(str::to_owned)).collect(),
+        }
+    }
+}
+
+fn phase(node: &Node) -> Option<Phase> {
+    Some(Phase { traffic: node.get("traffic").and_then(share)?, span: node.get("for").and_then(span) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shipped_rule_says_what_it_expects() {
+        let text = std::fs::read_to_string("rules/new-checkout.yaml").unwrap();
+        let planning = Planning::of(&text);
+        assert_eq!(planning.primary.as_deref(), Some("orders"));
+        assert_eq!((planning.mde, planning.power, planning.units_per_day), (Some(0.01), Some(0.9), Some(120_000.0)));
+        assert_eq!(planning.length, Some(14 * 86_400_000));
+        assert_eq!(planning.phases[1], Phase { traffic: 0.25, span: Some(6 * 3_600_000) });
+        assert_eq!(planning.segments, ["region", "device"]);
+        assert_eq!(Planning::of("guardrail: v1"), Planning::default());
+    }
+}

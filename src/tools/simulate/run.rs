@@ -1,0 +1,114 @@
+//! Runs: a generator's events through the daemon's own Aggregator and Fleet, on all cores.
+
+use super::draw::Draw;
+use super::generate::Generator;
+use super::spec::{Spec, World};
+use crate::engine::aggregate::Aggregator;
+use crate::engine::decision::Output;
+use crate::engine::fleet::Fleet;
+use crate::engine::time::Millis;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+/// What one run came to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Run {
+    /// First decision of each guardrail and bucket, and of each check of the data, in the order of time.
+    pub trips: Vec<Trip>,
+    pub units: u64,
+    /// Of them, those exposed before the harm began.
+    pub units_before: u64,
+    pub events: u64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trip {
+    /// As the decision names it: a guardrail, or a check of the data.
+    pub guardrail: String,
+    pub bucket: String,
+    /// `limit`, `max_increase` and so on.
+    pub criterion: String,
+    /// Name of the test that said so.
+    pub test: String,
+    /// ms after the start of the run.
+    pub at: Millis,
+    /// Units exposed by then, in all buckets.
+    pub units: u64,
+}
+
+/// What is wrong with a bucket: see [`Spec::world`].
+#[derive(Clone)]
+pub struct Harm {
+    pub bucket: usize,
+    pub world: World,
+    /// ms after the start.
+    pub onset: Millis,
+}
+
+/// One run. It ends early once `enough` says so of what has tripped; `None` when `cancelled` is set meanwhile.
+pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]) -> bool, cancelled: &AtomicBool) -> Option<Run> {
+    let mut generator = Generator::new(spec, harm.map(|h| (h.bucket, h.world.clone(), h.onset)), draw);
+    let mut aggregator = Aggregator::new(0, Arc::clone(&spec.catalog), spec.settings.clone());
+    let mut fleet = Fleet::new(&spec.catalog, spec.settings.pane);
+    let mut trips: Vec<Trip> = Vec::new();
+    let mut out = Output::default();
+    let onset = harm.map_or(0, |h| h.onset);
+    let mut units_before = 0;
+    loop {
+        let end = generator.pane(|event| {
+            aggregator.observe(event);
+        });
+        match end {
+            // Time passes, whether or not there were events.
+            Some(end) => aggregator.advance(spec.start + end),
+            None => aggregator.finish(),
+        }
+        if end.is_some_and(|end| end <= onset) {
+            units_before = generator.units();
+        }
+        aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, &mut out));
+        for decision in out.decisions.drain(..).filter(|d| d.criterion != "confirm_within") {
+            if !trips.iter().any(|t| t.guardrail == decision.guardrail && t.bucket == decision.bucket) {
+                trips.push(Trip {
+                    guardrail: decision.guardrail,
+                    bucket: decision.bucket,
+                    criterion: decision.criterion,
+                    test: decision.test,
+                    at: decision.decided_at - spec.start,
+                    units: generator.units(),
+                });
+            }
+        }
+        out.log.clear();
+        out.notices.clear();
+        if cancelled.load(Ordering::Relaxed) {
+            return None;
+        }
+        if end.is_none() || enough(&trips) {
+            return Some(Run { trips, units: generator.units(), units_before, events: generator.events() });
+        }
+    }
+}
+
+/// Does `jobs` pieces of work on so many threads and hands over each result with its number, as it comes. What a piece returns must
+/// depend on its number alone; then nothing depends on the number of threads.
+pub fn spread<T: Send>(jobs: usize, threads: usize, work: impl Fn(usize) -> Option<T> + Sync, mut done: impl FnMut(usize, T)) {
+    let next = AtomicUsize::new(0);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, jobs.max(1)) {
+            let (sender, next, work) = (sender.clone(), &next, &work);
+            scope.spawn(move || {
+                while let Some(job) = Some(next.fetch_add(1, Ordering::Relaxed)).filter(|job| *job < jobs) {
+                    let Some(result) = work(job) else { return };
+                    if sender.send((job, result)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        receiver.iter().for_each(|(job, result)| done(job, result));
+    });
+}

@@ -132,7 +132,8 @@ impl Bench {
         }
         let mut events: Vec<(usize, Event<'_>)> = Vec::with_capacity(self.held);
         for record in &self.records[..self.held] {
-            let event = self.decoder.decode(&record.payload).map_err(|refused| anyhow::anyhow!("a record was refused: {:?}", refused.reason))?;
+            let event =
+                self.decoder.decode(&record.payload).map_err(|refused| anyhow::anyhow!("a record was refused: {:?}", refused.reason))?;
             events.push((record.user as usize % self.aggregators.len(), event));
         }
         let aggregators = &mut self.aggregators;

@@ -31,6 +31,8 @@ const VIEW_EVERY: Duration = Duration::from_secs(1);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Pause between attempts to write while the store fails.
 const RETRY: Duration = Duration::from_millis(500);
+/// Pause between checkpoints at least, in times of what the last one took: judging waits meanwhile, and that must stay a small part.
+const CHECKPOINT_PAUSE: u32 = 20;
 /// What the last records may take at the end.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -412,6 +414,7 @@ impl Session<'_> {
             offsets: part.offsets.into_iter().collect(),
             units: Units::Append(part.units),
         });
+        let writing = Instant::now();
         let fleet = match self.court.fleet.snapshot() {
             Ok(fleet) => fleet,
             Err(reason) => return self.give_up(reason),
@@ -429,7 +432,7 @@ impl Session<'_> {
             self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
             self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }
-        self.next_checkpoint = Instant::now() + self.court.checkpoint_every;
+        self.next_checkpoint = Instant::now() + self.court.checkpoint_every.max(writing.elapsed() * CHECKPOINT_PAUSE);
         self.barrier.pending = false;
         self.barrier.reported.clear();
         for message in std::mem::take(&mut self.barrier.held) {

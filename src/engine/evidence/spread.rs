@@ -241,7 +241,7 @@ impl Spread {
         let inside = || own.slots.newest_first().take_while(|slot| slot.start >= since);
         let tail = |arm: usize| Tail::new(inside().flat_map(move |slot| slot.content.0[arm].edges()));
         let pair = Pair { baseline: tail(baseline), bucket: tail(bucket) };
-        (test.at(SLOT_DIGITS).log_e(pair.arms(*by)) >= needed).then_some((since, pair, *by))
+        test.at(SLOT_DIGITS).reaches(pair.arms(*by), needed).then_some((since, pair, *by))
     }
 }
 

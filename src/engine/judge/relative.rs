@@ -273,7 +273,7 @@ impl Judge {
                 let Some((order, period)) = spread.periods().enumerate().last() else { return false };
                 let needed = needed - arrival_share(order as u32 + 1).ln();
                 let Some(by) = spread.may_reach(period, c, t, &turned, needed, needed).filter(|by| by.filled) else { return false };
-                spread.pair(period, c, t).is_some_and(|pair| turned.relative.log_e(pair.arms(by)) >= needed)
+                spread.pair(period, c, t).is_some_and(|pair| turned.relative.reaches(pair.arms(by), needed))
             }
         }
     }

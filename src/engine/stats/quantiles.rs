@@ -210,9 +210,32 @@ impl Relative {
         self.level.under_at_most(control[0], control[1]) + self.level.over_at_most(treatment[0], treatment[1])
     }
 
-    /// Whether [`Relative::log_e`] is at least `needed`, most often at the price of two mixtures.
+    /// Whether [`Relative::log_e`] is at least `needed`: its walk, which ends as soon as no candidate can lie below.
     pub fn reaches(&self, arms: Arms<'_>, needed: f64) -> bool {
-        self.log_e_at_most(arms) >= needed && self.log_e(arms) >= needed
+        let scan = Scan { test: self, arms, edges: &arms.control.edges };
+        let (least_t, start) = (scan.treatment_above(0), scan.start());
+        if scan.control_from(0) + least_t < needed {
+            return false;
+        }
+        for j in start..scan.edges.len() {
+            let first = scan.first(j);
+            if first + least_t >= needed {
+                break;
+            }
+            if first + scan.second(j) < needed {
+                return false;
+            }
+        }
+        for j in (0..start).rev() {
+            let second = scan.second(j);
+            if LOG_CASH + second >= needed {
+                break;
+            }
+            if scan.first(j) + second < needed {
+                return false;
+            }
+        }
+        true
     }
 
     /// Observations of `treatment` that exceed the control value `u` with its margin.
@@ -501,6 +524,10 @@ mod tests {
             let (fast, slow) = (test.log_e(arms), plain(&test, arms));
             prop_assert!((fast - slow).abs() <= 1e-9 * slow.abs().max(1.0), "{} {}", fast, slow);
             prop_assert!(test.log_e_at_most(arms) >= fast - 1e-9);
+            let step = 1e-6 * fast.abs().max(1.0);
+            for (needed, reached) in [(fast - step, true), (fast + step, false), (fast - 20.0, true), (fast + 20.0, false)] {
+                prop_assert_eq!(test.reaches(arms, needed), reached, "{} {}", fast, needed);
+            }
         }
 
         #[test]

@@ -1,8 +1,7 @@
 //! Acting: how a breach or an operator's request becomes a decision, and what that changes.
 
-use super::interval::interval;
 use super::stop::{Confirmation, Stop};
-use super::{Alarm, Guard, Judge, OperatorHold, SPREADING_MS, limit::Reading};
+use super::{Alarm, Guard, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
 use crate::engine::time::{Millis, Pane};
@@ -58,7 +57,7 @@ impl Judge {
         }
         let mut decision = self.decision(name, &guardrail.name, alarm.criterion, guardrail.on_breach, now);
         [decision.baseline_value, decision.bucket_value] = alarm.values;
-        decision.unit.clone_from(&guardrail.unit);
+        decision.unit = alarm.unit;
         decision.change = change(decision.baseline_value, decision.bucket_value);
         decision.interval = alarm.interval;
         decision.margin = alarm.margin;
@@ -91,12 +90,13 @@ impl Judge {
         Alarm {
             criterion: "limit",
             test: reading.test,
-            interval: interval(reading.test, &reading.evidence, alpha, guardrail),
+            interval: interval::of_value(&reading.evidence, alpha),
             evidence: reading.evidence.clone(),
             // A count over its limit is policy: there is no chance to account for.
             log_e: reading.over.is_finite().then_some(reading.over),
             alpha: reading.over.is_finite().then_some(alpha),
             margin: guardrail.limit,
+            unit: guardrail.unit.clone(),
             values,
             since: self.state.guards[index][bucket].beyond_since.map_or(now, |p| p.start(self.pane_ms)),
             reason,
@@ -331,7 +331,8 @@ fn change(baseline: Option<f64>, bucket: Option<f64>) -> Option<f64> {
 pub(super) fn show(value: f64, unit: &str) -> String {
     match unit {
         "%" => format!("{:.2}%", 100.0 * value),
-        "" => format!("{value}"),
+        "" if value.fract() == 0.0 => format!("{value}"),
+        "" => format!("{value:.3}"),
         _ if value.abs() >= 100.0 => format!("{value:.0} {unit}"),
         _ => format!("{value:.3} {unit}"),
     }

@@ -82,7 +82,7 @@ fn the_level_is_checked() {
 
 #[test]
 fn only_the_limit_of_abandonment_pays_for_two_looks() {
-    let found = golden().into_iter().find(|d| d["guardrail"] == "abandonment").unwrap();
+    let found = golden().into_iter().find(|d| d["guardrail"] == "abandonment" && d["criterion"] == "limit").unwrap();
     let with = |key: &str, value: &str| {
         let mut other = found.clone();
         other[key] = json!(value);

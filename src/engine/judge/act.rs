@@ -138,7 +138,7 @@ impl Judge {
         }
     }
 
-    /// Rollback and kill stop buckets: begin to watch their exposures, unless an earlier decision has done as much for all of them.
+    /// Rollback and kill stop buckets: begin to watch their exposures, which follow the designed shares no longer, unless an earlier decision has done as much for all of them.
     pub(super) fn enforce(&mut self, decision: &mut Decision, buckets: &[usize], pane: Pane) {
         if decision.action < Action::Rollback {
             return;
@@ -149,6 +149,7 @@ impl Judge {
             decision.covered_by = Some(earlier);
             return;
         }
+        self.state.allocation.suspend(Pane(pane.0 + 1));
         for &bucket in buckets {
             let confirmation = if decision.mode == Mode::Enforce { Confirmation::Waiting } else { Confirmation::Observed };
             let before_per_s = self.state.traffic[bucket].settled_rate(pane, self.pane_ms);
@@ -260,6 +261,8 @@ impl Judge {
         // The panes that are open now were seen, in part, by whoever resumed.
         let soon = self.state.at.map(|at| Pane(at.0 + (REOPEN_MS / self.pane_ms).max(1)));
         self.state.stale_to = soon.map(|soon| soon.min(Pane::of(operator.at, self.pane_ms)));
+        let (from, spreading) = (Pane::of(operator.at, self.pane_ms), (SPREADING_MS / self.pane_ms).max(1));
+        self.state.allocation.change(from, &self.state.weights, spreading);
         self.log(operator.at, LogKind::Operator, Some(operator.author.clone()), format!("resume: {}", operator.reason), out);
         format!("resumed: {tripped} guardrails re-armed, windows start anew")
     }

@@ -46,6 +46,14 @@ pub struct Questions {
     pub scale: f64,
 }
 
+impl Questions {
+    /// How often so many runs of an effect are played at most.
+    pub fn rounds(&self) -> u64 {
+        let metrics = self.effects.iter().enumerate().filter(|(i, e)| self.effects[..*i].iter().all(|f| f.metric != e.metric)).count();
+        (self.effects.len() + if self.smallest { metrics * study::STEPS } else { 0 }) as u64
+    }
+}
+
 /// What is going on: `done` runs of `total` of this stage.
 pub struct Progress<'p> {
     pub stage: &'p str,

@@ -159,12 +159,16 @@ impl Traffic {
             if let Some(metric) = metric(&plan.signals[guardrail.signal], guardrail.statistic, guardrail.expected)
                 && !built_in(name)
             {
-                assumed.push(format!("metrics.{name}"));
+                if guardrail.expected.is_none() || !matches!(metric.model, Model::Rate { .. }) {
+                    assumed.push(format!("metrics.{name}"));
+                }
                 metrics.insert(name.to_owned(), metric);
             }
         }
         if let Some((name, metric)) = primary(planning).filter(|(name, _)| !metrics.contains_key(name)) {
-            assumed.push(format!("metrics.{name}"));
+            if planning.primary_baseline.is_none() || !matches!(metric.model, Model::Rate { .. }) {
+                assumed.push(format!("metrics.{name}"));
+            }
             metrics.insert(name, metric);
         }
         let phases: Vec<Phase> =

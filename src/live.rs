@@ -60,9 +60,20 @@ pub struct Check {
     pub detail: String,
 }
 
+/// What is asked of the thread that judges.
+#[derive(Debug)]
+pub enum Command {
+    Operate(Request),
+    /// One experiment with all its intervals, which are too dear to be in every view.
+    Look {
+        experiment: String,
+        reply: oneshot::Sender<Option<ExperimentState>>,
+    },
+}
+
 /// An operator's request on its way to the judge.
 #[derive(Debug)]
-pub struct Command {
+pub struct Request {
     pub experiment: String,
     pub operation: Operation,
     /// `None` means every bucket but the baseline.

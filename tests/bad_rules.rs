@@ -18,7 +18,7 @@ const ELSEWHERE: &[&str] = &["GR1008", "GR1011", "GR1012", "GR2801"];
 const GOOD: &str = "guardrail: v1
 overview: {experiment: NAME, owner: checkout}
 buckets: {control: {baseline: true}, treatment: {}}
-guardrails: [{metric: latency_p95, max_increase: 10%}]
+guardrails: [{metric: latency_p95, max_increase: 10%}, {metric: error_rate, max_increase: 0.5pp}]
 actions: {mode: enforce, rollback: {webhook: flag-service}}
 ";
 

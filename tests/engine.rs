@@ -77,10 +77,37 @@ fn a_hold_time_must_pass_without_a_break() {
 }
 
 #[test]
-fn relative_margins_watch_until_their_test_is_there() {
-    let rule = rule("  - {metric: latency_p95, max_increase: 10%}", "");
-    let (said, fleet) = run(&[&rule], &traffic(60, |_| 900.0, |_, _| false));
-    assert_eq!((said.decisions.len(), guardrail(&fleet).verdict), (0, Verdict::Watching));
+fn a_relative_margin_is_held_against_the_baseline() {
+    let text = rule("  - {metric: latency_p95, max_increase: 10%}\n  - {metric: error_rate, max_increase: 1pp}", "");
+    let calm = |_: i64| 100.0;
+    let (said, fleet) = run(&[&text], &traffic(300, calm, |_, _| false));
+    assert_eq!(said.decisions, []);
+    assert!(state(&fleet).guardrails.iter().all(|g| g.verdict == Verdict::Safe), "{:?}", state(&fleet).guardrails);
+    let (said, _) = run(&[&text], &traffic(300, |s| if s < 200 { 100.0 } else { 160.0 }, |_, _| false));
+    let d = &said.decisions[0];
+    assert_eq!((d.guardrail.as_str(), d.criterion.as_str(), d.test.as_str()), ("latency_p95", "max_increase", "quantile_relative"));
+    assert!((START + 200_000..START + 220_000).contains(&d.decided_at), "{} ms after the fault: {d:?}", d.decided_at - START - 200_000);
+    assert_eq!(d.since, START + 200_000, "the detector knows when it began");
+    assert!(d.change.unwrap() > 0.5 && d.interval.unwrap()[0] > 0.1 && d.margin == Some(0.1), "{}", d.reason);
+    let (said, _) = run(&[&text], &traffic(300, calm, |s, i| s >= 200 && i % 6 == 0));
+    let d = &said.decisions[0];
+    assert_eq!((d.guardrail.as_str(), d.test.as_str(), d.margin), ("error_rate", "rate", Some(0.01)));
+    assert!(d.interval.unwrap()[0] > 0.01 && d.reason.contains("proved above the margin of +1.00pp"), "{}", d.reason);
+}
+
+#[test]
+fn a_wrong_sample_ratio_pauses_and_holds_comparisons() {
+    let text = rule("  - {metric: latency_p95, max_increase: 10%}", "quality: {srm: {alpha: 0.001, do: notify}}");
+    let lines: Vec<String> = traffic(300, |s| if s < 150 { 100.0 } else { 900.0 }, |_, _| false);
+    // Every second user of the treatment is lost.
+    let kept = |line: &&String| !line.contains("treatment") || !(0..400).any(|u| u % 4 == 1 && line.contains(&format!("\"u{u}\"")));
+    let kept: Vec<String> = lines.iter().filter(kept).cloned().collect();
+    let (said, fleet) = run(&[&text], &kept);
+    assert_eq!(said.decisions.iter().map(|d| d.guardrail.as_str()).collect::<Vec<_>>(), ["srm"], "{:?}", said.decisions);
+    assert!(said.decisions[0].reason.contains("exposed units, designed are 50.00%"), "{}", said.decisions[0].reason);
+    let g = guardrail(&fleet);
+    assert_eq!(g.verdict, Verdict::Watching, "{}", g.reason);
+    assert!(g.reason.contains("sample ratio"), "{}", g.reason);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use guardraild::config::Config;
 use guardraild::engine::decision::{Action, Mode, Verdict};
 use guardraild::engine::state::ExperimentState;
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, bind, serve};
-use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, View};
+use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::telemetry::Metrics;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -132,7 +132,7 @@ impl Daemon {
 /// Plays the judge: notes commands and answers them.
 async fn judge(mut commands: mpsc::Receiver<Command>, seen: Seen) {
     while let Some(command) = commands.recv().await {
-        let Command { experiment, operation, bucket, author, reason, reply } = command;
+        let Command::Operate(Request { experiment, operation, bucket, author, reason, reply }) = command else { continue };
         let result = match bucket.as_deref() {
             Some("refused") => Err(Refusal::NotPossible("bucket `refused` is the baseline".to_owned())),
             Some("unstored") => Err(Refusal::NotStored("disk full".to_owned())),

@@ -4,7 +4,7 @@
 
 use serde_json::Value;
 
-/// One case a line; the wanted numbers were computed with 30-digit arithmetic, by formulas beside each or by quadrature of the textbook definition.
+/// One case a line; the wanted numbers were computed by another program in multi-precision arithmetic; `source` says how.
 const CASES: &str = include_str!("data/stats-classic.jsonl");
 
 fn run(input: &str) -> Vec<Value> {

@@ -11,7 +11,7 @@ use crate::engine::judge::Operator;
 use crate::engine::outcome::Counts;
 use crate::engine::time::Millis;
 use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot, way};
-use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, View};
+use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Request, View};
 use crate::rules::RuleSet;
 use crate::store::{Checkpoint, Commit, NewOperation, PartitionCheckpoint, Store, Units};
 use crate::telemetry::{self, Metrics, names};
@@ -327,7 +327,17 @@ impl Session<'_> {
     }
 
     fn command(&mut self, command: Command) {
-        let Command { experiment, operation, bucket, author, reason, reply } = command;
+        match command {
+            Command::Operate(request) => self.operate(request),
+            Command::Look { experiment, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.court.fleet.close_view(&experiment));
+            }
+        }
+    }
+
+    fn operate(&mut self, request: Request) {
+        let Request { experiment, operation, bucket, author, reason, reply } = request;
         let operator = Operator { operation, bucket, author, reason, at: clock::now() };
         let mut out = Output::default();
         let answer = match self.court.fleet.operate(&experiment, &operator, &mut out) {

@@ -1,7 +1,7 @@
 //! `guardraild check`: every fault of rule files in one run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use crate::rules::{self, Loaded};
+use crate::rules::{self, Loaded, Severity};
 use clap::{Args, ValueEnum};
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
@@ -14,6 +14,7 @@ Examples:
 
 /// Check rule files and show every fault at once.
 ///
+/// Errors keep a file out of force. Warnings say what is written well and will mislead; notes advise, and never fail a build.
 /// Exit status: 0 good, 1 errors, 2 usage or a path that does not exist, 3 warnings under --deny-warnings.
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
@@ -71,8 +72,8 @@ fn show(loaded: &Loaded, format: Format, mut out: impl Write) -> io::Result<()> 
 }
 
 fn count(loaded: &Loaded) -> (usize, usize) {
-    let errors = loaded.diagnostics.iter().filter(|d| d.is_error()).count();
-    (errors, loaded.diagnostics.len() - errors)
+    let of = |severity| loaded.diagnostics.iter().filter(|d| d.severity == severity).count();
+    (of(Severity::Error), of(Severity::Warning))
 }
 
 fn plural(n: usize, noun: &str) -> String {

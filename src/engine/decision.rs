@@ -1,5 +1,6 @@
 //! What the Judge says: decisions, notices about earlier decisions, and entries of the execution log.
 
+use super::stats::{counts, means, rates};
 use super::time::Millis;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -114,9 +115,62 @@ pub struct Decision {
 #[serde(untagged)]
 pub enum Evidence {
     /// `s` of `n` values exceed the limit, where the quantile allows the share `q0_ppm` (parts per million); `side` is the side tested.
-    Exceedance { side: String, s: u64, n: u64, q0_ppm: u32 },
-    /// `x` hits among `n` observations, tested against `p0`.
-    Threshold { n: u64, x: u64, p0: f64 },
+    /// Both counts are divided by the design effect `deff`.
+    Exceedance {
+        side: String,
+        s: u64,
+        n: u64,
+        q0_ppm: u32,
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        deff: f64,
+    },
+    /// `x` hits among `n` observations, tested against `p0`; both are divided by the design effect `deff`.
+    Threshold {
+        n: u64,
+        x: u64,
+        p0: f64,
+        #[serde(default = "one", skip_serializing_if = "is_one")]
+        deff: f64,
+    },
+    /// Hits by stratum (already divided by the design effect), where `rho` times the baseline's rate plus `d` is tolerated. `sign` is
+    /// there for posteriors and single looks: -1 when the rate should be high.
+    Rates {
+        strata: Vec<rates::Stratum>,
+        rho: f64,
+        d: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sign: Option<f64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<f64>,
+    },
+    /// Histograms, pairs of a bin's upper edge in thousandths and its count: `hist_t`'s quantile may be `1 + r` times that of `hist_c`
+    /// plus `d` thousandths. Where a higher quantile is better, `hist_c` is the bucket. Bins that do not matter are added up.
+    Quantiles {
+        hist_c: Vec<(u64, u64)>,
+        hist_t: Vec<(u64, u64)>,
+        p_ppm: u32,
+        r_ppm: i64,
+        d: i64,
+        sig_digits: u8,
+        deff_c: f64,
+        deff_t: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<f64>,
+    },
+    /// Sums of the bucket `t` and the baseline `c` by period of allocation.
+    Means {
+        strata: Vec<MeanStratum>,
+        sign: f64,
+        rho: f64,
+        d: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        alpha: Option<f64>,
+        min_n: u64,
+    },
+    /// Units exposed for the first time, and designed shares, by period of allocation.
+    Srm { strata: Vec<SrmStratum> },
+    /// Events of the bucket and of the baseline by stratum, and the index of dispersion `phi`.
+    Counts { strata: Vec<counts::Stratum>, r: f64, phi: f64, alpha: f64 },
     /// `x` events where `mu0` were allowed.
     Poisson { x: u64, mu0: f64 },
     /// `count` events where at most `allowed` are tolerated.
@@ -129,6 +183,57 @@ pub enum Evidence {
     Exposures { before_per_s: f64, now_per_s: f64 },
     /// An operator's request.
     Operator { reason: String },
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+fn is_one(deff: &f64) -> bool {
+    *deff == 1.0
+}
+
+/// Sums of both arms of one period of allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeanStratum {
+    pub t: MeanSums,
+    pub c: MeanSums,
+}
+
+/// Sums over `n` units of y, and of a covariate x where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MeanSums {
+    pub n: u64,
+    pub sy: f64,
+    pub syy: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sx: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sxx: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sxy: Option<f64>,
+}
+
+impl From<MeanSums> for means::Arm {
+    fn from(s: MeanSums) -> Self {
+        let covariate = s.sx.zip(s.sxx).zip(s.sxy).map(|((sx, sxx), sxy)| means::Covariate { sx, sxx, sxy });
+        means::Arm { n: s.n, shift: 0.0, sy: s.sy, syy: s.syy, covariate }
+    }
+}
+
+impl From<means::Arm> for MeanSums {
+    /// Of raw sums: without a shift.
+    fn from(arm: means::Arm) -> Self {
+        let of = |f: fn(means::Covariate) -> f64| arm.covariate.map(f);
+        MeanSums { n: arm.n, sy: arm.sy, syy: arm.syy, sx: of(|c| c.sx), sxx: of(|c| c.sxx), sxy: of(|c| c.sxy) }
+    }
+}
+
+/// First exposures of one period of allocation, by bucket.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SrmStratum {
+    pub counts: Vec<u64>,
+    pub weights: Vec<f64>,
 }
 
 /// A later word on an earlier decision.

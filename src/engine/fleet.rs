@@ -136,6 +136,12 @@ impl Fleet {
         self.pending.len()
     }
 
+    /// One experiment with the exact evidence and interval of every guardrail.
+    pub fn close_view(&self, experiment: &str) -> Option<ExperimentState> {
+        let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
+        Some(self.judges[index].close_view())
+    }
+
     pub fn views(&self) -> Vec<ExperimentState> {
         self.judges.iter().map(Judge::view).collect()
     }

@@ -1,7 +1,6 @@
 //! What people and controllers see of an experiment: the serialised form behind the API, the CLI and the dashboard.
 
 use super::decision::{Action, Evidence, Mode, Verdict};
-use super::judge::interval;
 use super::time::Millis;
 use serde::Serialize;
 
@@ -36,18 +35,6 @@ pub struct ExperimentState {
     pub rejected: u64,
     /// Ids of decisions in force, newest last.
     pub decisions: Vec<String>,
-}
-
-impl ExperimentState {
-    /// With the interval of each guardrail. They take a search of some hundred evaluations each, too dear to be made every second
-    /// for experiments that nobody looks at.
-    pub fn with_intervals(mut self) -> ExperimentState {
-        for g in &mut self.guardrails {
-            let evidence = g.evidence.as_ref().zip(g.log_threshold);
-            g.interval = evidence.and_then(|(evidence, threshold)| interval(evidence, (-threshold).exp()));
-        }
-        self
-    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -97,7 +84,8 @@ pub struct GuardrailState {
     pub baseline_value: Option<f64>,
     pub bucket_value: Option<f64>,
     pub change: Option<f64>,
-    /// Anytime-valid interval of the bucket's value; `null` until [`ExperimentState::with_intervals`] has looked for it.
+    /// Anytime-valid interval of the change against the baseline (relative for a relative margin, else in the metric's unit), or of
+    /// the value itself where there is only a limit. `null` until both ends are known, and in lists of all experiments.
     pub interval: Option<[f64; 2]>,
     /// What the test saw.
     pub evidence: Option<Evidence>,
@@ -109,6 +97,10 @@ pub struct GuardrailState {
     pub log_e_value: Option<f64>,
     /// What [`Self::log_e_value`] must reach.
     pub log_threshold: Option<f64>,
+    /// By what the counts of clustered observations are divided before they are compared with the baseline.
+    pub design_effect: Option<f64>,
+    /// What is counted: `event`, `workflow` or `unit`. Tests of units are exact, those of events asymptotic.
+    pub observation: &'static str,
     pub on_breach: Action,
     /// Decision in force, if tripped.
     pub decision: Option<String>,

@@ -5,7 +5,7 @@ use super::{App, blocking};
 use crate::clock;
 use crate::config;
 use crate::engine::decision::Action;
-use crate::live::{Accepted, Command, Operation, Refusal};
+use crate::live::{Accepted, Command, Operation, Refusal, Request};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -60,7 +60,7 @@ pub async fn experiment(
         return Err(Failure::no_experiment(&id));
     }
     let (reply, answer) = oneshot::channel();
-    let command = Command { experiment: id, operation, bucket: asked.bucket, author, reason, reply };
+    let command = Command::Operate(Request { experiment: id, operation, bucket: asked.bucket, author, reason, reply });
     let busy = |hint| Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the judge does not answer", hint);
     match tokio::time::timeout(JUDGE, app.api.commands.send(command)).await {
         Ok(Ok(())) => {}

@@ -3,6 +3,7 @@
 use super::error::Failure;
 use super::{App, LogPage, blocking};
 use crate::engine::state::ExperimentState;
+use crate::live::Command;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -10,7 +11,11 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::sync::oneshot;
 
+/// How long the judge may take for a close look.
+const LOOK: Duration = Duration::from_secs(2);
 /// Entries of a page of the log: unless asked otherwise, and at most.
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
@@ -24,8 +29,15 @@ pub async fn experiments(State(app): State<App>, headers: HeaderMap) -> Result<R
 
 pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Json<ExperimentState>, Failure> {
     app.api.access.read(&headers)?;
-    let state = app.api.live.get().experiment(&id).cloned();
-    state.map(|state| Json(state.with_intervals())).ok_or_else(|| Failure::no_experiment(&id))
+    let state = app.api.live.get().experiment(&id).cloned().ok_or_else(|| Failure::no_experiment(&id))?;
+    Ok(Json(closely(&app, id).await.unwrap_or(state)))
+}
+
+/// The experiment with all its intervals; `None` when the judge is too busy to tell.
+async fn closely(app: &App, experiment: String) -> Option<ExperimentState> {
+    let (reply, answer) = oneshot::channel();
+    app.api.commands.try_send(Command::Look { experiment, reply }).ok()?;
+    tokio::time::timeout(LOOK, answer).await.ok()?.ok()?
 }
 
 #[derive(Deserialize)]

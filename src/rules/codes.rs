@@ -40,5 +40,11 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2504", "the same guardrail twice"),
     ("GR2505", "a metric with the name of a built-in one"),
     ("GR2507", "unknown bucket"),
+    ("GR2601", "a method or correction that keeps no budget of false alarms (warning)"),
+    ("GR2602", "`fixed_horizon` without `overview.ends`"),
+    ("GR2603", "a latency quantile with nothing beside it that sees timeouts (warning)"),
+    ("GR2604", "`stop_on_negative` on a mean without a guardrail on a conversion rate (warning)"),
+    ("GR2605", "a mean of events that may be several of one user (warning)"),
+    ("GR2606", "no expected rate of a common outcome (note)"),
     ("GR2801", "two files for one experiment"),
 ];

@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// An error keeps a file out of force; a warning does not.
+/// An error keeps a file out of force; a warning does not, and a note is mere advice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
+    Note,
     Warning,
     Error,
 }
@@ -92,13 +93,22 @@ impl Diagnostic {
         self
     }
 
+    pub fn as_note(mut self) -> Diagnostic {
+        self.severity = Severity::Note;
+        self
+    }
+
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
 
     /// Several lines for people, with the source line and a caret.
     pub fn human(&self, color: bool) -> String {
-        let level = if self.is_error() { Level::ERROR } else { Level::WARNING };
+        let level = match self.severity {
+            Severity::Error => Level::ERROR,
+            Severity::Warning => Level::WARNING,
+            Severity::Note => Level::NOTE,
+        };
         let title = level.primary_title(&self.message).id(self.code);
         let mut group: Group<'_> = match &self.excerpt {
             None => title.element(Origin::path(&self.file)),
@@ -130,7 +140,11 @@ impl Diagnostic {
         if self.line > 0 {
             let _ = write!(out, ":{}:{}", self.line, self.column);
         }
-        let word = if self.is_error() { "error" } else { "warning" };
+        let word = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+            Severity::Note => "note",
+        };
         let _ = write!(out, ": {word}[{}]: {}", self.code, self.message);
         if !self.label.is_empty() {
             let _ = write!(out, "; {}", self.label);

@@ -5,7 +5,7 @@ use super::metric::{BUILT_IN, Metric};
 use super::quantity::{duration, number, percent};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
-use super::{RuleSet, custom, guardrails, quality};
+use super::{RuleSet, custom, guardrails, quality, sense};
 use crate::engine::decision::{Action, Mode};
 use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan};
 use crate::engine::time::Millis;
@@ -47,6 +47,7 @@ pub fn lower(
     let unconfirmed = unconfirmed(&context, faults);
     let phases = phases(root.get("rollout"), faults);
     check_references(&context, faults);
+    sense::check(&context, ends, faults);
     let analysis = root.get("analysis");
     if faults.has_errors() {
         return None;

@@ -1,7 +1,8 @@
 //! Rule files: YAML in, checked plans out, or located diagnostics.
 //!
 //! The way of a file: [`load`] finds and reads it; `yaml` makes a tree that knows its places; `shape` holds the tree against the
-//! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `quality`) make the [`RuleSet`].
+//! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `quality`) make the [`RuleSet`];
+//! `sense` advises.
 //! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
 
 pub mod codes;
@@ -16,6 +17,7 @@ mod planning;
 mod quality;
 pub(crate) mod quantity;
 mod routes;
+mod sense;
 
 pub mod schema;
 pub(crate) mod shape;

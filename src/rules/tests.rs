@@ -67,7 +67,8 @@ fn the_whole_file_is_compiled() {
             ("error_rate", Action::Rollback),
             ("abandonment", Action::Pause),
             ("tickets", Action::Notify),
-            ("compliance_flags", Action::Kill)
+            ("compliance_flags", Action::Kill),
+            ("orders", Action::Rollback)
         ]
     );
     assert_eq!((plan.guardrails[0].limit, plan.guardrails[2].limit, plan.guardrails[5].limit), (Some(1500.0), Some(0.05), Some(0.0)));
@@ -114,7 +115,7 @@ fn metrics_of_ones_own_read_fields() {
   retries: {kind: count, event: retry, unit: user, where: {attempt: 3, final: true, code: \"3\", a/b: x}}
   size: {kind: quantile, q: 0.5, event: fetch, value: /bytes}
   failed: {kind: rate, event: request, value: /error}
-  spent: {kind: mean, event: outcome, where: {metric: spend}}
+  spent: {kind: mean, event: outcome, unit: event, where: {metric: spend}}
 ";
     let (rule, fields) = good(&with(guardrails, metrics));
     let plan = &rule.plan;
@@ -141,7 +142,7 @@ fn metrics_of_ones_own_read_fields() {
 #[test]
 fn quality_checks_are_turned_off_by_name() {
     let (rule, fields) = good(&with(
-        "  - {metric: latency_p95, max_increase: 10%}\n",
+        "  - {metric: latency_p99, max_increase: 10%}\n",
         "quality: {srm: off, silence: {after: 1m}, missing: {fields: [/latency_ms]}}\n",
     ));
     let kinds: Vec<_> = rule.plan.quality.iter().map(|q| q.kind.clone()).collect();
@@ -180,6 +181,6 @@ fn an_observed_experiment_needs_no_receivers() {
 
 #[test]
 fn anchors_are_followed() {
-    let text = with("  - {metric: latency_p95, max_increase: 10%}\n", "").replace("treatment: {}", "treatment: &none {}, third: *none");
+    let text = with("  - {metric: latency_p99, max_increase: 10%}\n", "").replace("treatment: {}", "treatment: &none {}, third: *none");
     assert_eq!(good(&text).0.plan.buckets.len(), 3);
 }

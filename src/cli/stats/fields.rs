@@ -31,6 +31,12 @@ bounded!(AtLeastOne, "a number from 1 to 1e15", 1.0..=1e15);
 bounded!(Change, "a relative change from -1 to 1e6", -1.0..=1e6);
 bounded!(PoissonMean, "a mean from 0 to 1e9", 0.0..=1e9);
 
+impl Default for AtLeastOne {
+    fn default() -> Self {
+        AtLeastOne(1.0)
+    }
+}
+
 /// Evidence, which may be infinite.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(try_from = "Value")]

@@ -71,7 +71,7 @@ fn decision(action: Action, mode: Mode, criterion: &str) -> Decision {
         test: "count".to_owned(),
         since: 1_764_666_845_000,
         exposed_units: 18_402,
-        evidence: Evidence::Exceedance { side: "over".into(), n: 10, s: 3, q0_ppm: 50_000 },
+        evidence: Evidence::Exceedance { side: "over".into(), n: 10, s: 3, q0_ppm: 50_000, deff: 1.0 },
         reason: "slower".to_owned(),
         epoch: 0,
         covered_by: None,

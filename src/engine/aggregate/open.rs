@@ -158,11 +158,13 @@ impl OpenBucket {
             }
             (Signal::Count { source, unit }, OpenCell::Count { n, seen }) if passes(source, event) => {
                 *n += 1;
-                if let (Unit::User, Some((key, age))) = (unit, own)
-                    && feeds.compared[signal]
-                    && memory.tallies.hit(key, memory.max)
-                {
-                    seen.push(Observation { age, batch: mark.batch, value: 1 });
+                match (unit, own) {
+                    _ if !feeds.compared[signal] => {}
+                    (Unit::Event, _) => see(seen, mark.observation(1)),
+                    (Unit::User, Some((key, age))) if memory.tallies.hit(key, memory.max) => {
+                        seen.push(Observation { age, batch: mark.batch, value: 1 });
+                    }
+                    (Unit::User, _) => {}
                 }
             }
             (Signal::Moments { source, value: from, covariate, unit }, OpenCell::Moments { n, sum, parts }) if passes(source, event) => {

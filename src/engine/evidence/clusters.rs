@@ -86,9 +86,30 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Batches that hold something.
+    fn filled(&self) -> usize {
+        self.named.iter().filter(|b| b.n > 0.0).count()
+    }
+
+    /// Observations that name their unit.
+    pub fn named(&self) -> f64 {
+        self.named.iter().map(|b| b.n).sum()
+    }
+
+    /// Index of dispersion of events per unit: the variance between batches of units over their mean, 1 or more; `None` where records do
+    /// not name their units.
+    pub fn dispersion(&self) -> Option<f64> {
+        if self.is_anonymous() {
+            return None;
+        }
+        let (count, mean) = (self.named.len() as f64, self.named() / self.named.len() as f64);
+        let variance = self.named.iter().map(|b| (b.n - mean).powi(2)).sum::<f64>() / (count - 1.0);
+        Some((variance / mean).max(1.0))
+    }
+
     /// Most records do not name their unit: they are taken as independent.
     fn is_anonymous(&self) -> bool {
-        self.named.iter().map(|b| b.n).sum::<f64>() <= self.anonymous as f64
+        self.named() <= self.anonymous as f64
     }
 }
 
@@ -100,6 +121,9 @@ pub struct Clustering {
     pub bucket: f64,
     /// Of both arms together, for rates.
     pub rate: f64,
+    /// Half of the batches of each arm hold something: enough to say that a margin holds.
+    pub filled: bool,
+    /// And the bucket has hits enough to say that it does not.
     pub ready: bool,
 }
 
@@ -108,23 +132,24 @@ const MIN_HITS: f64 = 10.0;
 
 impl Clustering {
     /// Observations that are independent of each other.
-    pub const NONE: Clustering = Clustering { baseline: 1.0, bucket: 1.0, rate: 1.0, ready: true };
+    pub const NONE: Clustering = Clustering { baseline: 1.0, bucket: 1.0, rate: 1.0, filled: true, ready: true };
 
-    /// Of two arms whose evidence is to be compared with `log_threshold`. Readiness asks for half of each arm's batches, and for hits in
-    /// the bucket, not in the baseline: where the baseline has next to none, the alarm must not wait for them.
+    /// Of two arms whose evidence is to be compared with `log_threshold`: as [`design_effect::deflation`], but where an arm has no hit (or
+    /// nothing else) and so no estimate of its own, it takes that of the other. Readiness asks for half of each arm's batches, and
+    /// for hits in the bucket, not in the baseline: where the baseline has next to none, the alarm must not wait for them.
     pub fn of(baseline: &Counted, bucket: &Counted, log_threshold: f64) -> Clustering {
         if baseline.is_anonymous() || bucket.is_anonymous() {
             return Clustering::NONE;
         }
-        let found = design_effect::deflation(&baseline.named, &bucket.named, log_threshold);
-        let filled = |c: &Counted| 2 * c.named.iter().filter(|b| b.n > 0.0).count() >= BATCHES;
+        let (c, t) = (design_effect::of_batches(&baseline.named), design_effect::of_batches(&bucket.named));
+        let (dof_c, dof_t) = (c.dof as f64, t.dof as f64);
+        let pooled = if c.dof + t.dof > 0 { (dof_c * c.raw + dof_t * t.raw) / (dof_c + dof_t) } else { 1.0 };
+        let caution = caution(baseline.filled().min(bucket.filled()), log_threshold);
+        let of_arm = |raw: f64| (caution * raw.max(pooled)).max(1.0);
+        let (of_c, of_t) = (of_arm(c.raw), of_arm(t.raw));
+        let filled = 2 * baseline.filled() >= BATCHES && 2 * bucket.filled() >= BATCHES;
         let hits: f64 = bucket.named.iter().map(|b| b.s).sum();
-        Clustering {
-            baseline: found.control,
-            bucket: found.treatment,
-            rate: found.rate,
-            ready: filled(baseline) && filled(bucket) && hits / found.treatment >= MIN_HITS,
-        }
+        Clustering { baseline: of_c, bucket: of_t, rate: of_c.max(of_t), filled, ready: filled && hits / of_t >= MIN_HITS }
     }
 
     /// Of a single arm, at least 1: for tests against a limit.
@@ -132,10 +157,13 @@ impl Clustering {
         if bucket.is_anonymous() {
             return 1.0;
         }
-        let found = design_effect::of_batches(&bucket.named);
-        let caution = 1.0 + (log_threshold.max(0.0) + 0.5) / (found.dof as f64).max(1.0);
-        (caution * found.raw).max(1.0)
+        (caution(bucket.filled(), log_threshold) * design_effect::of_batches(&bucket.named).raw).max(1.0)
     }
+}
+
+/// By how much a variance from that many batches is raised for its uncertainty.
+fn caution(batches: usize, log_threshold: f64) -> f64 {
+    1.0 + (log_threshold.max(0.0) + 0.5) / (batches.saturating_sub(1).max(1) as f64)
 }
 
 #[cfg(test)]

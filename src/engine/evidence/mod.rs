@@ -12,10 +12,10 @@ mod slots;
 mod spread;
 mod units;
 
-pub use clusters::Clustering;
+pub use clusters::{Clustering, Counted};
 pub use means::Means;
-pub use shares::Shares;
-pub use spread::Spread;
+pub use shares::{Arm, ShareTest, Shares};
+pub use spread::{Pair, Spread, SpreadTest};
 pub use units::{Enrolled, Volume};
 
 use super::pane::{BucketPartial, Cell};

@@ -108,10 +108,6 @@ impl Shares {
         }
     }
 
-    pub fn is_per_user(&self) -> bool {
-        self.per_user
-    }
-
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
         if self.per_user {
             for (cohort, n) in enrolled(pane, part) {
@@ -124,7 +120,7 @@ impl Shares {
                     self.count_units(Pane(pane.0 - i64::from(o.age)), bucket, Arm { n: 0, x: 1 }, book);
                 }
             }
-            Some(Cell::Rate { seen, .. }) => {
+            Some(Cell::Rate { seen, .. } | Cell::Count { seen, .. }) => {
                 for o in seen {
                     let period = book.allocation.period(Pane(pane.0 - i64::from(o.age)));
                     self.count_events(pane, period, bucket, o.batch, Arm { n: 1, x: u64::from(o.value) }, book);

@@ -82,9 +82,7 @@ impl SlotBins {
 }
 
 /// Resolution of the bins in slots.
-pub const SLOT_DIGITS: u8 = 2;
-/// Resolution of the bins of a period.
-pub const DIGITS: u8 = 3;
+const SLOT_DIGITS: u8 = 2;
 /// Periods whose histograms are kept; the oldest go first.
 const MAX_PERIODS: usize = 8;
 
@@ -223,7 +221,7 @@ impl Spread {
         let inside = || period.slots.newest_first().take_while(|slot| slot.start >= since);
         let tail = |arm: usize| Tail::new(inside().flat_map(move |slot| slot.content.0[arm].edges()));
         let pair = Pair { baseline: tail(baseline), bucket: tail(bucket) };
-        let log_e = test.with_resolution(SLOT_DIGITS).log_e(pair.arms(by));
+        let log_e = test.at(SLOT_DIGITS).log_e(pair.arms(by));
         (log_e >= needed).then_some((since, log_e, pair))
     }
 }
@@ -238,7 +236,7 @@ pub struct SpreadTest {
 
 impl SpreadTest {
     /// The test on bins of another resolution.
-    pub fn with_resolution(&self, digits: u8) -> Relative {
+    pub fn at(&self, digits: u8) -> Relative {
         Relative { bins: Resolution::digits(digits), ..self.relative.clone() }
     }
 
@@ -266,7 +264,7 @@ mod tests {
     }
 
     fn test(r_ppm: i64) -> SpreadTest {
-        let relative = Relative { level: Exceedance::of_quantile(950_000), r_ppm, d: 0, bins: Resolution::digits(DIGITS) };
+        let relative = Relative { level: Exceedance::of_quantile(950_000), r_ppm, d: 0, bins: Resolution::digits(3) };
         SpreadTest { ppm: 950_000, relative }
     }
 

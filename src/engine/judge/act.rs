@@ -1,7 +1,8 @@
 //! Acting: how a breach or an operator's request becomes a decision, and what that changes.
 
+use super::interval::interval;
 use super::stop::{Confirmation, Stop};
-use super::{Guard, Judge, OperatorHold, limit::Reading, limit::interval};
+use super::{Alarm, Guard, Judge, OperatorHold, SPREADING_MS, limit::Reading};
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
 use crate::engine::time::{Millis, Pane};
@@ -43,16 +44,8 @@ pub struct Operator {
 }
 
 impl Judge {
-    /// A guardrail's limit is breached: decide once, unless an operator holds. `label` names the event, where a single one decides.
-    pub(super) fn trip_limit(
-        &mut self,
-        index: usize,
-        bucket: usize,
-        now: Millis,
-        reading: &Reading,
-        label: Option<&str>,
-        out: &mut Output,
-    ) {
+    /// A criterion of a guardrail is met: decide once, unless an operator holds.
+    pub(super) fn trip(&mut self, index: usize, bucket: usize, now: Millis, alarm: Alarm, out: &mut Output) {
         let plan = std::sync::Arc::clone(&self.plan);
         let guardrail = &plan.guardrails[index];
         let name = &plan.buckets[bucket].name;
@@ -63,34 +56,51 @@ impl Judge {
             }
             return;
         }
-        let pane = Pane::of(now - 1, self.pane_ms);
-        let alpha = (-self.log_threshold).exp();
-        let mut decision = self.decision(name, &guardrail.name, "limit", guardrail.on_breach, now);
-        decision.baseline_value = self.value(index, plan.baseline(), pane);
-        decision.bucket_value = match reading.evidence {
+        let mut decision = self.decision(name, &guardrail.name, alarm.criterion, guardrail.on_breach, now);
+        [decision.baseline_value, decision.bucket_value] = alarm.values;
+        decision.unit.clone_from(&guardrail.unit);
+        decision.change = change(decision.baseline_value, decision.bucket_value);
+        decision.interval = alarm.interval;
+        decision.margin = alarm.margin;
+        decision.alpha = alarm.alpha;
+        decision.log_e_value = alarm.log_e;
+        decision.test = alarm.test.to_owned();
+        decision.since = alarm.since.min(now);
+        decision.exposed_units = self.state.traffic[bucket].units;
+        decision.evidence = alarm.evidence;
+        decision.reason = alarm.reason;
+        self.state.guards[index][bucket].tripped = Some(decision.decision.clone());
+        self.enforce(&mut decision, &[bucket], Pane::of(now - 1, self.pane_ms));
+        self.put_in_force(decision, out);
+    }
+
+    /// What a limit that is exceeded says. `label` names the event, where a single one decides.
+    pub(super) fn limit_alarm(&self, index: usize, bucket: usize, now: Millis, reading: &Reading, label: Option<&str>) -> Alarm {
+        let (guardrail, pane) = (&self.plan.guardrails[index], Pane::of(now - 1, self.pane_ms));
+        let alpha = (-self.limit_threshold()).exp();
+        let value = match reading.evidence {
             // A single event decides before its pane, and so its window, has counted it.
             Evidence::Count { count, .. } => Some(count as f64),
             _ => self.value(index, bucket, pane).or(Some(reading.n as f64)),
         };
-        decision.unit.clone_from(&guardrail.unit);
-        decision.change = change(decision.baseline_value, decision.bucket_value);
-        decision.interval = interval(&reading.evidence, alpha);
-        decision.margin = guardrail.limit;
-        // A count over its limit is policy: there is no chance to account for.
-        decision.alpha = reading.over.is_finite().then_some(alpha);
-        decision.log_e_value = reading.over.is_finite().then_some(reading.over);
-        decision.test = reading.test.to_owned();
-        let guard = &self.state.guards[index][bucket];
-        decision.since = guard.beyond_since.map_or(now, |p| p.start(self.pane_ms)).min(now);
-        decision.exposed_units = self.state.traffic[bucket].units;
-        decision.evidence = reading.evidence.clone();
-        decision.reason = reason(guardrail, &decision);
+        let values = [self.value(index, self.plan.baseline(), pane), value];
+        let mut reason = reason(guardrail, &self.plan.buckets[bucket].name, values, &reading.evidence);
         if let Some(label) = label {
-            let _ = write!(decision.reason, ": {label}");
+            let _ = write!(reason, ": {label}");
         }
-        self.state.guards[index][bucket].tripped = Some(decision.decision.clone());
-        self.enforce(&mut decision, &[bucket], pane);
-        self.put_in_force(decision, out);
+        Alarm {
+            criterion: "limit",
+            test: reading.test,
+            interval: interval(reading.test, &reading.evidence, alpha, guardrail),
+            evidence: reading.evidence.clone(),
+            // A count over its limit is policy: there is no chance to account for.
+            log_e: reading.over.is_finite().then_some(reading.over),
+            alpha: reading.over.is_finite().then_some(alpha),
+            margin: guardrail.limit,
+            values,
+            since: self.state.guards[index][bucket].beyond_since.map_or(now, |p| p.start(self.pane_ms)),
+            reason,
+        }
     }
 
     /// A decision with the facts that all have in common.
@@ -239,6 +249,10 @@ impl Judge {
         self.state.windows = fresh.windows;
         self.state.guards.iter_mut().flatten().for_each(|g| *g = Guard::default());
         self.state.quality = fresh.quality;
+        self.state.evidence = fresh.evidence;
+        self.state.enrolled = fresh.enrolled;
+        self.state.volume = fresh.volume;
+        self.state.first_cohort = None;
         self.state.stops.fill(None);
         self.awaited.clear();
         self.state.hold = None;
@@ -300,6 +314,10 @@ impl Judge {
                 let _ = write!(text, ", {} {:.0}%", self.plan.buckets[bucket].name, 100.0 * share);
             }
         }
+        let spreading = (SPREADING_MS / self.pane_ms).max(1);
+        if self.state.allocation.change(Pane::of(at, self.pane_ms), &self.state.weights, spreading) {
+            text.push_str(": the allocation changes, units exposed from now on are compared among themselves");
+        }
         self.log(at, LogKind::Phase, by, text, out);
     }
 }
@@ -319,18 +337,12 @@ pub(super) fn show(value: f64, unit: &str) -> String {
     }
 }
 
-fn reason(guardrail: &Guardrail, decision: &Decision) -> String {
+fn reason(guardrail: &Guardrail, bucket: &str, values: [Option<f64>; 2], evidence: &Evidence) -> String {
     let unit = &guardrail.unit;
     let shown = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| show(v, unit));
     let side = if guardrail.higher_is_worse { "above" } else { "below" };
-    let mut text = format!(
-        "{} of {} is {}, {side} the limit of {}",
-        guardrail.name,
-        decision.bucket,
-        shown(decision.bucket_value),
-        shown(guardrail.limit)
-    );
-    let seen = match &decision.evidence {
+    let mut text = format!("{} of {bucket} is {}, {side} the limit of {}", guardrail.name, shown(values[1]), shown(guardrail.limit));
+    let seen = match evidence {
         Evidence::Exceedance { s, n, q0_ppm, .. } => {
             let (share, allowed) = (100.0 * *s as f64 / (*n).max(1) as f64, f64::from(*q0_ppm) / 10_000.0);
             Some(format!("{share:.1}% of {n} values in the window lie above it, {allowed}% may"))
@@ -342,7 +354,7 @@ fn reason(guardrail: &Guardrail, decision: &Decision) -> String {
     if let Some(seen) = seen {
         let _ = write!(text, ": {seen}");
     }
-    if let Some(baseline) = decision.baseline_value.filter(|_| guardrail.statistic != Statistic::Count) {
+    if let Some(baseline) = values[0].filter(|_| guardrail.statistic != Statistic::Count) {
         let _ = write!(text, " (baseline {})", show(baseline, unit));
     }
     text

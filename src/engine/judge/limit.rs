@@ -35,17 +35,17 @@ pub struct Traffic {
 }
 
 /// Reads the guardrail's limit off its window; `None` when the guardrail has no limit or the statistic has no test.
-/// `test` is that of the guardrail's quantile, where it has one.
-pub fn read(guardrail: &Guardrail, test: Option<&Exceedance>, window: &Window, traffic: Traffic, pane: Pane) -> Option<Reading> {
+/// `test` is that of the guardrail's quantile, where it has one; `deff` the design effect of clustered observations, at least 1.
+pub fn read(guardrail: &Guardrail, test: Option<&Exceedance>, window: &Window, traffic: Traffic, pane: Pane, deff: f64) -> Option<Reading> {
     let limit = guardrail.limit?;
     match guardrail.statistic {
         Statistic::Quantile { ppm } => {
             let (n, s) = exceeding(window, limit)?;
-            Some(quantile(test?, n, s, ppm, guardrail.higher_is_worse))
+            Some(quantile(test?, n, s, ppm, guardrail.higher_is_worse, deff))
         }
         Statistic::Share => match (window.share(), window.cohorts(pane)) {
-            (Some(all), _) => Some(share(all, limit, guardrail.higher_is_worse)),
-            (None, Some((matured, recent))) => Some(abandonment(matured, recent, limit)),
+            (Some(all), _) => Some(share(all, limit, guardrail.higher_is_worse, deff)),
+            (None, Some((matured, recent))) => Some(abandonment(matured, recent, limit, deff)),
             (None, None) => None,
         },
         Statistic::PerUnit => Some(per_unit(window.count()?, traffic.units, limit)),
@@ -97,8 +97,9 @@ fn per_unit_beyond(x: u64, units: u64, limit: f64) -> bool {
 }
 
 /// H0: the quantile is at most the limit, that is, at most the share `1 - ppm / 1e6` of the values exceeds it.
-fn quantile(test: &Exceedance, n: u64, s: u64, ppm: u32, higher_is_worse: bool) -> Reading {
-    let (over, under) = (test.over(s as f64, n as f64), test.under(s as f64, n as f64));
+fn quantile(test: &Exceedance, n: u64, s: u64, ppm: u32, higher_is_worse: bool, deff: f64) -> Reading {
+    let (effective_s, effective_n) = (s as f64 / deff, n as f64 / deff);
+    let (over, under) = (test.over(effective_s, effective_n), test.under(effective_s, effective_n));
     let q0_ppm = 1_000_000 - ppm;
     let (over, under) = if higher_is_worse { (over, under) } else { (under, over) };
     let side = if higher_is_worse { "over" } else { "under" };
@@ -108,27 +109,27 @@ fn quantile(test: &Exceedance, n: u64, s: u64, ppm: u32, higher_is_worse: bool) 
         under,
         beyond: quantile_beyond(n, s, ppm, higher_is_worse),
         test: "exceedance",
-        evidence: Evidence::Exceedance { side: side.into(), n, s, q0_ppm },
+        evidence: Evidence::Exceedance { side: side.into(), n, s, q0_ppm, deff },
     }
 }
 
 /// H0: the rate is at most the limit.
-fn share(all: Share, limit: f64, higher_is_worse: bool) -> Reading {
+pub(super) fn share(all: Share, limit: f64, higher_is_worse: bool, deff: f64) -> Reading {
     let (x, p0) = worse(all, limit, higher_is_worse);
     Reading {
         n: all.n,
-        over: rates::threshold_log_e(all.n, x, p0),
-        under: rates::threshold_drop_log_e(all.n, x, p0),
+        over: rates::threshold_log_e_deflated(all.n, x, p0, deff),
+        under: rates::threshold_drop_log_e_deflated(all.n, x, p0, deff),
         beyond: share_beyond(all, limit, higher_is_worse),
         test: "threshold",
-        evidence: Evidence::Threshold { n: all.n, x, p0 },
+        evidence: Evidence::Threshold { n: all.n, x, p0, deff },
     }
 }
 
 /// The worse of two looks, for the price of ln 2: workflows whose limit has passed, and explicit abandonment among the recent ones.
 /// Only the first can tell that all is well.
-fn abandonment(matured: Share, recent: Share, limit: f64) -> Reading {
-    let (old, new) = (share(matured, limit, true), share(recent, limit, true));
+fn abandonment(matured: Share, recent: Share, limit: f64, deff: f64) -> Reading {
+    let (old, new) = (share(matured, limit, true, deff), share(recent, limit, true, deff));
     let worse = if new.over > old.over { new.clone() } else { old.clone() };
     Reading {
         n: matured.n + recent.n,
@@ -191,33 +192,23 @@ pub fn observations(guardrail: &Guardrail, window: &Window, traffic: Traffic, pa
     }
 }
 
-/// Anytime-valid interval of the guardrail's value at level `alpha` (each side), in its own unit.
-pub fn interval(evidence: &Evidence, alpha: f64) -> Option<[f64; 2]> {
-    match *evidence {
-        Evidence::Threshold { n, x, .. } if n > 0 => {
-            Some([rates::threshold_lower_bound(n, x, alpha), rates::threshold_upper_bound(n, x, alpha)])
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_rate_far_over_its_limit_alarms_and_one_far_under_is_cleared() {
-        let bad = share(Share { n: 400, x: 80 }, 0.05, true);
+        let bad = share(Share { n: 400, x: 80 }, 0.05, true, 1.0);
         assert!(bad.over > 22.0 && bad.beyond && bad.under < 1.0, "{bad:?}");
-        let good = share(Share { n: 2_000, x: 10 }, 0.05, true);
+        let good = share(Share { n: 2_000, x: 10 }, 0.05, true, 1.0);
         assert!(good.under > 22.0 && !good.beyond && good.over < 1.0, "{good:?}");
     }
 
     #[test]
     fn better_up_turns_the_limit_into_a_floor() {
-        let low = share(Share { n: 400, x: 80 }, 0.5, false);
+        let low = share(Share { n: 400, x: 80 }, 0.5, false, 1.0);
         assert!(low.over > 22.0 && low.beyond, "{low:?}");
-        let slow = quantile(&Exceedance::of_quantile(500_000), 1_000, 0, 500_000, false);
+        let slow = quantile(&Exceedance::of_quantile(500_000), 1_000, 0, 500_000, false, 1.0);
         assert!(slow.over > 22.0 && slow.beyond, "{slow:?}");
     }
 
@@ -230,10 +221,10 @@ mod tests {
             let x = (n as f64 * part) as u64;
             let all = Share { n, x };
             let readings = [
-                share(all, limit, up),
-                quantile(&Exceedance::of_quantile(ppm), n, x, ppm, up),
+                share(all, limit, up, 1.0),
+                quantile(&Exceedance::of_quantile(ppm), n, x, ppm, up, 1.0),
                 per_unit(x, n, limit),
-                abandonment(all, Share { n: x, x: n.min(x) / 2 }, limit),
+                abandonment(all, Share { n: x, x: n.min(x) / 2 }, limit, 1.0),
             ];
             for reading in readings {
                 proptest::prop_assert!(reading.beyond || reading.over <= 1e-6, "{:?}", reading);
@@ -243,18 +234,20 @@ mod tests {
 
     #[test]
     fn no_data_is_no_evidence() {
-        for reading in
-            [share(Share::default(), 0.05, true), quantile(&Exceedance::of_quantile(950_000), 0, 0, 950_000, true), per_unit(50, 0, 0.1)]
-        {
+        for reading in [
+            share(Share::default(), 0.05, true, 1.0),
+            quantile(&Exceedance::of_quantile(950_000), 0, 0, 950_000, true, 1.0),
+            per_unit(50, 0, 0.1),
+        ] {
             assert!(reading.over <= 0.0 && reading.under <= 0.0 && !reading.beyond, "{reading:?}");
         }
     }
 
     #[test]
     fn falling_traffic_is_not_abandonment() {
-        let reading = abandonment(Share { n: 1_000, x: 20 }, Share::default(), 0.05);
+        let reading = abandonment(Share { n: 1_000, x: 20 }, Share::default(), 0.05, 1.0);
         assert!(!reading.beyond && reading.over < 1.0);
-        let explicit = abandonment(Share::default(), Share { n: 200, x: 120 }, 0.05);
+        let explicit = abandonment(Share::default(), Share { n: 200, x: 120 }, 0.05, 1.0);
         assert!(explicit.over > 22.0, "{explicit:?}");
     }
 }

@@ -3,18 +3,25 @@
 //! The Judge knows no clock: [`Judge::pane`] and [`Judge::advance`] tell it how far event time has come.
 
 mod act;
+mod budget;
+mod interval;
 mod limit;
 mod quality;
+mod relative;
 mod stop;
 mod traffic;
 mod view;
 mod window;
 
-use super::decision::{Action, Decision, LogEntry, LogKind, Output};
+use super::decision::{Action, Decision, Evidence, LogEntry, LogKind, Output};
+use super::evidence::allocation::Allocation;
+use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
+use super::histogram::thousandths;
 use super::pane::{Cell, Control, PanePartial, PhaseName, Urgent};
-use super::plan::{Plan, Statistic};
+use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
+use budget::Budget;
 use limit::Reading;
 use quality::Quality;
 use serde::{Deserialize, Serialize};
@@ -25,10 +32,6 @@ use traffic::BucketTraffic;
 use window::Window;
 
 pub use act::{Operation, Operator};
-pub use limit::interval;
-
-/// Planned life of an experiment that does not say when it ends: 30 days.
-const DEFAULT_LIFE: Millis = 30 * 86_400_000;
 
 /// See the module.
 pub struct Judge {
@@ -36,8 +39,7 @@ pub struct Judge {
     pane_ms: Millis,
     /// For each guardrail, its window among `State::windows`.
     window_of: Vec<usize>,
-    /// What a log e-value of a limit must reach.
-    log_threshold: f64,
+    budget: Budget,
     /// For each guardrail of a quantile, its test.
     tests: Vec<Option<Exceedance>>,
     state: State,
@@ -70,9 +72,19 @@ struct State {
     last_record: Option<Pane>,
     /// First pane that was judged: nothing can have been missed before.
     began: Option<Pane>,
-    /// Panes up to this one may hold records from before the last `resume`; the windows leave them out.
+    /// Panes up to this one may hold records from before the last `resume`; windows and evidence leave them out.
     stale_to: Option<Pane>,
+    allocation: Allocation,
+    /// By signal; `None` where no test asks for it.
+    evidence: Vec<Option<SignalEvidence>>,
+    enrolled: Enrolled,
+    volume: Volume,
+    /// The first pane that counts as evidence: units of earlier cohorts were not counted.
+    first_cohort: Option<Pane>,
 }
+
+/// How long after a change of allocation the exposures may follow the old shares or the new ones.
+const SPREADING_MS: Millis = 30_000;
 
 /// One guardrail of one bucket.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -85,6 +97,25 @@ struct Guard {
     tripped: Option<String>,
     /// A hold has kept it from acting; said once.
     withheld: bool,
+    /// Highest log e-value against the margin in this arming epoch, as of the last slot that closed.
+    max_log_e: f64,
+    /// The confidence sequence lay inside the margin when the last slot closed.
+    safe: bool,
+}
+
+/// A criterion that is met, and what shows it.
+struct Alarm {
+    criterion: &'static str,
+    test: &'static str,
+    evidence: Evidence,
+    log_e: Option<f64>,
+    alpha: Option<f64>,
+    margin: Option<f64>,
+    /// The baseline's and the bucket's value.
+    values: [Option<f64>; 2],
+    interval: Option<[f64; 2]>,
+    since: Millis,
+    reason: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -124,14 +155,19 @@ impl Judge {
             last_record: None,
             began: None,
             stale_to: None,
+            allocation: Allocation::new(plan.buckets.iter().map(|b| b.weight).collect()),
+            evidence: evidence(&plan, pane_ms),
+            enrolled: Enrolled::new(buckets),
+            volume: Volume::new(buckets),
+            first_cohort: None,
         };
-        let log_threshold = log_threshold(&plan, pane_ms);
+        let budget = Budget::new(&plan, pane_ms);
         let tests = plan.guardrails.iter().map(|g| match g.statistic {
             Statistic::Quantile { ppm } => Some(Exceedance::of_quantile(ppm)),
             _ => None,
         });
         let tests = tests.collect();
-        Judge { plan, pane_ms, window_of, log_threshold, tests, state, in_force: BTreeMap::new(), awaited: Vec::new() }
+        Judge { plan, pane_ms, window_of, budget, tests, state, in_force: BTreeMap::new(), awaited: Vec::new() }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -171,7 +207,27 @@ impl Judge {
         for control in &partial.controls {
             self.control(control, out);
         }
+        if !stale {
+            self.weigh(pane, partial);
+        }
         self.tick(pane, true, out);
+    }
+
+    /// Adds a pane to what the tests against the baseline are given.
+    fn weigh(&mut self, pane: Pane, partial: &PanePartial) {
+        let first_cohort = *self.state.first_cohort.get_or_insert(pane);
+        let (slot, baseline) = (self.budget.slot, self.plan.baseline());
+        let State { allocation, evidence, enrolled, volume, .. } = &mut self.state;
+        let book = Booking { allocation, first_cohort, slot, baseline };
+        for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
+            enrolled.add(pane, bucket, part, &book);
+            for (signal, evidence) in evidence.iter_mut().enumerate() {
+                if let Some(evidence) = evidence {
+                    evidence.add(pane, bucket, part, part.cells.get(signal), &book);
+                }
+            }
+        }
+        volume.add(&partial.buckets, baseline);
     }
 
     /// Event time has come to the end of `pane` without further records of the experiment.
@@ -197,7 +253,8 @@ impl Judge {
         if live || waiting || held || self.state.quality.is_live() {
             return Some(next);
         }
-        self.silence_deadline().map(|deadline| deadline.max(next))
+        let horizon = self.horizon().filter(|horizon| *horizon >= next);
+        self.silence_deadline().map(|deadline| deadline.max(next)).into_iter().chain(horizon).min()
     }
 
     /// Closes `pane`: windows, tests, quality, confirmations.
@@ -207,6 +264,10 @@ impl Judge {
         for window in self.state.windows.iter_mut().flatten() {
             changed |= window.slide(pane);
         }
+        let first_cohort = self.state.first_cohort.unwrap_or(pane);
+        let State { allocation, evidence, .. } = &mut self.state;
+        let book = Booking { allocation, first_cohort, slot: self.budget.slot, baseline: self.plan.baseline() };
+        evidence.iter_mut().flatten().for_each(|e| e.close(pane, &book));
         let now = pane.end(self.pane_ms);
         if self.state.hold.as_ref().is_some_and(|h| h.until.is_some_and(|until| until <= now)) {
             self.state.hold = None;
@@ -218,12 +279,16 @@ impl Judge {
             self.judge_limits(pane, out);
         }
         self.judge_quality(pane, out);
+        if changed || self.horizon() == Some(pane) {
+            self.judge_relative(pane, out);
+        }
         self.watch_awaited();
         self.watch_stops(pane, out);
     }
 
     fn judge_limits(&mut self, pane: Pane, out: &mut Output) {
         let baseline = self.plan.baseline();
+        let log_threshold = self.limit_threshold();
         for index in 0..self.plan.guardrails.len() {
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
                 if self.state.guards[index][bucket].tripped.is_some() {
@@ -236,7 +301,7 @@ impl Judge {
                     continue;
                 }
                 let Some(reading) = self.read(index, bucket, pane) else { continue };
-                let trips = reading.over >= self.log_threshold;
+                let trips = reading.over >= log_threshold;
                 let guard = &mut self.state.guards[index][bucket];
                 guard.beyond_since = reading.beyond.then(|| guard.beyond_since.unwrap_or(pane));
                 guard.tripping_since = trips.then(|| guard.tripping_since.unwrap_or(pane));
@@ -245,7 +310,8 @@ impl Judge {
                     continue;
                 };
                 if (pane.0 - since.0) * self.pane_ms >= self.plan.guardrails[index].hold {
-                    self.trip_limit(index, bucket, pane.end(self.pane_ms), &reading, None, out);
+                    let alarm = self.limit_alarm(index, bucket, pane.end(self.pane_ms), &reading, None);
+                    self.trip(index, bucket, pane.end(self.pane_ms), alarm, out);
                 }
             }
         }
@@ -261,23 +327,70 @@ impl Judge {
             if !mine || self.state.guards[index].get(bucket).is_none_or(|g| g.tripped.is_some()) {
                 continue;
             }
-            let evidence = super::decision::Evidence::Count { count: 1, allowed: 0 };
+            let evidence = Evidence::Count { count: 1, allowed: 0 };
             let reading = Reading { n: 1, over: f64::INFINITY, under: 0.0, beyond: true, test: "count", evidence };
-            self.trip_limit(index, bucket, urgent.at, &reading, Some(&urgent.label), out);
+            let alarm = self.limit_alarm(index, bucket, urgent.at, &reading, Some(&urgent.label));
+            self.trip(index, bucket, urgent.at, alarm, out);
         }
     }
 
     fn read(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<Reading> {
+        let plan = &self.plan.guardrails[guardrail];
+        if let Some(units) = self.of_units(guardrail, bucket) {
+            return Some(limit::share(window::Share { n: units.n, x: units.x }, plan.limit?, plan.higher_is_worse, 1.0));
+        }
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
-        limit::read(&self.plan.guardrails[guardrail], self.tests[guardrail].as_ref(), window, self.seen(bucket), pane)
+        limit::read(plan, self.tests[guardrail].as_ref(), window, self.seen(bucket), pane, self.clustering_of_limit(guardrail, bucket))
+    }
+
+    /// Hits among exposed units, over the whole life, of a rate whose observation is the unit: a window cannot tell which units are in it.
+    fn of_units(&self, guardrail: usize, bucket: usize) -> Option<Arm> {
+        let signal = self.plan.guardrails[guardrail].signal;
+        match (&self.plan.signals[signal], self.state.evidence[signal].as_ref()) {
+            (Signal::Rate { unit: Unit::User, .. }, Some(SignalEvidence::Share(shares))) => Some(shares.total(bucket)),
+            _ => None,
+        }
+    }
+
+    /// Design effect of a bucket's observations at its limit, at least 1.
+    fn clustering_of_limit(&self, guardrail: usize, bucket: usize) -> f64 {
+        let plan = &self.plan.guardrails[guardrail];
+        let counted = match (self.state.evidence[plan.signal].as_ref(), plan.statistic) {
+            (Some(SignalEvidence::Share(shares)), Statistic::Share) => shares.batches(bucket),
+            (Some(SignalEvidence::Spread(spread)), _) => plan.limit.and_then(|limit| spread.batches(bucket, thousandths(limit).0)),
+            _ => None,
+        };
+        counted.map_or(1.0, |counted| Clustering::of_one(&counted, self.limit_threshold()))
+    }
+
+    /// What a log e-value of a limit must reach.
+    fn limit_threshold(&self) -> f64 {
+        -self.budget.limit(self.budget.each(self.rejected())).ln()
+    }
+
+    /// Hypotheses that have tripped.
+    fn rejected(&self) -> u32 {
+        self.state.guards.iter().flatten().filter(|g| g.tripped.is_some()).count() as u32
     }
 
     fn beyond(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<bool> {
+        if self.of_units(guardrail, bucket).is_some() {
+            return None;
+        }
+        if self.of_units(guardrail, bucket).is_some() {
+            return None;
+        }
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
         limit::beyond(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
     }
 
     fn value(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<f64> {
+        if let Some(units) = self.of_units(guardrail, bucket) {
+            return units.rate();
+        }
+        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(guardrail) {
+            return means.mean(bucket).map(|(_, mean)| mean);
+        }
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
         limit::value(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
     }
@@ -325,14 +438,16 @@ impl Judge {
     }
 }
 
-/// `ln(criteria * starts / alpha)`: the experiment's budget, shared by all criteria and all positions of their windows.
-fn log_threshold(plan: &Plan, pane_ms: Millis) -> f64 {
-    let per_bucket: usize = plan.guardrails.iter().map(|g| usize::from(g.limit.is_some()) + usize::from(g.max_increase.is_some())).sum();
-    let criteria = (per_bucket * (plan.buckets.len() - 1)).max(1) as f64;
-    let life = match (plan.starts, plan.ends) {
-        (Some(starts), Some(ends)) if ends > starts => ends - starts,
-        _ => DEFAULT_LIFE,
+/// One for each signal that a test asks for: comparisons with the baseline, and limits on clustered observations.
+fn evidence(plan: &Plan, pane_ms: Millis) -> Vec<Option<SignalEvidence>> {
+    let of = |(index, signal): (usize, &Signal)| {
+        let mut mine = plan.guardrails.iter().filter(|g| g.signal == index);
+        let asked = match signal {
+            Signal::Count { .. } => mine.clone().any(|g| g.max_increase.is_some()),
+            _ => mine.clone().next().is_some(),
+        };
+        let expected = mine.find_map(|g| g.expected);
+        asked.then(|| SignalEvidence::new(signal, plan.buckets.len(), expected, pane_ms))
     };
-    let starts = (life / pane_ms).max(1) as f64;
-    (criteria * starts / plan.alpha).ln()
+    plan.signals.iter().enumerate().map(of).collect()
 }

@@ -1,9 +1,11 @@
-//! Checks of the data itself that act: silence and schema violations.
+//! Checks of the data itself: silence, schema violations, sample ratio, volume parity.
 
 use super::Judge;
-use crate::engine::decision::{Evidence, LogKind, Output, Verdict};
+use crate::engine::decision::{Evidence, LogKind, Output, SrmStratum, Verdict};
+use crate::engine::evidence::SignalEvidence;
+use crate::engine::pane::BATCHES;
 use crate::engine::plan::{Plan, QualityCheck, QualityKind};
-use crate::engine::stats::rates;
+use crate::engine::stats::{counts, rates, srm};
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -27,6 +29,14 @@ pub struct CheckState {
     pub failing: bool,
     /// Decision in force.
     pub tripped: Option<String>,
+}
+
+/// What volume parity found in one bucket.
+pub struct Parity {
+    pub bucket: usize,
+    /// Index of dispersion of events per unit.
+    pub phi: f64,
+    pub log_e: f64,
 }
 
 impl Quality {
@@ -58,13 +68,20 @@ impl Quality {
 impl Judge {
     pub(super) fn judge_quality(&mut self, pane: Pane, out: &mut Output) {
         self.state.quality.slide(pane, self.pane_ms);
+        let slot_closes = (pane.0 + 1) % self.budget.slot == 0;
         for index in 0..self.plan.quality.len() {
             let check = self.plan.quality[index].clone();
             let failing = match check.kind {
                 QualityKind::Silence { after } => self.silent_for(pane).is_some_and(|silent| silent >= after),
-                QualityKind::SchemaViolations { max } => self.refuses_more_than(max) && self.violations(max) >= self.log_threshold,
-                // The statistical checks get their tests with the relative guardrails.
-                _ => continue,
+                QualityKind::SchemaViolations { max } => self.refuses_more_than(max) && self.violations(max) >= self.limit_threshold(),
+                // Evidence of these is not taken back: they fail until an operator re-arms.
+                QualityKind::Srm { alpha } => self.state.quality.checks[index].failing || self.srm() >= -alpha.ln(),
+                QualityKind::VolumeParity { max_gap } => {
+                    let needed = -self.parity_alpha().ln();
+                    self.state.quality.checks[index].failing
+                        || slot_closes && self.parity(max_gap).is_some_and(|worst| worst.log_e >= needed)
+                }
+                QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => continue,
             };
             let before = std::mem::replace(&mut self.state.quality.checks[index].failing, failing);
             if failing && self.state.quality.checks[index].tripped.is_none() {
@@ -100,16 +117,102 @@ impl Judge {
                 decision.bucket_value = Some(refused as f64 / n.max(1) as f64);
                 decision.test = "threshold".into();
                 decision.log_e_value = Some(self.violations(max));
-                decision.evidence = Evidence::Threshold { n, x: refused, p0: max };
+                decision.evidence = Evidence::Threshold { n, x: refused, p0: max, deff: 1.0 };
                 let share = 100.0 * refused as f64 / n.max(1) as f64;
                 decision.reason = format!("{share:.1}% of {n} records in the last 10 min were refused, at most {}% may be", 100.0 * max);
             }
-            _ => {}
+            QualityKind::Srm { alpha } => {
+                let strata = self.state.enrolled.strata(&self.booking());
+                decision.test = "srm".into();
+                decision.alpha = Some(alpha);
+                decision.log_e_value = Some(self.srm()).filter(|log_e| log_e.is_finite());
+                decision.reason = self.split(&strata);
+                let stratum = |(counts, weights): &(&[u64], &[f64])| SrmStratum { counts: counts.to_vec(), weights: weights.to_vec() };
+                decision.evidence = Evidence::Srm { strata: strata.iter().map(stratum).collect() };
+            }
+            QualityKind::VolumeParity { max_gap } => {
+                let Some(worst) = self.parity(max_gap) else { return };
+                let (alpha, strata) = (self.parity_alpha(), self.state.volume.strata(worst.bucket).to_vec());
+                let expected: f64 = strata.iter().map(|s| (s.x_t + s.x_c) * s.w).sum();
+                let gap = strata.iter().map(|s| s.x_t).sum::<f64>() / expected - 1.0;
+                decision.margin = Some(max_gap);
+                decision.unit = "%".into();
+                decision.change = Some(gap);
+                decision.test = "counts".into();
+                decision.alpha = Some(alpha);
+                decision.log_e_value = Some(worst.log_e);
+                decision.evidence = Evidence::Counts { strata, r: max_gap, phi: worst.phi, alpha };
+                let name = &self.plan.buckets[worst.bucket].name;
+                decision.reason = format!(
+                    "{name} has {:+.1}% of the events that its units should have beside the baseline's, {:.0}% either way are allowed",
+                    100.0 * gap,
+                    100.0 * max_gap
+                );
+            }
+            QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => {}
         }
         self.state.quality.checks[index].tripped = Some(decision.decision.clone());
         let everyone: Vec<usize> = (0..self.plan.buckets.len()).filter(|b| *b != self.plan.baseline()).collect();
         self.enforce(&mut decision, &everyone, pane);
         self.put_in_force(decision, out);
+    }
+
+    /// Log e-value against "first exposures fall on the buckets as designed".
+    pub(super) fn srm(&self) -> f64 {
+        let strata: Vec<srm::Stratum<'_>> =
+            self.state.enrolled.strata(&self.booking()).into_iter().map(|(counts, weights)| srm::Stratum { counts, weights }).collect();
+        srm::log_e(&strata)
+    }
+
+    /// Whether the sample ratio is known to be wrong.
+    pub(super) fn srm_fails(&self) -> bool {
+        let mut checks = self.plan.quality.iter().zip(&self.state.quality.checks);
+        checks.any(|(check, state)| matches!(check.kind, QualityKind::Srm { .. }) && state.failing)
+    }
+
+    /// The bucket whose share of the units is farthest from the design, in words.
+    pub(super) fn split(&self, strata: &[(&[u64], &[f64])]) -> String {
+        let units: u64 = strata.iter().flat_map(|(counts, _)| counts.iter()).sum();
+        let of = |bucket: usize| {
+            let seen: u64 = strata.iter().map(|(counts, _)| counts[bucket]).sum();
+            let expected: f64 = strata.iter().map(|(counts, weights)| counts.iter().sum::<u64>() as f64 * weights[bucket]).sum();
+            (bucket, seen as f64 / units.max(1) as f64, expected / units.max(1) as f64)
+        };
+        let distance = |(_, seen, expected): &(usize, f64, f64)| (seen - expected).abs() / expected.max(1e-9).sqrt();
+        let worst = (0..self.plan.buckets.len()).map(of).max_by(|a, b| distance(a).total_cmp(&distance(b)));
+        worst.map_or(String::new(), |(bucket, seen, expected)| {
+            let name = &self.plan.buckets[bucket].name;
+            format!("{name} has {:.2}% of {units} exposed units, designed are {:.2}%", 100.0 * seen, 100.0 * expected)
+        })
+    }
+
+    /// Level of volume parity in each bucket.
+    fn parity_alpha(&self) -> f64 {
+        self.plan.alpha / (self.plan.buckets.len() - 1).max(1) as f64
+    }
+
+    /// The bucket with the strongest evidence of a gap; `None` while the dispersion of events per unit is unknown.
+    pub(super) fn parity(&self, max_gap: f64) -> Option<Parity> {
+        let baseline = self.plan.baseline();
+        let of = |bucket: usize| {
+            let phi = self.dispersion(bucket)?.max(self.dispersion(baseline)?);
+            let log_e = counts::parity_log_e(self.state.volume.strata(bucket), max_gap, max_gap, phi);
+            Some(Parity { bucket, phi, log_e })
+        };
+        (0..self.plan.buckets.len()).filter(|b| *b != baseline).filter_map(of).max_by(|a, b| a.log_e.total_cmp(&b.log_e))
+    }
+
+    /// Dispersion of events per unit of a bucket, from the signal with the most events that name their unit.
+    fn dispersion(&self, bucket: usize) -> Option<f64> {
+        let counted = |evidence: &SignalEvidence| match evidence {
+            SignalEvidence::Share(shares) => shares.batches(bucket),
+            SignalEvidence::Spread(spread) => spread.batches(bucket, 0),
+            SignalEvidence::Mean(_) => None,
+        };
+        let most = self.state.evidence.iter().flatten().filter_map(counted).max_by(|a, b| a.named().total_cmp(&b.named()))?;
+        // Uncertain as any variance from few batches is: raised as design effects are.
+        let caution = 1.0 + (-self.parity_alpha().ln() + 0.5) / (BATCHES - 1) as f64;
+        Some(caution * most.dispersion()?)
     }
 
     /// Milliseconds without a record at the end of `pane`; `None` before there is anything to miss, and after the experiment's end.

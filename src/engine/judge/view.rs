@@ -1,19 +1,31 @@
 //! The Judge's state as people and controllers see it.
 
 use super::act::show;
+use super::interval::interval;
 use super::{Judge, limit};
 use crate::engine::decision::Verdict;
-use crate::engine::plan::{Margin, QualityKind, Statistic};
+use crate::engine::evidence::SignalEvidence;
+use crate::engine::plan::{Margin, QualityKind, Signal, Statistic};
 use crate::engine::state::{BucketState, ExperimentState, GuardrailState, HoldState, QualityState, StopState};
 use crate::engine::time::Pane;
 
 impl Judge {
+    /// The state as of the last pane. What is dear (exact evidence of quantiles, all intervals) is left out.
     pub fn view(&self) -> ExperimentState {
+        self.shown(false)
+    }
+
+    /// [`Judge::view`] with the exact evidence and the interval of every guardrail.
+    pub fn close_view(&self) -> ExperimentState {
+        self.shown(true)
+    }
+
+    fn shown(&self, closely: bool) -> ExperimentState {
         let pane = self.state.at.unwrap_or(Pane(0));
         let baseline = self.plan.baseline();
         let tested = || (0..self.plan.buckets.len()).filter(move |b| *b != baseline);
         let each = (0..self.plan.guardrails.len()).flat_map(|g| tested().map(move |b| (g, b)));
-        let guardrails: Vec<GuardrailState> = each.map(|(g, b)| self.guardrail(g, b, pane)).collect();
+        let guardrails: Vec<GuardrailState> = each.map(|(g, b)| self.guardrail(g, b, pane, closely)).collect();
         let verdict = guardrails.iter().map(|g| g.verdict).max_by_key(|v| rank(*v)).unwrap_or(Verdict::NoData);
         let holds = self.holds();
         let stop = self.state.stops.iter().any(Option::is_some);
@@ -98,12 +110,32 @@ impl Judge {
         }
     }
 
-    fn guardrail(&self, index: usize, bucket: usize, pane: Pane) -> GuardrailState {
+    fn guardrail(&self, index: usize, bucket: usize, pane: Pane, closely: bool) -> GuardrailState {
         let (plan, baseline) = (&self.plan.guardrails[index], self.plan.baseline());
-        let windows = &self.state.windows[self.window_of[index]];
+        let (windows, guard) = (&self.state.windows[self.window_of[index]], &self.state.guards[index][bucket]);
         let reading = self.read(index, bucket, pane);
-        let (baseline_value, bucket_value) = (self.value(index, baseline, pane), self.value(index, bucket, pane));
+        let look = plan.max_increase.filter(|_| closely).and_then(|_| self.whole_life(index, bucket, f64::NEG_INFINITY));
+        let [mut baseline_value, mut bucket_value] = [baseline, bucket].map(|b| self.value(index, b, pane));
+        if plan.primary {
+            [baseline_value, bucket_value] = look.as_ref().map_or([baseline_value, bucket_value], |l| l.values);
+        }
         let (verdict, reason) = self.verdict(index, bucket, pane, reading.as_ref());
+        let evidence = match (&look, &reading) {
+            (Some(look), _) => Some(look.evidence.clone()),
+            (None, Some(reading)) if plan.max_increase.is_none() => Some(reading.evidence.clone()),
+            _ => None,
+        };
+        let (log_e_value, log_threshold) = match plan.max_increase {
+            Some(_) => (Some(guard.max_log_e), Some(self.whole_life_threshold(index))),
+            None => (reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()), plan.limit.map(|_| self.limit_threshold())),
+        };
+        let interval = match (&look, &reading) {
+            (Some(look), _) => interval(look.test, &look.evidence, look.alpha, plan),
+            (None, Some(r)) if closely && plan.max_increase.is_none() => {
+                interval(r.test, &r.evidence, (-self.limit_threshold()).exp(), plan)
+            }
+            _ => None,
+        };
         GuardrailState {
             guardrail: plan.name.clone(),
             bucket: self.plan.buckets[bucket].name.clone(),
@@ -115,18 +147,35 @@ impl Judge {
             baseline_value,
             bucket_value,
             change: baseline_value.zip(bucket_value).filter(|(b, _)| *b != 0.0).map(|(b, t)| t / b - 1.0),
-            interval: None,
-            evidence: reading.as_ref().map(|r| r.evidence.clone()),
+            interval,
+            evidence,
             limit: plan.limit,
             max_increase: plan.max_increase,
-            n: limit::observations(plan, &windows[bucket], self.seen(bucket), pane),
-            baseline_n: limit::observations(plan, &windows[baseline], self.seen(baseline), pane),
-            log_e_value: reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()),
-            log_threshold: plan.limit.map(|_| self.log_threshold),
+            n: self.observations(index, bucket, pane),
+            baseline_n: self.observations(index, baseline, pane),
+            log_e_value,
+            log_threshold,
+            design_effect: plan.max_increase.and_then(|_| self.design_effect(index, bucket)),
+            observation: match (plan.statistic, self.plan.signals[plan.signal].is_per_user()) {
+                (_, true) => "unit",
+                (Statistic::Share, false) if matches!(self.plan.signals[plan.signal], Signal::Abandonment { .. }) => "workflow",
+                _ => "event",
+            },
             on_breach: plan.on_breach,
-            decision: self.state.guards[index][bucket].tripped.clone(),
+            decision: guard.tripped.clone(),
             clamped: windows.iter().map(|w| w.clamped()).sum(),
         }
+    }
+
+    /// Observations behind a guardrail's value.
+    fn observations(&self, index: usize, bucket: usize, pane: Pane) -> u64 {
+        if let Some(units) = self.of_units(index, bucket) {
+            return units.n;
+        }
+        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(index) {
+            return means.mean(bucket).map_or(0, |(n, _)| n);
+        }
+        limit::observations(&self.plan.guardrails[index], &self.state.windows[self.window_of[index]][bucket], self.seen(bucket), pane)
     }
 
     /// The verdict of one guardrail of one bucket, and why.
@@ -142,43 +191,65 @@ impl Judge {
             return (Verdict::NoData, "no record arrives: what was known is stale".into());
         }
         let seen = self.state.traffic[bucket].last_pane().is_some_and(|last| pane.0 - last.0 < (plan.window / self.pane_ms).max(1));
-        let window = &self.state.windows[self.window_of[index]][bucket];
-        let n = limit::observations(plan, window, self.seen(bucket), pane);
+        let n = self.observations(index, bucket, pane);
         let counts = matches!(plan.statistic, Statistic::Count | Statistic::Exposures);
         if !seen || (n == 0 && !counts) {
             return (Verdict::NoData, format!("nothing in the last {} s", plan.window / 1_000));
         }
         let shown = self.value(index, bucket, pane).map_or("no value yet".into(), |v| show(v, &plan.unit));
-        if let Some(margin) = plan.max_increase {
-            let against = match margin {
-                Margin::Relative(r) => format!("{}% over the baseline", 100.0 * r),
-                Margin::Absolute(d) => format!("{} over the baseline", show(d, &plan.unit)),
-            };
-            return (Verdict::Watching, format!("{shown}; at most {against} is allowed, no evidence either way"));
+        let limit_holds = reading.is_none_or(|r| r.under >= self.limit_threshold());
+        if let Some(r) = reading.filter(|r| r.beyond) {
+            let why = if r.n > 0 { "beyond the limit, not enough evidence yet" } else { "not enough evidence either way" };
+            return (Verdict::Watching, format!("{shown}: {why}"));
         }
-        match reading {
-            Some(r) if r.under >= self.log_threshold => (Verdict::Safe, format!("{shown}: evidence that the limit holds")),
-            Some(r) if r.beyond => (Verdict::Watching, format!("{shown}: beyond the limit, not enough evidence yet")),
-            _ => (Verdict::Watching, format!("{shown}: not enough evidence either way")),
+        let Some(margin) = plan.max_increase else {
+            return match limit_holds && reading.is_some() {
+                true => (Verdict::Safe, format!("{shown}: evidence that the limit holds")),
+                false => (Verdict::Watching, format!("{shown}: not enough evidence either way")),
+            };
+        };
+        let word = if plan.higher_is_worse { "over" } else { "under" };
+        let against = match margin {
+            Margin::Relative(r) => format!("{}% {word} the baseline", 100.0 * r),
+            Margin::Absolute(d) => format!("{} {word} the baseline", show(d, &plan.unit)),
+        };
+        match self.untold(index, bucket) {
+            Some(why) => (Verdict::Watching, format!("{shown}: {why}")),
+            None if guard.safe && limit_holds => (Verdict::Safe, format!("{shown}: proved to be less than {against}")),
+            None => (Verdict::Watching, format!("{shown}; at most {against} is allowed, no evidence either way")),
         }
     }
 
     fn quality(&self, index: usize, pane: Pane) -> QualityState {
         let (check, state) = (&self.plan.quality[index], &self.state.quality.checks[index]);
         let total = self.state.quality.accepted + self.state.quality.refused;
-        let (value, bound) = match check.kind {
-            QualityKind::Silence { after } => (self.silent_for(pane).map(|ms| ms as f64), Some(after as f64)),
-            QualityKind::SchemaViolations { max } => ((total > 0).then(|| self.state.quality.refused as f64 / total as f64), Some(max)),
-            QualityKind::Srm { alpha } => (None, Some(alpha)),
-            QualityKind::VolumeParity { max_gap: max } => (None, Some(max)),
-            QualityKind::MixedAssignment { max } | QualityKind::Ineligible { max } | QualityKind::Missing { max, .. } => (None, Some(max)),
+        let failing = state.failing || state.tripped.is_some();
+        let within = |value: Option<f64>, bound: f64| (value, Some(bound), Verdict::Safe, "within its bound".to_owned());
+        let (value, bound, verdict, reason) = match check.kind {
+            QualityKind::Silence { after } => within(self.silent_for(pane).map(|ms| ms as f64), after as f64),
+            QualityKind::SchemaViolations { max } => within((total > 0).then(|| self.state.quality.refused as f64 / total as f64), max),
+            QualityKind::Srm { alpha } => {
+                let strata = self.state.enrolled.strata(&self.booking());
+                let reason = if strata.is_empty() { "no exposed unit yet".to_owned() } else { self.split(&strata) };
+                (Some(self.srm()).filter(|log_e| log_e.is_finite()), Some(-alpha.ln()), Verdict::Watching, reason)
+            }
+            QualityKind::VolumeParity { max_gap } => match self.parity(max_gap) {
+                Some(worst) => {
+                    let strata = self.state.volume.strata(worst.bucket);
+                    let expected: f64 = strata.iter().map(|s| (s.x_t + s.x_c) * s.w).sum();
+                    let gap = (expected > 0.0).then(|| strata.iter().map(|s| s.x_t).sum::<f64>() / expected - 1.0);
+                    (gap, Some(max_gap), Verdict::Watching, "no evidence of a gap beyond its bound".to_owned())
+                }
+                None => (None, Some(max_gap), Verdict::Watching, "needs exposures, and events that name their unit".to_owned()),
+            },
+            QualityKind::MixedAssignment { max } | QualityKind::Ineligible { max } | QualityKind::Missing { max, .. } => {
+                (None, Some(max), Verdict::Watching, "not tested yet".to_owned())
+            }
         };
-        let acting = matches!(check.kind, QualityKind::Silence { .. } | QualityKind::SchemaViolations { .. });
-        let (verdict, reason) = match (state.failing || state.tripped.is_some(), acting, self.state.records) {
-            (true, ..) => (Verdict::Breach, "the check fails".to_owned()),
-            (false, true, 1..) => (Verdict::Safe, "within its bound".to_owned()),
-            (false, _, 0) => (Verdict::NoData, "no record yet".to_owned()),
-            (false, false, _) => (Verdict::Watching, "not tested yet".to_owned()),
+        let (verdict, reason) = match (failing, self.state.records) {
+            (true, _) => (Verdict::Breach, "the check fails".to_owned()),
+            (false, 0) => (Verdict::NoData, "no record yet".to_owned()),
+            (false, _) => (verdict, reason),
         };
         QualityState {
             check: check.kind.name().into(),

@@ -1,7 +1,7 @@
 //! Beta distributions: shares that are known up to some counts.
 //!
 //! Written out here because the usual libraries reach the incomplete beta function through differences of log gammas, which leave
-//! six digits at 1e9 observations. In log odds around the mean, the density is `exp(a v - (a + b) ln(1 + m (e^v - 1)))` over a
+//! five or six digits at 1e9 observations. In log odds around the mean, the density is `exp(a v - (a + b) ln(1 + m (e^v - 1)))` over a
 //! constant: log-concave, smooth, without cancellation, and gone (below 1e-17 of its peak) beyond a known range. Gauss-Legendre panels
 //! over that range are exact to about 1e-10.
 

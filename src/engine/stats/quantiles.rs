@@ -219,6 +219,53 @@ impl Relative {
     }
 }
 
+impl Tail {
+    /// Edge and count of each bin.
+    pub fn bins(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.edges.iter().enumerate().map(|(j, edge)| (*edge, self.from[j] - self.from[j + 1]))
+    }
+
+    /// Neighbouring bins added up where `cut` has no edge between them: counts above each of its (ascending) values stay.
+    fn merged_between(&self, cuts: &[u64]) -> Tail {
+        let group = |edge: u64| cuts.partition_point(|cut| *cut < edge);
+        let mut bins: Vec<(u64, u64)> = Vec::new();
+        let mut last = None;
+        for (edge, count) in self.bins() {
+            match bins.last_mut() {
+                Some(bin) if last == Some(group(edge)) => *bin = (edge, bin.1 + count),
+                _ => bins.push((edge, count)),
+            }
+            last = Some(group(edge));
+        }
+        Tail::new(bins)
+    }
+}
+
+impl Relative {
+    /// Control and treatment with bins added up wherever that does not change [`Relative::log_e`]: mostly a hundred bins instead of
+    /// thousands, to be kept as evidence.
+    pub fn condensed(&self, arms: Arms<'_>) -> (Tail, Tail) {
+        let (edges, exact) = (&arms.control.edges, self.log_e(arms));
+        let start = Scan { test: self, arms, edges }.start();
+        let mut reach = 16;
+        loop {
+            let (low, high) = (start.saturating_sub(reach), (start + reach).min(edges.len().saturating_sub(1)));
+            if low == 0 && high + 1 >= edges.len() {
+                return (arms.control.clone(), arms.treatment.clone());
+            }
+            let control = arms.control.merged_between(&edges[low..=high]);
+            let mut cuts: Vec<u64> = control.edges.iter().map(|u| self.bins.upper(margin_value(*u, self.r_ppm, self.d))).collect();
+            cuts.dedup();
+            let treatment = arms.treatment.merged_between(&cuts);
+            let found = self.log_e(Arms { control: &control, treatment: &treatment, ..arms });
+            if found == exact {
+                return (control, treatment);
+            }
+            reach *= 4;
+        }
+    }
+}
+
 /// `ceil(a / b)` for a positive `b`.
 fn ceil_div(a: i128, b: i128) -> i128 {
     -(-a).div_euclid(b)

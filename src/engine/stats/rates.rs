@@ -270,18 +270,24 @@ pub fn threshold_log_e_deflated(n: u64, x: u64, p0: f64, deff: f64) -> f64 {
     tilted(n as f64 / deff, x as f64 / deff, p0, Side::Above)
 }
 
+/// [`threshold_drop_log_e`] for clustered observations, as [`threshold_log_e_deflated`].
+pub fn threshold_drop_log_e_deflated(n: u64, x: u64, p0: f64, deff: f64) -> f64 {
+    let deff = deff.max(1.0);
+    tilted(n as f64 / deff, x as f64 / deff, p0, Side::Below)
+}
+
 /// Lower end of the confidence sequence for a single rate: with probability `1 - alpha` it is below the true rate at all times.
-/// 0 when nothing can be said. Exact; the root of [`threshold_log_e`].
-pub fn threshold_lower_bound(n: u64, x: u64, alpha: f64) -> f64 {
-    let (n, x) = (n as f64, x.min(n) as f64);
+/// 0 when nothing can be said. Exact without a design effect (`deff` 1); the root of [`threshold_log_e`].
+pub fn threshold_lower_bound(n: u64, x: u64, alpha: f64, deff: f64) -> f64 {
+    let (n, x) = (n as f64 / deff.max(1.0), x.min(n) as f64 / deff.max(1.0));
     let needed = log_inverse(alpha);
     let gap = |log_odds: f64| tilted(n, x, logistic(log_odds), Side::Above) - needed;
     if x == 0.0 || gap(-LOG_ODDS) < 0.0 { 0.0 } else { logistic(crossing(-LOG_ODDS, LOG_ODDS, gap)) }
 }
 
 /// Upper end of the confidence sequence for a single rate; 1 when nothing can be said. The root of [`threshold_drop_log_e`].
-pub fn threshold_upper_bound(n: u64, x: u64, alpha: f64) -> f64 {
-    let (n, x) = (n as f64, x.min(n) as f64);
+pub fn threshold_upper_bound(n: u64, x: u64, alpha: f64, deff: f64) -> f64 {
+    let (n, x) = (n as f64 / deff.max(1.0), x.min(n) as f64 / deff.max(1.0));
     let needed = log_inverse(alpha);
     let gap = |log_odds: f64| tilted(n, x, logistic(-log_odds), Side::Below) - needed;
     if x == n || gap(-LOG_ODDS) < 0.0 { 1.0 } else { logistic(-crossing(-LOG_ODDS, LOG_ODDS, gap)) }
@@ -441,9 +447,9 @@ mod tests {
 
     #[test]
     fn threshold_bounds_enclose_the_rate_and_say_nothing_without_data() {
-        assert_eq!((threshold_lower_bound(0, 0, 0.05), threshold_upper_bound(0, 0, 0.05)), (0.0, 1.0));
-        assert_eq!(threshold_lower_bound(100, 5, 0.0), 0.0);
-        let (low, high) = (threshold_lower_bound(10_000, 100, 0.05), threshold_upper_bound(10_000, 100, 0.05));
+        assert_eq!((threshold_lower_bound(0, 0, 0.05, 1.0), threshold_upper_bound(0, 0, 0.05, 1.0)), (0.0, 1.0));
+        assert_eq!(threshold_lower_bound(100, 5, 0.0, 1.0), 0.0);
+        let (low, high) = (threshold_lower_bound(10_000, 100, 0.05, 1.0), threshold_upper_bound(10_000, 100, 0.05, 1.0));
         assert!(0.005 < low && low < 0.01 && 0.01 < high && high < 0.02, "{low} {high}");
         assert!((threshold_log_e(10_000, 100, low) - 20f64.ln()).abs() < 1e-9);
         assert!((threshold_drop_log_e(10_000, 100, high) - 20f64.ln()).abs() < 1e-9);
@@ -492,7 +498,7 @@ mod tests {
         fn threshold_never_nan(n: u64, x: u64, p0: f64, alpha: f64) {
             prop_assert!(!threshold_log_e(n, x, p0).is_nan());
             prop_assert!(!threshold_drop_log_e(n, x, p0).is_nan());
-            let (low, high) = (threshold_lower_bound(n, x, alpha), threshold_upper_bound(n, x, alpha));
+            let (low, high) = (threshold_lower_bound(n, x, alpha, 1.0), threshold_upper_bound(n, x, alpha, 1.0));
             prop_assert!((0.0..=1.0).contains(&low) && (0.0..=1.0).contains(&high));
         }
 

@@ -251,6 +251,8 @@ mod tests {
             baseline_n: 900,
             log_e_value: None,
             log_threshold: None,
+            design_effect: None,
+            observation: "event",
             on_breach: Action::Rollback,
             decision: None,
             clamped: 0,

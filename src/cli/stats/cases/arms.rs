@@ -56,11 +56,13 @@ pub struct Threshold {
     n: u64,
     x: u64,
     p0: Share,
+    #[serde(default)]
+    deff: AtLeastOne,
 }
 
 pub fn threshold(case: Threshold) -> Out {
     hits(case.x as f64, case.n as f64, "x of n")?;
-    evidence(rates::threshold_log_e(case.n, case.x, case.p0.0))
+    evidence(rates::threshold_log_e_deflated(case.n, case.x, case.p0.0, case.deff.0))
 }
 
 #[derive(Deserialize)]
@@ -73,7 +75,7 @@ pub struct ThresholdLower {
 
 pub fn threshold_lower(case: ThresholdLower) -> Out {
     hits(case.x as f64, case.n as f64, "x of n")?;
-    Ok(json!({"lower": rates::threshold_lower_bound(case.n, case.x, case.alpha.0)}))
+    Ok(json!({"lower": rates::threshold_lower_bound(case.n, case.x, case.alpha.0, 1.0)}))
 }
 
 #[derive(Deserialize)]

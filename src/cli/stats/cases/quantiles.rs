@@ -13,6 +13,8 @@ pub struct ExceedanceCase {
     n: Count,
     q0_ppm: Ppm,
     side: Side,
+    #[serde(default)]
+    deff: AtLeastOne,
 }
 
 #[derive(Deserialize)]
@@ -24,10 +26,10 @@ pub enum Side {
 
 pub fn exceedance(case: ExceedanceCase) -> Out {
     hits(case.s.0, case.n.0, "s of n")?;
-    let q0 = f64::from(case.q0_ppm.0) / 1e6;
+    let (q0, s, n) = (f64::from(case.q0_ppm.0) / 1e6, case.s.0 / case.deff.0, case.n.0 / case.deff.0);
     let log_e = match case.side {
-        Side::Over => exceedance::log_e_over(case.s.0, case.n.0, q0),
-        Side::Under => exceedance::log_e_under(case.s.0, case.n.0, q0),
+        Side::Over => exceedance::log_e_over(s, n, q0),
+        Side::Under => exceedance::log_e_under(s, n, q0),
     };
     Ok(json!({"log_e": number(log_e)}))
 }

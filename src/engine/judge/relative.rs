@@ -1,0 +1,542 @@
+//! Criteria against the baseline bucket: `max_increase` and `stop_on_negative`.
+//!
+//! For each, an anytime-valid test over the whole life, and beside it the same test started anew at every slot, which finds a regression
+//! that begins late. Both share the budget of their hypothesis ([`super::budget`]); the decision says which of them fired, by its `since`
+//! and its evidence. Bayesian and fixed-horizon rules are answered from the same statistics.
+
+use super::act::show;
+use super::budget::has_detector;
+use super::interval::interval;
+use super::{Alarm, Judge};
+use crate::engine::decision::{Evidence, MeanStratum, Output};
+use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest};
+use crate::engine::plan::{Guardrail, Margin, Method, Statistic};
+use crate::engine::stats::exceedance::Exceedance;
+use crate::engine::stats::means::{self, Contrast};
+use crate::engine::stats::multiplicity::arrival_share;
+use crate::engine::stats::quantiles::{Relative, Resolution};
+use crate::engine::stats::rates::{self, Null};
+use crate::engine::stats::{counts, fixed, posterior};
+use crate::engine::time::Pane;
+
+/// Significant digits of the histograms of a period, and of those in slots.
+const DIGITS: u8 = 3;
+const SLOT_DIGITS: u8 = 2;
+
+/// What a test is given: the statistics of both arms, and what is tolerated.
+enum Sample {
+    Share { strata: Vec<rates::Stratum>, test: ShareTest },
+    Count { strata: Vec<counts::Stratum>, r: f64, phi: f64 },
+    Quantile { pair: Pair, test: Relative, ppm: u32, digits: u8, by: Clustering },
+    Mean { strata: Vec<means::Stratum>, contrast: Contrast },
+}
+
+/// One look at a sample.
+#[derive(Clone, Debug)]
+pub(super) struct Look {
+    /// As `guardraild stats` knows it.
+    pub test: &'static str,
+    pub evidence: Evidence,
+    pub found: Found,
+    /// Level that it is compared with.
+    pub alpha: f64,
+    /// The baseline's and the bucket's value.
+    pub values: [Option<f64>; 2],
+    /// Where the test was started, if not at the beginning.
+    pub since: Option<Pane>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Found {
+    LogE(f64),
+    /// Posterior probability of harm.
+    Probability(f64),
+    P(f64),
+}
+
+impl Look {
+    fn trips(&self) -> bool {
+        match self.found {
+            Found::LogE(log_e) => log_e >= -self.alpha.ln(),
+            Found::Probability(harm) => harm >= 1.0 - self.alpha,
+            Found::P(p) => p <= self.alpha,
+        }
+    }
+
+    /// How far beyond (or, negative, from) its threshold.
+    fn excess(&self) -> f64 {
+        match self.found {
+            Found::LogE(log_e) => log_e + self.alpha.ln(),
+            Found::Probability(harm) => harm - 1.0,
+            Found::P(p) => -p,
+        }
+    }
+}
+
+impl Judge {
+    pub(super) fn judge_relative(&mut self, pane: Pane, out: &mut Output) {
+        let (slot_closes, baseline) = ((pane.0 + 1) % self.budget.slot == 0, self.plan.baseline());
+        for index in 0..self.plan.guardrails.len() {
+            if self.plan.guardrails[index].max_increase.is_none() {
+                continue;
+            }
+            for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
+                if self.state.guards[index][bucket].tripped.is_some() || self.untold(index, bucket).is_some() {
+                    continue;
+                }
+                let look = match self.plan.method {
+                    Method::Sequential => {
+                        self.whole_life(index, bucket, f64::INFINITY).filter(Look::trips).or_else(|| self.change(index, bucket))
+                    }
+                    Method::Bayesian if slot_closes => self.whole_life(index, bucket, f64::NEG_INFINITY),
+                    Method::FixedHorizon if self.horizon() == Some(pane) => self.whole_life(index, bucket, f64::NEG_INFINITY),
+                    Method::Bayesian | Method::FixedHorizon => None,
+                };
+                match look.filter(Look::trips) {
+                    Some(look) => {
+                        let alarm = self.alarm(index, bucket, pane, look);
+                        self.trip(index, bucket, pane.end(self.pane_ms), alarm, out);
+                    }
+                    None if slot_closes && self.plan.method == Method::Sequential => self.note(index, bucket),
+                    None => {}
+                }
+            }
+        }
+    }
+
+    /// Keeps in mind what is shown between slots: the highest evidence so far, and whether the margin is proved.
+    fn note(&mut self, index: usize, bucket: usize) {
+        let look = self.whole_life(index, bucket, self.state.guards[index][bucket].max_log_e);
+        let safe = self.margin_holds(index, bucket);
+        let guard = &mut self.state.guards[index][bucket];
+        guard.safe = safe;
+        if let Some(Found::LogE(log_e)) = look.map(|l| l.found) {
+            guard.max_log_e = guard.max_log_e.max(log_e);
+        }
+    }
+
+    /// The pane at whose end a fixed-horizon experiment is looked at.
+    pub(super) fn horizon(&self) -> Option<Pane> {
+        let ends = self.plan.ends.filter(|_| self.plan.method == Method::FixedHorizon)?;
+        Some(Pane::of(ends - 1, self.pane_ms))
+    }
+
+    /// Why nothing can be said now; `None` when the tests may speak.
+    pub(super) fn untold(&self, index: usize, bucket: usize) -> Option<String> {
+        if self.srm_fails() {
+            return Some("the sample ratio is wrong: comparisons with the baseline are held".into());
+        }
+        for b in [bucket, self.plan.baseline()] {
+            let (size, least) = (self.state.traffic[b].size(), self.plan.min_units);
+            if size < least {
+                return Some(format!("{} has {size} units of the {least} that a comparison needs", self.plan.buckets[b].name));
+            }
+        }
+        let SignalEvidence::Share(shares) = self.evidence_of(index)? else { return None };
+        let counted = shares.total(bucket).n.min(shares.total(self.plan.baseline()).n);
+        (counted == 0).then(|| match self.plan.signals[self.plan.guardrails[index].signal].is_per_user() {
+            true => "no exposed unit in one of the buckets: the metric is per unit and needs exposures".into(),
+            false => "no observation in one of the buckets".into(),
+        })
+    }
+
+    pub(super) fn evidence_of(&self, index: usize) -> Option<&SignalEvidence> {
+        self.state.evidence[self.plan.guardrails[index].signal].as_ref()
+    }
+
+    pub(super) fn booking(&self) -> Booking<'_> {
+        let first_cohort = self.state.first_cohort.unwrap_or(Pane(i64::MIN));
+        Booking { allocation: &self.state.allocation, first_cohort, slot: self.budget.slot, baseline: self.plan.baseline() }
+    }
+
+    /// Levels of the test of the whole life, and of each start of the detector.
+    fn levels(&self, index: usize) -> (f64, f64) {
+        let each = self.budget.each(self.rejected());
+        match self.plan.method {
+            Method::Sequential => (self.budget.whole_life(each, self.plan.guardrails[index].statistic), self.budget.change(each)),
+            Method::Bayesian | Method::FixedHorizon => (each, 0.0),
+        }
+    }
+
+    /// What the log e-value of the test over the whole life must reach.
+    pub(super) fn whole_life_threshold(&self, index: usize) -> f64 {
+        -self.levels(index).0.ln()
+    }
+
+    /// The test over the whole life. Of a quantile, one for each period of allocation, which share the level in the order of their
+    /// beginning: the most convincing speaks. Quantiles, which are dear, are left out unless they may reach `floor` or trip.
+    pub(super) fn whole_life(&self, index: usize, bucket: usize, floor: f64) -> Option<Look> {
+        let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).0);
+        let (margin, book) = (guardrail.max_increase?, self.booking());
+        match self.evidence_of(index)? {
+            SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
+                let values = [book.baseline, bucket].map(|b| Some(shares.total(b).n as f64));
+                Some(self.look(count_sample(shares, margin, bucket, &book), alpha, values, None))
+            }
+            SignalEvidence::Share(shares) => {
+                let (sample, by) = share_sample(shares, guardrail, margin, bucket, &book, alpha);
+                let values = [book.baseline, bucket].map(|b| shares.total(b).rate());
+                by.ready.then(|| self.look(sample, alpha, values, None))
+            }
+            SignalEvidence::Mean(sums) => {
+                let sample = Sample::Mean { strata: sums.strata(bucket, &book), contrast: contrast(guardrail, margin) };
+                let values = [book.baseline, bucket].map(|b| sums.mean(b).map(|m| m.1));
+                Some(self.look(sample, alpha, values, None))
+            }
+            SignalEvidence::Spread(spread) => {
+                let test = spread_test(guardrail, margin)?;
+                let (t, c) = sides(guardrail, bucket, book.baseline);
+                let one = |(order, period): (usize, usize)| {
+                    let level = alpha * arrival_share(order as u32 + 1);
+                    let by = spread.clustering(period, t, c, &test, -level.ln());
+                    let worth = by.ready && spread.may_reach(period, t, c, &test, by, floor.min(-level.ln()));
+                    let pair = spread.pair(period, t, c).filter(|_| worth)?;
+                    Some(self.quantile_look(guardrail, &test, pair, DIGITS, by, level, None))
+                };
+                spread.periods().enumerate().filter_map(one).max_by(|a, b| a.excess().total_cmp(&b.excess()))
+            }
+        }
+    }
+
+    /// The test started anew: the most convincing start, if it trips.
+    fn change(&self, index: usize, bucket: usize) -> Option<Look> {
+        let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).1);
+        let (margin, needed) = (guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?, -alpha.ln());
+        let book = self.booking();
+        match self.evidence_of(index)? {
+            SignalEvidence::Share(shares) => {
+                let test = share_test(guardrail, margin);
+                let by = shares.clustering(bucket, book.baseline, needed);
+                let found = shares.best_suffix(bucket, &book, &test, by.rate, needed).filter(|_| by.ready)?;
+                let s = found.stratum;
+                let values = [(s.x_c, s.n_c), (s.x_t, s.n_t)].map(|(x, n)| (n > 0.0).then(|| x / n));
+                Some(self.look(Sample::Share { strata: vec![s], test }, alpha, values, Some(found.since)))
+            }
+            SignalEvidence::Spread(spread) => {
+                let test = spread_test(guardrail, margin)?;
+                let (t, c) = sides(guardrail, bucket, book.baseline);
+                spread.periods().find_map(|period| {
+                    let by = spread.clustering(period, t, c, &test, needed);
+                    let (since, _, pair) = spread.best_suffix(period, t, c, &test, by, needed).filter(|_| by.ready)?;
+                    Some(self.quantile_look(guardrail, &test, pair, SLOT_DIGITS, by, alpha, Some(since)))
+                })
+            }
+            SignalEvidence::Mean(_) => None,
+        }
+    }
+
+    /// When what the whole life shows seems to have begun: the most convincing start of the detector, whether or not it trips.
+    fn onset(&self, index: usize, bucket: usize) -> Option<Pane> {
+        let (guardrail, book) = (&self.plan.guardrails[index], self.booking());
+        let margin = guardrail.max_increase?;
+        match self.evidence_of(index)? {
+            SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
+                let by = shares.clustering(bucket, book.baseline, 1.0);
+                Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), by.rate, 1.0)?.since)
+            }
+            SignalEvidence::Spread(spread) => {
+                let test = spread_test(guardrail, margin)?;
+                let (t, c) = sides(guardrail, bucket, book.baseline);
+                let period = spread.periods().last()?;
+                let by = spread.clustering(period, t, c, &test, 1.0);
+                Some(spread.best_suffix(period, t, c, &test, by, 1.0)?.0)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the confidence sequence of the whole life lies inside the margin: the same tests, their sides exchanged.
+    fn margin_holds(&self, index: usize, bucket: usize) -> bool {
+        let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).0);
+        let (Some(margin), Some(evidence)) = (guardrail.max_increase, self.evidence_of(index)) else { return false };
+        let (book, needed) = (self.booking(), -alpha.ln());
+        match evidence {
+            SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
+                let Sample::Count { strata, r, phi } = count_sample(shares, margin, bucket, &book) else { return false };
+                counts::ratio_upper_bound(&strata, alpha, phi) < 1.0 + r
+            }
+            SignalEvidence::Share(shares) => match share_sample(shares, guardrail, margin, bucket, &book, alpha) {
+                (Sample::Share { strata, test }, by) if by.filled => test.safe_log_e(&strata) >= needed,
+                _ => false,
+            },
+            SignalEvidence::Mean(sums) => {
+                means::log_e(&sums.strata(bucket, &book), contrast(guardrail, margin).reversed(), means::MIN_UNITS) >= needed
+            }
+            SignalEvidence::Spread(spread) => {
+                let Some(test) = spread_test(guardrail, margin) else { return false };
+                let (t, c) = sides(guardrail, bucket, book.baseline);
+                let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
+                let Some((order, period)) = spread.periods().enumerate().last() else { return false };
+                let needed = needed - arrival_share(order as u32 + 1).ln();
+                let by = spread.clustering(period, c, t, &turned, needed);
+                by.filled
+                    && spread.may_reach(period, c, t, &turned, by, needed)
+                    && spread.pair(period, c, t).is_some_and(|pair| turned.relative.log_e(pair.arms(by)) >= needed)
+            }
+        }
+    }
+
+    /// Design effect of the bucket's observations in the test of the whole life; `None` where they are independent by design.
+    pub(super) fn design_effect(&self, index: usize, bucket: usize) -> Option<f64> {
+        let (guardrail, needed) = (&self.plan.guardrails[index], -self.levels(index).0.ln());
+        let baseline = self.plan.baseline();
+        match self.evidence_of(index)? {
+            SignalEvidence::Share(shares) => shares.batches(bucket).map(|_| shares.clustering(bucket, baseline, needed).rate),
+            SignalEvidence::Spread(spread) => {
+                let test = spread_test(guardrail, guardrail.max_increase?)?;
+                let (t, c) = sides(guardrail, bucket, baseline);
+                Some(spread.clustering(spread.periods().last()?, t, c, &test, needed).bucket)
+            }
+            SignalEvidence::Mean(_) => None,
+        }
+    }
+
+    fn look(&self, sample: Sample, alpha: f64, values: [Option<f64>; 2], since: Option<Pane>) -> Look {
+        let (test, evidence, found) = match self.plan.method {
+            Method::Sequential => sample.sequential(alpha),
+            Method::Bayesian => sample.posterior(alpha),
+            Method::FixedHorizon => sample.single(alpha),
+        };
+        Look { test, evidence, found, alpha, values, since }
+    }
+
+    fn quantile_look(
+        &self,
+        guardrail: &Guardrail,
+        test: &SpreadTest,
+        pair: Pair,
+        digits: u8,
+        by: Clustering,
+        alpha: f64,
+        since: Option<Pane>,
+    ) -> Look {
+        let value = |tail: &crate::engine::stats::quantiles::Tail| tail.quantile(test.ppm).map(|edge| edge as f64 / 1_000.0);
+        let mut values = [value(&pair.baseline), value(&pair.bucket)];
+        if !guardrail.higher_is_worse {
+            values.reverse();
+        }
+        self.look(Sample::Quantile { pair, test: test.at(digits), ppm: test.ppm, digits, by }, alpha, values, since)
+    }
+
+    /// What a look that trips says.
+    fn alarm(&self, index: usize, bucket: usize, pane: Pane, look: Look) -> Alarm {
+        let guardrail = &self.plan.guardrails[index];
+        let interval = interval(look.test, &look.evidence, look.alpha, guardrail);
+        let reason = self.reason(guardrail, bucket, &look, interval);
+        let began = self.state.first_cohort.or(self.state.began);
+        let since = look.since.or_else(|| self.onset(index, bucket)).or(began).unwrap_or(pane);
+        Alarm {
+            criterion: if guardrail.primary { "stop_on_negative" } else { "max_increase" },
+            test: look.test,
+            log_e: match look.found {
+                Found::LogE(log_e) => Some(log_e),
+                Found::Probability(_) | Found::P(_) => None,
+            },
+            alpha: Some(look.alpha),
+            margin: guardrail.max_increase.map(|m| match m {
+                Margin::Relative(x) | Margin::Absolute(x) => x,
+            }),
+            values: look.values,
+            interval,
+            since: since.start(self.pane_ms),
+            evidence: look.evidence,
+            reason,
+        }
+    }
+
+    fn reason(&self, guardrail: &Guardrail, bucket: usize, look: &Look, interval: Option<[f64; 2]>) -> String {
+        let (name, baseline) = (&self.plan.buckets[bucket].name, &self.plan.buckets[self.plan.baseline()].name);
+        let unit = guardrail.unit.as_str();
+        let [c, t] = look.values;
+        let (change, margin) = match guardrail.max_increase {
+            Some(Margin::Relative(r)) => (c.zip(t).filter(|(c, _)| *c != 0.0).map(|(c, t)| signed(t / c - 1.0, "%")), signed(r, "%")),
+            Some(Margin::Absolute(d)) => (c.zip(t).map(|(c, t)| signed(t - c, points(unit))), signed(d, points(unit))),
+            None => (None, String::new()),
+        };
+        let shown = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| show(v, unit));
+        let word = if guardrail.higher_is_worse { "above" } else { "below" };
+        let mut text = format!("{} of {name} is {}, {baseline} {}", guardrail.name, shown(t), shown(c));
+        if let Some(change) = change {
+            text += &format!(": {change}");
+        }
+        if let Some([low, high]) = interval {
+            let unit = if matches!(guardrail.max_increase, Some(Margin::Relative(_))) { "%" } else { points(unit) };
+            text += &format!(" (interval {} to {})", signed(low, unit), signed(high, unit));
+        }
+        let worst = if guardrail.higher_is_worse { margin } else { margin.replacen('+', "-", 1) };
+        text += &format!(", proved {word} the margin of {worst}");
+        if let Some(since) = look.since {
+            let ago = (self.state.at.map_or(0, |at| at.0 - since.0 + 1) * self.pane_ms) as f64 / 1_000.0;
+            text += &format!(", by the last {ago:.0} s");
+        }
+        match look.found {
+            Found::LogE(_) => {}
+            Found::Probability(harm) => text += &format!(" with a posterior probability of {harm:.4}"),
+            Found::P(p) => text += &format!(" at the end of the experiment, p = {p:.2e}"),
+        }
+        text
+    }
+}
+
+/// `+12.3%`, `+0.51pp`, `-20 ms`.
+fn signed(value: f64, unit: &str) -> String {
+    match unit {
+        "%" => format!("{:+.1}%", 100.0 * value),
+        "pp" => format!("{:+.2}pp", 100.0 * value),
+        "" => format!("{value:+.3}"),
+        _ => format!("{value:+.1} {unit}"),
+    }
+}
+
+/// Unit of a difference.
+fn points(unit: &str) -> &str {
+    if unit == "%" { "pp" } else { unit }
+}
+
+impl Sample {
+    fn sequential(self, alpha: f64) -> (&'static str, Evidence, Found) {
+        match self {
+            Sample::Share { strata, test } => {
+                let found = test.log_e(&strata);
+                let Null { ratio: rho, margin: d } = test.null;
+                let name = if test.higher_is_worse { "rate" } else { "rate_drop" };
+                (name, Evidence::Rates { strata, rho, d, sign: None, alpha: None }, Found::LogE(found))
+            }
+            Sample::Count { strata, r, phi } => {
+                let found = counts::log_e(&strata, r, phi);
+                ("counts", Evidence::Counts { strata, r, phi, alpha }, Found::LogE(found))
+            }
+            Sample::Quantile { pair, test, ppm, digits, by } => {
+                let (c, t) = test.condensed(pair.arms(by));
+                let found = test.log_e(pair.arms(by));
+                ("quantile_relative", quantile_evidence(&Pair { baseline: c, bucket: t }, &test, ppm, digits, by, None), Found::LogE(found))
+            }
+            Sample::Mean { strata, contrast } => {
+                let found = means::log_e(&strata, contrast, means::MIN_UNITS);
+                ("mean", means_evidence(&strata, contrast, Some(alpha)), Found::LogE(found))
+            }
+        }
+    }
+
+    fn posterior(self, alpha: f64) -> (&'static str, Evidence, Found) {
+        match self {
+            Sample::Share { strata, test } => {
+                let (null, sign) = plain_null(&test);
+                let above = posterior::rate(&strata, null);
+                let harm = if sign > 0.0 { above } else { 1.0 - above };
+                let evidence = Evidence::Rates { strata, rho: null.ratio, d: null.margin, sign: Some(sign), alpha: None };
+                ("posterior_rate", evidence, Found::Probability(harm))
+            }
+            Sample::Quantile { pair, test, ppm, digits, by } => {
+                let harm = posterior::quantile(&test, pair.arms(by));
+                ("posterior_quantile", quantile_evidence(&pair, &test, ppm, digits, by, None), Found::Probability(harm))
+            }
+            Sample::Mean { strata, contrast } => {
+                let harm = posterior::mean(&strata, contrast, means::MIN_UNITS);
+                ("posterior_mean", means_evidence(&strata, contrast, None), Found::Probability(harm))
+            }
+            count @ Sample::Count { .. } => count.sequential(alpha),
+        }
+    }
+
+    fn single(self, alpha: f64) -> (&'static str, Evidence, Found) {
+        match self {
+            Sample::Share { strata, test } => {
+                let (null, sign) = plain_null(&test);
+                let p = fixed::rate_p(&strata, null, if sign > 0.0 { fixed::Side::Above } else { fixed::Side::Below });
+                let evidence = Evidence::Rates { strata, rho: null.ratio, d: null.margin, sign: Some(sign), alpha: Some(alpha) };
+                ("fixed_rate", evidence, Found::P(p))
+            }
+            Sample::Quantile { pair, test, ppm, digits, by } => {
+                let p = fixed::quantile_p(&test, pair.arms(by));
+                ("fixed_quantile", quantile_evidence(&pair, &test, ppm, digits, by, Some(alpha)), Found::P(p))
+            }
+            Sample::Mean { strata, contrast } => {
+                let p = fixed::mean_p(&strata, contrast, means::MIN_UNITS);
+                ("fixed_mean", means_evidence(&strata, contrast, Some(alpha)), Found::P(p))
+            }
+            count @ Sample::Count { .. } => count.sequential(alpha),
+        }
+    }
+}
+
+/// What is tolerated, as a bound of `p_T` by `p_C`, and the side of harm: -1 when a rate should be high.
+fn plain_null(test: &ShareTest) -> (Null, f64) {
+    match test.higher_is_worse {
+        true => (test.null, 1.0),
+        false => (Null { ratio: test.null.ratio, margin: -test.null.margin }, -1.0),
+    }
+}
+
+fn is_count(statistic: Statistic) -> bool {
+    matches!(statistic, Statistic::Count | Statistic::Exposures)
+}
+
+fn share_test(guardrail: &Guardrail, margin: Margin) -> ShareTest {
+    let null = match (margin, guardrail.higher_is_worse) {
+        (Margin::Relative(r), true) => Null::relative(r),
+        (Margin::Relative(r), false) => Null::relative(-r.min(1.0)),
+        (Margin::Absolute(d), _) => Null::absolute(d),
+    };
+    ShareTest { null, higher_is_worse: guardrail.higher_is_worse }
+}
+
+fn share_sample(
+    shares: &Shares,
+    guardrail: &Guardrail,
+    margin: Margin,
+    bucket: usize,
+    book: &Booking<'_>,
+    alpha: f64,
+) -> (Sample, Clustering) {
+    let by = shares.clustering(bucket, book.baseline, -alpha.ln());
+    let strata = shares.strata(bucket, book).iter().map(|s| s.deflated(by.rate)).collect();
+    (Sample::Share { strata, test: share_test(guardrail, margin) }, by)
+}
+
+fn count_sample(shares: &Shares, margin: Margin, bucket: usize, book: &Booking<'_>) -> Sample {
+    let strata = shares.strata(bucket, book).iter().map(|s| counts::Stratum { w: s.w, x_t: s.n_t, x_c: s.n_c }).collect();
+    let dispersion = |b: usize| shares.batches(b).and_then(|counted| counted.dispersion()).unwrap_or(1.0);
+    let r = match margin {
+        Margin::Relative(r) => r,
+        Margin::Absolute(_) => 0.0,
+    };
+    Sample::Count { strata, r, phi: dispersion(bucket).max(dispersion(book.baseline)) }
+}
+
+/// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.
+fn spread_test(guardrail: &Guardrail, margin: Margin) -> Option<SpreadTest> {
+    let Statistic::Quantile { ppm } = guardrail.statistic else { return None };
+    let (r_ppm, d) = match margin {
+        Margin::Relative(r) => ((r * 1e6).round() as i64, 0),
+        Margin::Absolute(d) => (0, (d * 1_000.0).round() as i64),
+    };
+    let of = |r_ppm, d| Relative { level: Exceedance::of_quantile(ppm), r_ppm, d, bins: Resolution::digits(DIGITS) };
+    let relative = if guardrail.higher_is_worse { of(r_ppm, d) } else { of(-r_ppm.min(1_000_000), -d).reversed() };
+    Some(SpreadTest { ppm, relative })
+}
+
+/// The buckets in the roles of treatment and control of [`spread_test`].
+fn sides(guardrail: &Guardrail, bucket: usize, baseline: usize) -> (usize, usize) {
+    if guardrail.higher_is_worse { (bucket, baseline) } else { (baseline, bucket) }
+}
+
+fn contrast(guardrail: &Guardrail, margin: Margin) -> Contrast {
+    let (ratio, margin) = match margin {
+        Margin::Relative(r) => (r, 0.0),
+        Margin::Absolute(d) => (0.0, d),
+    };
+    let relative = if guardrail.higher_is_worse { Contrast::higher_is_worse(ratio) } else { Contrast::lower_is_worse(ratio) };
+    Contrast { margin, ..relative }
+}
+
+fn quantile_evidence(pair: &Pair, test: &Relative, ppm: u32, digits: u8, by: Clustering, alpha: Option<f64>) -> Evidence {
+    let (hist_c, hist_t) = (pair.baseline.bins().collect(), pair.bucket.bins().collect());
+    let (deff_c, deff_t) = (by.baseline, by.bucket);
+    Evidence::Quantiles { hist_c, hist_t, p_ppm: ppm, r_ppm: test.r_ppm, d: test.d, sig_digits: digits, deff_c, deff_t, alpha }
+}
+
+fn means_evidence(strata: &[means::Stratum], contrast: Contrast, alpha: Option<f64>) -> Evidence {
+    let strata = strata.iter().map(|s| MeanStratum { t: s.t.into(), c: s.c.into() }).collect();
+    Evidence::Means { strata, sign: contrast.sign, rho: contrast.ratio, d: contrast.margin, alpha, min_n: means::MIN_UNITS }
+}

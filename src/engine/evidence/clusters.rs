@@ -152,9 +152,10 @@ impl Clustering {
         Clustering { baseline: of_c, bucket: of_t, rate: of_c.max(of_t), filled, ready: filled && hits / of_t >= MIN_HITS }
     }
 
-    /// Of a single arm, at least 1: for tests against a limit.
+    /// Of a single arm, at least 1: for tests against a limit. So few units that they leave half of the batches empty tell nothing about
+    /// clustering, and a limit must not wait for more of them: their observations are taken as independent.
     pub fn of_one(bucket: &Counted, log_threshold: f64) -> f64 {
-        if bucket.is_anonymous() {
+        if bucket.is_anonymous() || 2 * bucket.filled() < BATCHES {
             return 1.0;
         }
         (caution(bucket.filled(), log_threshold) * design_effect::of_batches(&bucket.named).raw).max(1.0)
@@ -191,6 +192,8 @@ mod tests {
         assert_eq!(Clustering::of_one(&batches.counts(), 20.0), 1.0);
         assert_eq!(Clustering::of(&batches.counts(), &batches.counts(), 20.0), Clustering::NONE);
         batches.add(2, 100, 3);
+        assert_eq!(Clustering::of_one(&batches.counts(), 20.0), 1.0, "too few units to tell");
+        (3..40).for_each(|batch| batches.add(batch, 10, if batch % 8 == 0 { 9 } else { 0 }));
         assert!(Clustering::of_one(&batches.counts(), 20.0) > 5.0);
     }
 }

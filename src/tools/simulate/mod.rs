@@ -21,7 +21,7 @@ pub use effect::{Effect, Size};
 pub use plot::svg;
 pub use read::read;
 pub use report::{Report, count, duration};
-pub use run::{Run, Trip};
+pub use run::{Run, Trip, pace};
 pub use size::SampleSize;
 pub use spec::{Spec, SpecError, World};
 pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows};

@@ -138,7 +138,7 @@ fn clean_traffic_is_proved_safe_and_never_acted_on() {
 
 #[test]
 fn rates_of_events_and_of_units() {
-    let guardrails = "  - {metric: error_rate, max_increase: 0.5pp}\n  - {metric: tickets, max_increase: 20%, on_breach: page}";
+    let guardrails = "  - {metric: error_rate, max_increase: 0.5pp, on_breach: pause}\n  - {metric: tickets, max_increase: 20%, on_breach: page}";
     let unit: fn(i64, bool, &mut Dice, &mut Vec<(i64, String)>) = |_, treated, dice, out| {
         requests(out, dice, 1.0, if treated { 0.05 } else { 0.01 });
         let tickets = if treated { 0.2 } else { 0.05 };
@@ -150,7 +150,7 @@ fn rates_of_events_and_of_units() {
     };
     let (decisions, _) = golden("rates", &rule(guardrails, ""), &lines(&Traffic { seconds: 300, per_second: 5, share: HALF, unit }));
     let found: Vec<(&str, &str, Action)> = decisions.iter().map(|d| (d.guardrail.as_str(), d.test.as_str(), d.action)).collect();
-    assert!(found.contains(&("error_rate", "rate", Action::Rollback)) && found.contains(&("tickets", "rate", Action::Page)), "{found:?}");
+    assert!(found.contains(&("error_rate", "rate", Action::Pause)) && found.contains(&("tickets", "rate", Action::Page)), "{found:?}");
     assert_eq!(decisions.len(), 2);
 }
 
@@ -217,6 +217,8 @@ fn a_ramp_through_a_drifting_baseline_alarms_nobody() {
     assert_eq!(decisions, []);
     // The same without the word of the ramp: the sample ratio tells.
     all.remove(at);
+    let text =
+        text.replace("increase: 0%}", "increase: 0%, on_breach: notify}").replace("increase: 0pp}", "increase: 0pp, on_breach: notify}");
     let (said, _) = run(&[&text], &all);
     assert!(said.decisions.iter().any(|d| d.guardrail == "srm"));
 }

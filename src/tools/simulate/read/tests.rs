@@ -13,7 +13,7 @@ fn what_is_left_out_is_as_the_rule_says_or_assumed() {
     let traffic = described("traffic: v1\n").unwrap();
     assert_eq!((traffic.units_per_day, traffic.phases.len(), traffic.segments.len()), (120_000.0, 4, 2));
     assert!(matches!(traffic.metrics["orders"].model, Model::Rate { rate } if rate == 0.3));
-    assert!(traffic.assumed.iter().any(|key| key == "metrics.orders") && !traffic.assumed.iter().any(|key| key == "units"));
+    assert!(traffic.assumed.iter().any(|key| key == "metrics.search_p99") && !traffic.assumed.iter().any(|key| key == "units"));
 }
 
 #[test]

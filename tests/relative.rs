@@ -138,7 +138,8 @@ fn clean_traffic_is_proved_safe_and_never_acted_on() {
 
 #[test]
 fn rates_of_events_and_of_units() {
-    let guardrails = "  - {metric: error_rate, max_increase: 0.5pp, on_breach: pause}\n  - {metric: tickets, max_increase: 20%, on_breach: page}";
+    let guardrails =
+        "  - {metric: error_rate, max_increase: 0.5pp, on_breach: pause}\n  - {metric: tickets, max_increase: 20%, on_breach: page}";
     let unit: fn(i64, bool, &mut Dice, &mut Vec<(i64, String)>) = |_, treated, dice, out| {
         requests(out, dice, 1.0, if treated { 0.05 } else { 0.01 });
         let tickets = if treated { 0.2 } else { 0.05 };

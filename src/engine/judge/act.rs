@@ -90,7 +90,7 @@ impl Judge {
         Alarm {
             criterion: "limit",
             test: reading.test,
-            interval: interval::of_value(&reading.evidence, alpha),
+            interval: interval::of_value(&reading.evidence, alpha, guardrail),
             evidence: reading.evidence.clone(),
             // A count over its limit is policy: there is no chance to account for.
             log_e: reading.over.is_finite().then_some(reading.over),

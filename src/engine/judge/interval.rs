@@ -10,13 +10,12 @@ use crate::engine::stats::quantiles::{self, Arms, Resolution};
 use crate::engine::stats::{counts, fixed, posterior, rates};
 
 /// Anytime-valid interval of the value that a limit bounds, each end at level `alpha`, in its own unit; of rates only.
-pub fn of_value(evidence: &Evidence, alpha: f64) -> Option<[f64; 2]> {
-    match *evidence {
-        Evidence::Threshold { n, x, deff, .. } if n > 0 => {
-            Some([rates::threshold_lower_bound(n, x, alpha, deff), rates::threshold_upper_bound(n, x, alpha, deff)])
-        }
-        _ => None,
-    }
+pub fn of_value(evidence: &Evidence, alpha: f64, guardrail: &Guardrail) -> Option<[f64; 2]> {
+    let Evidence::Threshold { n, x, deff, .. } = *evidence else { return None };
+    let [low, high] = [rates::threshold_lower_bound(n, x, alpha, deff), rates::threshold_upper_bound(n, x, alpha, deff)];
+    // Where a limit is a floor, the test counts misses.
+    let ends = if guardrail.higher_is_worse { [low, high] } else { [1.0 - high, 1.0 - low] };
+    (n > 0).then_some(ends)
 }
 
 /// Interval of the change against the baseline: relative for a relative margin, else in the metric's own unit. Each end is

@@ -379,9 +379,6 @@ impl Judge {
         if self.of_units(guardrail, bucket).is_some() {
             return None;
         }
-        if self.of_units(guardrail, bucket).is_some() {
-            return None;
-        }
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
         limit::beyond(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
     }

@@ -25,7 +25,7 @@ const SLOT_DIGITS: u8 = 2;
 /// What a test is given: the statistics of both arms, and what is tolerated.
 pub(super) enum Sample {
     Share { strata: Vec<rates::Stratum>, test: ShareTest },
-    Count { strata: Vec<counts::Stratum>, r: f64, phi: f64 },
+    Count { strata: Vec<counts::Stratum>, r: f64, phi: f64, higher_is_worse: bool },
     Quantile { pair: Pair, test: Box<Relative>, ppm: u32, digits: u8, by: Clustering },
     Mean { strata: Vec<means::Stratum>, contrast: Contrast },
 }
@@ -186,8 +186,13 @@ impl Judge {
         let (margin, book) = (guardrail.max_increase?, self.booking());
         match self.evidence_of(index)? {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
-                let values = [book.baseline, bucket].map(|b| Some(shares.total(b).n as f64));
-                Some(self.look(count_sample(shares, margin, bucket, &book), alpha, Some(values), None))
+                // Counts of buckets of different size cannot be compared: per exposed unit, or per designed share.
+                let size = |b: usize| match self.state.traffic[b].units {
+                    0 => self.state.weights[b],
+                    units => units as f64,
+                };
+                let values = [book.baseline, bucket].map(|b| Some(shares.total(b).n as f64 / size(b)));
+                Some(self.look(count_sample(shares, guardrail, margin, bucket, &book), alpha, Some(values), None))
             }
             SignalEvidence::Share(shares) => {
                 let (sample, by) = share_sample(shares, guardrail, margin, bucket, &book, alpha);
@@ -202,14 +207,14 @@ impl Judge {
             SignalEvidence::Spread(spread) => {
                 let test = spread_test(guardrail, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
-                let one = |(order, period): (usize, usize)| {
-                    let level = alpha * arrival_share(order as u32 + 1);
+                let one = |period: usize| {
+                    let level = alpha * period_share(period);
                     let by = spread.clustering(period, t, c, &test, -level.ln());
                     let worth = by.ready && spread.may_reach(period, t, c, &test, by, floor.min(-level.ln()));
                     let pair = spread.pair(period, t, c).filter(|_| worth)?;
                     Some(self.look(Sample::quantile(&test, pair, DIGITS, by), level, None, None))
                 };
-                let best = spread.periods().enumerate().filter_map(one).max_by(|a, b| a.excess().total_cmp(&b.excess()));
+                let best = spread.periods().filter_map(one).max_by(|a, b| a.excess().total_cmp(&b.excess()));
                 best.map(|look| look.in_order(guardrail))
             }
         }
@@ -269,8 +274,13 @@ impl Judge {
         let (book, needed) = (self.booking(), -alpha.ln());
         match evidence {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
-                let Sample::Count { strata, r, phi } = count_sample(shares, margin, bucket, &book) else { return false };
-                counts::ratio_upper_bound(&strata, alpha, phi) < 1.0 + r
+                let Sample::Count { strata, r, phi, higher_is_worse } = count_sample(shares, guardrail, margin, bucket, &book) else {
+                    return false;
+                };
+                match higher_is_worse {
+                    true => counts::ratio_upper_bound(&strata, alpha, phi) < 1.0 + r,
+                    false => counts::ratio_lower_bound(&strata, alpha, phi) > 1.0 - r,
+                }
             }
             SignalEvidence::Share(shares) => match share_sample(shares, guardrail, margin, bucket, &book, alpha) {
                 (Sample::Share { strata, test }, by) if by.filled => test.safe_log_e(&strata) >= needed,
@@ -283,8 +293,8 @@ impl Judge {
                 let Some(test) = spread_test(guardrail, margin) else { return false };
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
-                let Some((order, period)) = spread.periods().enumerate().last() else { return false };
-                let needed = needed - arrival_share(order as u32 + 1).ln();
+                let Some(period) = spread.periods().last() else { return false };
+                let needed = needed - period_share(period).ln();
                 let by = spread.clustering(period, c, t, &turned, needed);
                 by.filled
                     && spread.may_reach(period, c, t, &turned, by, needed)
@@ -362,7 +372,8 @@ impl Judge {
             let unit = if matches!(guardrail.max_increase, Some(Margin::Relative(_))) { "%" } else { points(unit) };
             text += &format!(" (interval {} to {})", signed(low, unit), signed(high, unit));
         }
-        let worst = if guardrail.higher_is_worse { margin } else { margin.replacen('+', "-", 1) };
+        let none = margin.trim_matches(|c: char| !c.is_ascii_digit() || c == '0').is_empty();
+        let worst = if guardrail.higher_is_worse || none { margin } else { margin.replacen('+', "-", 1) };
         text += &format!(", proved {word} the margin of {worst}");
         if let Some(since) = look.since {
             let ago = (self.state.at.map_or(0, |at| at.0 - since.0 + 1) * self.pane_ms) as f64 / 1_000.0;
@@ -371,6 +382,7 @@ impl Judge {
         match look.found {
             Found::LogE(_) => {}
             Found::Probability(harm) => text += &format!(" with a posterior probability of {harm:.4}"),
+            Found::P(p) if p < 1e-300 => text += " at the end of the experiment, p < 1e-300",
             Found::P(p) => text += &format!(" at the end of the experiment, p = {p:.2e}"),
         }
         text
@@ -384,6 +396,8 @@ fn compared_unit(guardrail: &Guardrail) -> &str {
 
 /// `+12.3%`, `+0.51pp`, `-20 ms`.
 fn signed(value: f64, unit: &str) -> String {
+    // No sign for what rounds to nothing.
+    let value = if (value * 1e4).round() == 0.0 { 0.0 } else { value };
     match unit {
         "%" => format!("{:+.1}%", 100.0 * value),
         "pp" => format!("{:+.2}pp", 100.0 * value),
@@ -425,7 +439,8 @@ impl Sample {
                 ("fixed_rate", Found::P(fixed::rate_p(strata, null, side)))
             }
             // Event counts have no other method.
-            (Sample::Count { strata, r, phi }, _) => ("counts", Found::LogE(counts::log_e(strata, *r, *phi))),
+            (Sample::Count { strata, r, phi, higher_is_worse: true }, _) => ("counts", Found::LogE(counts::log_e(strata, *r, *phi))),
+            (Sample::Count { strata, r, phi, .. }, _) => ("counts", Found::LogE(counts::drop_log_e(strata, *r, *phi))),
             (Sample::Quantile { pair, test, by, .. }, Method::Sequential) => ("quantile_relative", Found::LogE(test.log_e(pair.arms(*by)))),
             (Sample::Quantile { pair, test, by, .. }, Method::Bayesian) => {
                 ("posterior_quantile", Found::Probability(posterior::quantile(test, pair.arms(*by))))
@@ -454,7 +469,7 @@ impl Sample {
                 let (null, sign) = if matches!(found, Found::LogE(_)) { (test.null, None) } else { (plain, Some(side)) };
                 Evidence::Rates { strata: strata.clone(), rho: null.ratio, d: null.margin, sign, alpha: single }
             }
-            Sample::Count { strata, r, phi } => Evidence::Counts { strata: strata.clone(), r: *r, phi: *phi, alpha },
+            Sample::Count { strata, r, phi, .. } => Evidence::Counts { strata: strata.clone(), r: *r, phi: *phi, alpha },
             Sample::Quantile { pair, test, ppm, digits, by } => {
                 let (c, t) = match found {
                     Found::LogE(_) => test.condensed(pair.arms(*by)),
@@ -492,6 +507,11 @@ fn plain_null(test: &ShareTest) -> (Null, f64) {
     }
 }
 
+/// Share of the level that a period of allocation has, by its place among those whose shares are known: every other one.
+fn period_share(period: usize) -> f64 {
+    arrival_share(period as u32 / 2 + 1)
+}
+
 fn is_count(statistic: Statistic) -> bool {
     matches!(statistic, Statistic::Count | Statistic::Exposures)
 }
@@ -518,14 +538,15 @@ fn share_sample(
     (Sample::Share { strata, test: share_test(guardrail, margin) }, by)
 }
 
-fn count_sample(shares: &Shares, margin: Margin, bucket: usize, book: &Booking<'_>) -> Sample {
+fn count_sample(shares: &Shares, guardrail: &Guardrail, margin: Margin, bucket: usize, book: &Booking<'_>) -> Sample {
     let strata = shares.strata(bucket, book).iter().map(|s| counts::Stratum { w: s.w, x_t: s.n_t, x_c: s.n_c }).collect();
     let dispersion = |b: usize| shares.batches(b).and_then(|counted| counted.dispersion()).unwrap_or(1.0);
     let r = match margin {
         Margin::Relative(r) => r,
         Margin::Absolute(_) => 0.0,
     };
-    Sample::Count { strata, r, phi: dispersion(bucket).max(dispersion(book.baseline)) }
+    let phi = dispersion(bucket).max(dispersion(book.baseline));
+    Sample::Count { strata, r, phi, higher_is_worse: guardrail.higher_is_worse }
 }
 
 /// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.

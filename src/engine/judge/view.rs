@@ -130,7 +130,9 @@ impl Judge {
         };
         let interval = match (&look, &reading) {
             (Some(look), _) => look.interval(plan),
-            (None, Some(r)) if closely && plan.max_increase.is_none() => interval::of_value(&r.evidence, (-self.limit_threshold()).exp()),
+            (None, Some(r)) if closely && plan.max_increase.is_none() => {
+                interval::of_value(&r.evidence, (-self.limit_threshold()).exp(), plan)
+            }
             _ => None,
         };
         GuardrailState {

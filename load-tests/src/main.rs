@@ -4,6 +4,7 @@ mod bench;
 mod calibrate;
 mod case;
 mod generate;
+mod judge;
 mod latency;
 mod rig;
 mod side;
@@ -35,6 +36,8 @@ enum Command {
     Latency(latency::Args),
     /// False alarms and detection delays of the tests, through the whole engine
     Calibrate(calibrate::Args),
+    /// CPU of the engine alone, in virtual time: per event, per experiment and pane, per view and checkpoint
+    Judge(judge::Args),
     /// Serve an embedded broker until standard input closes
     Broker(rig::BrokerArgs),
     /// One measured side, in a process of its own; prints one JSON line
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Command::Units(args) => bench::units(&args),
         Command::Latency(args) => latency::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Judge(args) => judge::run(&args),
         Command::Broker(args) => rig::serve(&args),
         Command::Side(args) => side::run(&args),
     }

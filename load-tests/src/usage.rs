@@ -14,6 +14,16 @@ pub fn cpu() -> Duration {
     time(usage.ru_utime) + time(usage.ru_stime)
 }
 
+/// CPU time of this thread so far.
+pub fn thread_cpu() -> Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid for a `timespec`, which the call fills.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time);
+    }
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
 /// Largest resident memory since the process began, bytes. Not taken from `getrusage`, whose peak a child inherits from its parent.
 pub fn peak_memory() -> u64 {
     status("VmHWM:")

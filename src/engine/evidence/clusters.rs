@@ -35,6 +35,8 @@ impl Batches {
 pub struct CoarseBatches {
     /// By coarse bin; each holds counts by batch, or nothing.
     rows: Vec<Vec<u32>>,
+    /// Of all rows, by batch; empty until a unit is seen.
+    all: Vec<u64>,
     anonymous: u64,
 }
 
@@ -51,6 +53,8 @@ impl CoarseBatches {
             self.anonymous += 1;
             return;
         }
+        self.all.resize(BATCHES, 0);
+        self.all[usize::from(batch) % BATCHES] += 1;
         let row = coarse(value);
         if row >= self.rows.len() {
             self.rows.resize_with(row + 1, Vec::new);
@@ -68,12 +72,9 @@ impl CoarseBatches {
         let octave = (own / 4 + 4) as u32;
         let (lower, upper) = ((4 + own as u64 % 4) << (octave - 2), (5 + own as u64 % 4) << (octave - 2));
         let first = if threshold.saturating_sub(lower) < upper.saturating_sub(threshold) { own } else { own + 1 };
-        let mut named = vec![Batch::default(); if self.rows.is_empty() { 0 } else { BATCHES }];
-        for (index, row) in self.rows.iter().enumerate() {
-            for (batch, &count) in named.iter_mut().zip(row) {
-                batch.n += f64::from(count);
-                batch.s += if index >= first { f64::from(count) } else { 0.0 };
-            }
+        let mut named: Vec<Batch> = self.all.iter().map(|&n| Batch { n: n as f64, s: 0.0 }).collect();
+        for row in self.rows.iter().skip(first) {
+            named.iter_mut().zip(row).for_each(|(batch, &count)| batch.s += f64::from(count));
         }
         Counted { named, anonymous: self.anonymous }
     }

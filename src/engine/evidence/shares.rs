@@ -243,17 +243,23 @@ impl Shares {
         strata.filter(|s| s.n_t + s.n_c > 0.0 && s.w > 0.0).collect()
     }
 
-    /// The most convincing of the tests that were started anew, counts divided by `deff`. Only starts that may reach `needed` are looked at.
-    pub fn best_suffix(&self, bucket: usize, book: &Booking<'_>, test: &ShareTest, deff: f64, needed: f64) -> Option<Suffix> {
+    /// The most convincing of the tests that were started anew, counts divided by `deff`, which is asked for only where a start may reach
+    /// `needed`.
+    pub fn best_suffix(&self, bucket: usize, book: &Booking<'_>, test: &ShareTest, deff: impl Fn() -> f64, needed: f64) -> Option<Suffix> {
         let mut best: Option<Suffix> = None;
         for period in &self.periods {
             let (mut t, mut c) = (Arm::default(), Arm::default());
             for slot in period.slots.newest_first() {
                 t.add(slot.content.arms[bucket]);
                 c.add(slot.content.arms[book.baseline]);
-                let stratum = stratum(t, c, slot.content.expected, period.index, bucket, book).deflated(deff);
+                let stratum = stratum(t, c, slot.content.expected, period.index, bucket, book);
                 let least = best.as_ref().map_or(needed, |b| b.log_e);
-                if test.at_most(&stratum) <= least {
+                // Division by a design effect only lowers the bound.
+                if test.at_most(&[stratum]) <= least {
+                    continue;
+                }
+                let stratum = stratum.deflated(deff());
+                if test.at_most(&[stratum]) <= least {
                     continue;
                 }
                 let log_e = test.log_e(&[stratum]);
@@ -297,9 +303,9 @@ impl ShareTest {
         if self.higher_is_worse { rates::log_e(strata, self.null) } else { rates::drop_log_e(strata, self.null) }
     }
 
-    /// An upper bound of [`ShareTest::log_e`] of one stratum, cheap.
-    fn at_most(&self, stratum: &Stratum) -> f64 {
-        if self.higher_is_worse { rates::log_e_at_most(stratum, self.null) } else { rates::drop_log_e_at_most(stratum, self.null) }
+    /// An upper bound of [`ShareTest::log_e`], cheap.
+    pub fn at_most(&self, strata: &[Stratum]) -> f64 {
+        if self.higher_is_worse { rates::log_e_at_most(strata, self.null) } else { rates::drop_log_e_at_most(strata, self.null) }
     }
 
     /// Evidence that the margin holds.
@@ -387,9 +393,9 @@ mod tests {
             shares.close(Pane(pane), &book(&allocation));
         }
         let test = ShareTest { null: Null::absolute(0.005), higher_is_worse: true };
-        let best = shares.best_suffix(1, &book(&allocation), &test, 1.0, 5.0).unwrap();
+        let best = shares.best_suffix(1, &book(&allocation), &test, || 1.0, 5.0).unwrap();
         assert_eq!(best.since, Pane(1_980));
         assert!(best.log_e > 10.0 && test.log_e(&shares.strata(1, &book(&allocation))) < 0.0, "{}", best.log_e);
-        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, 1.0, 0.0).is_none());
+        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, || 1.0, 0.0).is_none());
     }
 }

@@ -8,6 +8,7 @@ use crate::engine::pane::Cell;
 use crate::engine::stats::quantiles::{Arms, Relative, Resolution, Tail, margin_value};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
+use std::cell::LazyCell;
 
 /// See the module. Only cohorts of one period are compared with each other: each period has statistics of its own.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -39,6 +40,8 @@ struct SlotArms(Vec<SlotBins>);
 struct SlotBins {
     sorted: SparseBins,
     fresh: Vec<u16>,
+    /// Values in both.
+    count: u64,
 }
 
 impl Content for SlotArms {
@@ -47,6 +50,7 @@ impl Content for SlotArms {
             arm.settle();
             more.settle();
             arm.sorted.merge(more.sorted);
+            arm.count += more.count;
         }
     }
 }
@@ -57,6 +61,7 @@ const FRESH_MAX: usize = 8_192;
 impl SlotBins {
     fn push(&mut self, bin: u16) {
         self.fresh.push(bin);
+        self.count += 1;
         if self.fresh.len() >= FRESH_MAX {
             self.settle();
         }
@@ -64,10 +69,6 @@ impl SlotBins {
 
     fn settle(&mut self) {
         self.sorted.merge(SparseBins::from_samples(&mut self.fresh));
-    }
-
-    fn count(&self) -> u64 {
-        self.sorted.count() + self.fresh.len() as u64
     }
 
     /// Values in bins from this one on.
@@ -174,59 +175,77 @@ impl Spread {
         Clustering::of(&c.batches.counts(quantile), &t.batches.counts(tolerated), log_threshold)
     }
 
-    /// Whether the period's test may have reached `needed`: an upper bound of it, at the price of two mixtures.
-    pub fn may_reach(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, by: Clustering, needed: f64) -> bool {
-        let Some(period) = self.find(period) else { return false };
-        let (c, t) = (&period.arms[baseline].bins, &period.arms[bucket].bins);
-        let Some(quantile) = c.quantile(test.ppm) else { return false };
+    /// The clustering by which the period's test may have reached `needed`, if it may: an upper bound of it says so, at the price of a few
+    /// sums as long as all is well.
+    pub fn may_reach(
+        &self,
+        period: usize,
+        bucket: usize,
+        baseline: usize,
+        test: &SpreadTest,
+        log_threshold: f64,
+        needed: f64,
+    ) -> Option<Clustering> {
+        let arms = &self.find(period)?.arms;
+        let (c, t) = (&arms[baseline].bins, &arms[bucket].bins);
+        let quantile = c.quantile(test.ppm)?;
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
-        let bin = bin_of(quantile);
-        test.product(c.count() - c.below(bin), c.count(), t.above(tolerated), t.count(), by) >= needed
+        let (a, s) = (c.count() - c.below(bin_of(quantile)), t.above(tolerated));
+        if test.at_most(a, c.count(), s, t.count()) < needed {
+            return None;
+        }
+        let by = self.clustering(period, bucket, baseline, test, log_threshold);
+        (test.product(a, c.count(), s, t.count(), by) >= needed).then_some(by)
     }
 
     /// Histograms of a period.
     pub fn pair(&self, period: usize, bucket: usize, baseline: usize) -> Option<Pair> {
         let period = self.find(period)?;
-        let tail = |arm: usize| Tail::new(period.arms[arm].bins.edges());
+        let tail = |arm: usize| Tail::ascending(period.arms[arm].bins.edges());
         Some(Pair { baseline: tail(baseline), bucket: tail(bucket) })
     }
 
-    /// The most convincing of the tests of a period that were started anew, if one reaches `needed`.
+    /// The most convincing of the tests of a period that were started anew, if one reaches `needed`, and the clustering, in which
+    /// `log_threshold` counts.
     pub fn best_suffix(
         &self,
         period: usize,
         bucket: usize,
         baseline: usize,
         test: &SpreadTest,
-        by: Clustering,
+        log_threshold: f64,
         needed: f64,
-    ) -> Option<(Pane, f64, Pair)> {
-        let period = self.find(period)?;
-        let quantile = period.arms[baseline].bins.quantile(test.ppm)?;
+    ) -> Option<(Pane, Pair, Clustering)> {
+        let own = self.find(period)?;
+        let quantile = own.arms[baseline].bins.quantile(test.ppm)?;
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
         let resolution = Resolution::digits(SLOT_DIGITS);
         let (from, above) =
             (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
+        // Dear, and hardly ever asked for.
+        let by = LazyCell::new(|| self.clustering(period, bucket, baseline, test, log_threshold));
         let (mut a, mut n_c, mut s, mut n_t) = (0, 0, 0, 0);
         let mut best: Option<(Pane, f64)> = None;
-        for slot in period.slots.newest_first() {
+        for slot in own.slots.newest_first() {
             let (c, t) = (&slot.content.0[baseline], &slot.content.0[bucket]);
             a += c.from(from);
-            n_c += c.count();
+            n_c += c.count;
             s += t.from(above);
-            n_t += t.count();
-            let bound = test.product(a, n_c, s, n_t, by);
+            n_t += t.count;
+            if test.at_most(a, n_c, s, n_t) < needed {
+                continue;
+            }
+            let bound = test.product(a, n_c, s, n_t, *by);
             if bound >= needed && best.is_none_or(|(_, b)| bound > b) {
                 best = Some((slot.start, bound));
             }
         }
         // The bound is that of one candidate: the least of all decides, at the start that looked best.
         let (since, _) = best?;
-        let inside = || period.slots.newest_first().take_while(|slot| slot.start >= since);
+        let inside = || own.slots.newest_first().take_while(|slot| slot.start >= since);
         let tail = |arm: usize| Tail::new(inside().flat_map(move |slot| slot.content.0[arm].edges()));
         let pair = Pair { baseline: tail(baseline), bucket: tail(bucket) };
-        let log_e = test.at(SLOT_DIGITS).log_e(pair.arms(by));
-        (log_e >= needed).then_some((since, log_e, pair))
+        (test.at(SLOT_DIGITS).log_e(pair.arms(*by)) >= needed).then_some((since, pair, *by))
     }
 }
 
@@ -242,6 +261,11 @@ impl SpreadTest {
     /// The test on bins of another resolution.
     pub fn at(&self, digits: u8) -> Relative {
         Relative { bins: Resolution::digits(digits), ..self.relative.clone() }
+    }
+
+    /// An upper bound of [`SpreadTest::product`], whatever the clustering.
+    fn at_most(&self, a: u64, n_c: u64, s: u64, n_t: u64) -> f64 {
+        self.relative.product_at_most([a as f64, n_c as f64], [s as f64, n_t as f64])
     }
 
     /// The product of both factors for one candidate: `a` of the baseline's `n_c` values lie in its bin or above, `s` of the bucket's `n_t`
@@ -286,11 +310,11 @@ mod tests {
         let by = spread.clustering(0, 1, 0, &test, 15.0);
         assert!(by.ready && by.bucket < 1.6, "{by:?}");
         let whole = spread.pair(0, 1, 0).unwrap();
-        assert!(test.relative.log_e(whole.arms(by)) < 5.0 && !spread.may_reach(0, 1, 0, &test, by, 5.0));
-        let (since, log_e, pair) = spread.best_suffix(0, 1, 0, &test, by, 15.0).unwrap();
-        assert_eq!(since, Pane(990));
-        assert!(log_e > 15.0 && pair.bucket.total() == 2_000 && pair.baseline.total() == 2_000);
-        assert!(spread.best_suffix(0, 0, 1, &test, by, 3.0).is_none());
+        assert!(test.relative.log_e(whole.arms(by)) < 5.0 && spread.may_reach(0, 1, 0, &test, 15.0, 5.0).is_none());
+        let (since, pair, own) = spread.best_suffix(0, 1, 0, &test, 15.0, 15.0).unwrap();
+        assert_eq!((since, own), (Pane(990), by));
+        assert!(pair.bucket.total() == 2_000 && pair.baseline.total() == 2_000);
+        assert!(spread.best_suffix(0, 0, 1, &test, 15.0, 3.0).is_none());
     }
 
     #[test]
@@ -316,8 +340,9 @@ mod tests {
             spread.add(Pane(0), 0, Some(&cell((0..900).map(|i| 5.0 + f64::from(i)), 0)), &book);
             spread.add(Pane(0), 1, Some(&cell((0..900).map(|i| scale * (5.0 + f64::from(i))), 0)), &book);
             let test = test(r_ppm);
-            let exact = test.relative.log_e(spread.pair(0, 1, 0).unwrap().arms(Clustering::NONE));
-            assert!(spread.may_reach(0, 1, 0, &test, Clustering::NONE, exact), "{scale} {exact}");
+            let by = spread.clustering(0, 1, 0, &test, 15.0);
+            let exact = test.relative.log_e(spread.pair(0, 1, 0).unwrap().arms(by));
+            assert_eq!(spread.may_reach(0, 1, 0, &test, 15.0, exact), Some(by), "{scale} {exact}");
         }
     }
 }

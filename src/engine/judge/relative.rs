@@ -10,13 +10,13 @@ use super::{Alarm, Judge, interval};
 use crate::engine::decision::{Evidence, MeanStratum, Output};
 use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest};
 use crate::engine::plan::{Guardrail, Margin, Method, Statistic};
-use crate::engine::stats::exceedance::Exceedance;
 use crate::engine::stats::means::{self, Contrast};
 use crate::engine::stats::multiplicity::arrival_share;
 use crate::engine::stats::quantiles::{Relative, Resolution};
 use crate::engine::stats::rates::{self, Null};
 use crate::engine::stats::{counts, fixed, posterior};
 use crate::engine::time::Pane;
+use std::cell::LazyCell;
 
 /// Significant digits of the histograms of a period, and of those in slots.
 const DIGITS: u8 = 3;
@@ -180,7 +180,7 @@ impl Judge {
     }
 
     /// The test over the whole life. Of a quantile, one for each period of allocation, which share the level in the order of their
-    /// beginning: the most convincing speaks. Quantiles, which are dear, are left out unless they may reach `floor` or trip.
+    /// beginning: the most convincing speaks. Rates and quantiles, which are dear, are left out unless they may reach `floor` or trip.
     pub(super) fn whole_life(&self, index: usize, bucket: usize, floor: f64) -> Option<Look> {
         let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).0);
         let (margin, book) = (guardrail.max_increase?, self.booking());
@@ -195,9 +195,16 @@ impl Judge {
                 Some(self.look(count_sample(shares, guardrail, margin, bucket, &book), alpha, Some(values), None))
             }
             SignalEvidence::Share(shares) => {
-                let (sample, by) = share_sample(shares, guardrail, margin, bucket, &book, alpha);
+                let (test, strata) = (share_test(guardrail, margin), shares.strata(bucket, &book));
+                // Division by a design effect only lowers the bound.
+                let bound = test.at_most(&strata);
+                if bound < -alpha.ln() && bound <= floor {
+                    return None;
+                }
+                let by = shares.clustering(bucket, book.baseline, -alpha.ln());
+                let strata = strata.iter().map(|s| s.deflated(by.rate)).collect();
                 let values = [book.baseline, bucket].map(|b| shares.total(b).rate());
-                by.ready.then(|| self.look(sample, alpha, Some(values), None))
+                by.ready.then(|| self.look(Sample::Share { strata, test }, alpha, Some(values), None))
             }
             SignalEvidence::Mean(sums) => {
                 let sample = Sample::Mean { strata: sums.strata(bucket, &book), contrast: contrast(guardrail, margin) };
@@ -205,13 +212,12 @@ impl Judge {
                 Some(self.look(sample, alpha, Some(values), None))
             }
             SignalEvidence::Spread(spread) => {
-                let test = spread_test(guardrail, margin)?;
+                let test = self.spread_test(index, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let one = |period: usize| {
                     let level = alpha * period_share(period);
-                    let by = spread.clustering(period, t, c, &test, -level.ln());
-                    let worth = by.ready && spread.may_reach(period, t, c, &test, by, floor.min(-level.ln()));
-                    let pair = spread.pair(period, t, c).filter(|_| worth)?;
+                    let by = spread.may_reach(period, t, c, &test, -level.ln(), floor.min(-level.ln())).filter(|by| by.ready)?;
+                    let pair = spread.pair(period, t, c)?;
                     Some(self.look(Sample::quantile(&test, pair, DIGITS, by), level, None, None))
                 };
                 let best = spread.periods().filter_map(one).max_by(|a, b| a.excess().total_cmp(&b.excess()));
@@ -228,18 +234,17 @@ impl Judge {
         match self.evidence_of(index)? {
             SignalEvidence::Share(shares) => {
                 let test = share_test(guardrail, margin);
-                let by = shares.clustering(bucket, book.baseline, needed);
-                let found = shares.best_suffix(bucket, &book, &test, by.rate, needed).filter(|_| by.ready)?;
+                let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, needed));
+                let found = shares.best_suffix(bucket, &book, &test, || by.rate, needed).filter(|_| by.ready)?;
                 let s = found.stratum;
                 let values = [(s.x_c, s.n_c), (s.x_t, s.n_t)].map(|(x, n)| (n > 0.0).then(|| x / n));
                 Some(self.look(Sample::Share { strata: vec![s], test }, alpha, Some(values), Some(found.since)))
             }
             SignalEvidence::Spread(spread) => {
-                let test = spread_test(guardrail, margin)?;
+                let test = self.spread_test(index, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 spread.periods().find_map(|period| {
-                    let by = spread.clustering(period, t, c, &test, needed);
-                    let (since, _, pair) = spread.best_suffix(period, t, c, &test, by, needed).filter(|_| by.ready)?;
+                    let (since, pair, by) = spread.best_suffix(period, t, c, &test, needed, needed).filter(|(.., by)| by.ready)?;
                     Some(self.look(Sample::quantile(&test, pair, SLOT_DIGITS, by), alpha, None, Some(since)).in_order(guardrail))
                 })
             }
@@ -253,15 +258,13 @@ impl Judge {
         let margin = guardrail.max_increase?;
         match self.evidence_of(index)? {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
-                let by = shares.clustering(bucket, book.baseline, 1.0);
-                Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), by.rate, 1.0)?.since)
+                let deff = || shares.clustering(bucket, book.baseline, 1.0).rate;
+                Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), deff, 1.0)?.since)
             }
             SignalEvidence::Spread(spread) => {
-                let test = spread_test(guardrail, margin)?;
+                let test = self.spread_test(index, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
-                let period = spread.periods().last()?;
-                let by = spread.clustering(period, t, c, &test, 1.0);
-                Some(spread.best_suffix(period, t, c, &test, by, 1.0)?.0)
+                Some(spread.best_suffix(spread.periods().last()?, t, c, &test, 1.0, 1.0)?.0)
             }
             _ => None,
         }
@@ -282,23 +285,22 @@ impl Judge {
                     false => counts::ratio_lower_bound(&strata, alpha, phi) > 1.0 - r,
                 }
             }
-            SignalEvidence::Share(shares) => match share_sample(shares, guardrail, margin, bucket, &book, alpha) {
-                (Sample::Share { strata, test }, by) if by.filled => test.safe_log_e(&strata) >= needed,
-                _ => false,
-            },
+            SignalEvidence::Share(shares) => {
+                let by = shares.clustering(bucket, book.baseline, needed);
+                let strata: Vec<_> = shares.strata(bucket, &book).iter().map(|s| s.deflated(by.rate)).collect();
+                by.filled && share_test(guardrail, margin).safe_log_e(&strata) >= needed
+            }
             SignalEvidence::Mean(sums) => {
                 means::log_e(&sums.strata(bucket, &book), contrast(guardrail, margin).reversed(), means::MIN_UNITS) >= needed
             }
             SignalEvidence::Spread(spread) => {
-                let Some(test) = spread_test(guardrail, margin) else { return false };
+                let Some(test) = self.spread_test(index, margin) else { return false };
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
                 let Some(period) = spread.periods().last() else { return false };
                 let needed = needed - period_share(period).ln();
-                let by = spread.clustering(period, c, t, &turned, needed);
-                by.filled
-                    && spread.may_reach(period, c, t, &turned, by, needed)
-                    && spread.pair(period, c, t).is_some_and(|pair| turned.relative.log_e(pair.arms(by)) >= needed)
+                let Some(by) = spread.may_reach(period, c, t, &turned, needed, needed).filter(|by| by.filled) else { return false };
+                spread.pair(period, c, t).is_some_and(|pair| turned.relative.log_e(pair.arms(by)) >= needed)
             }
         }
     }
@@ -310,12 +312,25 @@ impl Judge {
         match self.evidence_of(index)? {
             SignalEvidence::Share(shares) => shares.batches(bucket).map(|_| shares.clustering(bucket, baseline, needed).rate),
             SignalEvidence::Spread(spread) => {
-                let test = spread_test(guardrail, guardrail.max_increase?)?;
+                let test = self.spread_test(index, guardrail.max_increase?)?;
                 let (t, c) = sides(guardrail, bucket, baseline);
                 Some(spread.clustering(spread.periods().last()?, t, c, &test, needed).bucket)
             }
             SignalEvidence::Mean(_) => None,
         }
+    }
+
+    /// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.
+    fn spread_test(&self, index: usize, margin: Margin) -> Option<SpreadTest> {
+        let (guardrail, level) = (&self.plan.guardrails[index], self.tests[index].as_ref()?);
+        let Statistic::Quantile { ppm } = guardrail.statistic else { return None };
+        let (r_ppm, d) = match margin {
+            Margin::Relative(r) => ((r * 1e6).round() as i64, 0),
+            Margin::Absolute(d) => (0, (d * 1_000.0).round() as i64),
+        };
+        let of = |r_ppm, d| Relative { level: level.clone(), r_ppm, d, bins: Resolution::digits(DIGITS) };
+        let relative = if guardrail.higher_is_worse { of(r_ppm, d) } else { of(-r_ppm.min(1_000_000), -d).reversed() };
+        Some(SpreadTest { ppm, relative })
     }
 
     /// `values` are those of the baseline and of the bucket; of quantiles, they are read off the sample.
@@ -525,19 +540,6 @@ fn share_test(guardrail: &Guardrail, margin: Margin) -> ShareTest {
     ShareTest { null, higher_is_worse: guardrail.higher_is_worse }
 }
 
-fn share_sample(
-    shares: &Shares,
-    guardrail: &Guardrail,
-    margin: Margin,
-    bucket: usize,
-    book: &Booking<'_>,
-    alpha: f64,
-) -> (Sample, Clustering) {
-    let by = shares.clustering(bucket, book.baseline, -alpha.ln());
-    let strata = shares.strata(bucket, book).iter().map(|s| s.deflated(by.rate)).collect();
-    (Sample::Share { strata, test: share_test(guardrail, margin) }, by)
-}
-
 fn count_sample(shares: &Shares, guardrail: &Guardrail, margin: Margin, bucket: usize, book: &Booking<'_>) -> Sample {
     let strata = shares.strata(bucket, book).iter().map(|s| counts::Stratum { w: s.w, x_t: s.n_t, x_c: s.n_c }).collect();
     let dispersion = |b: usize| shares.batches(b).and_then(|counted| counted.dispersion()).unwrap_or(1.0);
@@ -549,19 +551,7 @@ fn count_sample(shares: &Shares, guardrail: &Guardrail, margin: Margin, bucket: 
     Sample::Count { strata, r, phi, higher_is_worse: guardrail.higher_is_worse }
 }
 
-/// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.
-fn spread_test(guardrail: &Guardrail, margin: Margin) -> Option<SpreadTest> {
-    let Statistic::Quantile { ppm } = guardrail.statistic else { return None };
-    let (r_ppm, d) = match margin {
-        Margin::Relative(r) => ((r * 1e6).round() as i64, 0),
-        Margin::Absolute(d) => (0, (d * 1_000.0).round() as i64),
-    };
-    let of = |r_ppm, d| Relative { level: Exceedance::of_quantile(ppm), r_ppm, d, bins: Resolution::digits(DIGITS) };
-    let relative = if guardrail.higher_is_worse { of(r_ppm, d) } else { of(-r_ppm.min(1_000_000), -d).reversed() };
-    Some(SpreadTest { ppm, relative })
-}
-
-/// The buckets in the roles of treatment and control of [`spread_test`].
+/// The buckets in the roles of treatment and control of [`Judge::spread_test`].
 fn sides(guardrail: &Guardrail, bucket: usize, baseline: usize) -> (usize, usize) {
     if guardrail.higher_is_worse { (bucket, baseline) } else { (baseline, bucket) }
 }

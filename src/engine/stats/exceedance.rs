@@ -63,12 +63,36 @@ impl Exceedance {
         self.mixture(s, n, -1.0, &self.kappa_under)
     }
 
+    /// An upper bound of [`Exceedance::over`] without its exponentials, at least 0: no mixture is worth more than its best bet. It holds
+    /// for counts that are divided by a design effect too.
+    pub fn over_at_most(&self, s: f64, n: f64) -> f64 {
+        self.best(s, n, 1.0, &self.kappa_over)
+    }
+
+    /// The same of [`Exceedance::under`].
+    pub fn under_at_most(&self, s: f64, n: f64) -> f64 {
+        self.best(s, n, -1.0, &self.kappa_under)
+    }
+
     fn mixture(&self, s: f64, n: f64, sign: f64, kappa: &[f64; TILTS]) -> f64 {
-        let (Some(s), Some(n)) = (count(s), count(n)) else { return 0.0 };
+        let Some(terms) = self.terms(s, n, sign, kappa) else { return 0.0 };
+        log_sum_exp(&terms) - (TILTS as f64).ln()
+    }
+
+    fn best(&self, s: f64, n: f64, sign: f64, kappa: &[f64; TILTS]) -> f64 {
+        // On the null's own side every bet has lost.
+        if sign * (s.min(n) - n * self.q0) <= 0.0 {
+            return 0.0;
+        }
+        self.terms(s, n, sign, kappa).map_or(0.0, |terms| terms.into_iter().fold(0.0, f64::max))
+    }
+
+    /// Log wealth of each bettor.
+    fn terms(&self, s: f64, n: f64, sign: f64, kappa: &[f64; TILTS]) -> Option<[f64; TILTS]> {
+        let (s, n) = (count(s)?, count(n)?);
         let excess = sign * (-n).mul_add(self.q0, s.min(n));
         let tilt = &GRID.tilt;
-        let terms: [f64; TILTS] = std::array::from_fn(|k| tilt[k] * excess - n * kappa[k]);
-        log_sum_exp(&terms) - (TILTS as f64).ln()
+        Some(std::array::from_fn(|k| tilt[k] * excess - n * kappa[k]))
     }
 }
 
@@ -99,6 +123,19 @@ mod tests {
                 let under = binomial_expectation(n, q0, |s| log_e_under(s as f64, n as f64, q0));
                 assert!((over - 1.0).abs() < 1e-11, "over n={n} q0={q0}: {over}");
                 assert!((under - 1.0).abs() < 1e-11, "under n={n} q0={q0}: {under}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_cheap_bounds_are_bounds(s in 0.0..1e6f64, n in 0.0..1e6f64, q0 in 0.001..0.999f64, deff in 1.0..50.0f64) {
+            let test = Exceedance::new(q0);
+            for (exact, bound) in [
+                (test.over(s / deff, n / deff), test.over_at_most(s, n)),
+                (test.under(s / deff, n / deff), test.under_at_most(s, n)),
+            ] {
+                prop_assert!(bound >= exact - 1e-9 * (1.0 + exact.abs()), "{bound} {exact}");
             }
         }
     }

@@ -86,6 +86,16 @@ impl Tail {
         Tail { edges: bins.into_iter().map(|bin| bin.0).collect(), from }
     }
 
+    /// As [`Tail::new`], from bins that hold something, one for each edge, in ascending order.
+    pub fn ascending(bins: impl Iterator<Item = (u64, u64)>) -> Tail {
+        let (edges, mut from): (Vec<u64>, Vec<u64>) = bins.unzip();
+        from.push(0);
+        for j in (0..edges.len()).rev() {
+            from[j] = from[j].saturating_add(from[j + 1]);
+        }
+        Tail { edges, from }
+    }
+
     /// Observations in all.
     pub fn total(&self) -> u64 {
         self.from[0]
@@ -192,6 +202,12 @@ impl Relative {
     /// tolerates, and all; both divided by their design effects. An upper bound of [`Relative::log_e`], whatever the candidate.
     pub fn product(&self, control: [f64; 2], treatment: [f64; 2]) -> f64 {
         LOG_CASH + log_add_exp(0.0, self.level.under(control[0], control[1])) + self.level.over(treatment[0], treatment[1])
+    }
+
+    /// An upper bound of [`Relative::product`] without its exponentials, at least 0; of counts that are divided by any design effects too.
+    pub fn product_at_most(&self, control: [f64; 2], treatment: [f64; 2]) -> f64 {
+        // What is not cash, and the cash, are half of the control's bet each: together worth no more than the better half.
+        self.level.under_at_most(control[0], control[1]) + self.level.over_at_most(treatment[0], treatment[1])
     }
 
     /// Whether [`Relative::log_e`] is at least `needed`, most often at the price of two mixtures.

@@ -46,7 +46,7 @@ fn faults_are_told_with_their_places() {
         ("traffic: v1\nphases: [{traffic: 0%}]\n", "2:10 GR2203"),
         ("traffic: v1\nphases: [{weights: {control: 100%, treatmnt: 0%}}]\n", "2:36 GR2507"),
         ("traffic: v1\nsegments: {region: {}}\n", "2:20 GR2101"),
-        ("{", "1:2 GR1007"),
+        ("{", "1:1 GR1007"),
     ] {
         assert_eq!(described(text).unwrap_err(), [fault], "{text}");
     }

@@ -20,7 +20,9 @@ use support::*;
 const RULE: &str = "guardrail: v1
 overview: {experiment: exp, owner: team}
 buckets: {control: {baseline: true}, treatment: {}}
-metrics: {spend: {kind: mean, event: outcome, where: {metric: basket}, value: /value, better: up}}
+metrics:
+  spend: {kind: mean, event: outcome, where: {metric: basket}, value: /value, unit: event, better: up}
+  buyers: {kind: rate, event: outcome, where: {metric: basket}, value: /value, unit: user, better: up}
 guardrails:
   - {metric: latency_p95, window: 20s, limit: 200ms}
   - {metric: error_rate, window: 7s, limit: 10%}
@@ -28,6 +30,10 @@ guardrails:
   - {metric: compliance_flags, window: 1h, limit: 3, on_breach: kill}
   - {metric: abandonment, within: 5s, window: 10s, limit: 20%, on_breach: page}
   - {metric: spend, max_increase: 0%}
+  - {metric: buyers, max_increase: 0%, on_breach: notify}
+  - {metric: latency_p90, max_increase: 0%, on_breach: notify}
+  - {metric: tickets, max_increase: 0%, on_breach: notify}
+analysis: {correction: bonferroni, min_units: 2}
 actions: {mode: enforce, rollback: {webhook: flags}, kill: {webhook: flags}, page: {webhook: pager}, notify: {webhook: chat}, confirm_within: 10s}
 quality: {silence: {after: 20s, do: hold}}
 ";

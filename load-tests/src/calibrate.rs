@@ -175,11 +175,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for case in chosen {
         let begun = Instant::now();
         if let Some(result) = case.healthy(args).with_context(|| case.name.clone())? {
-            let most = exact::limit(result.runs, case.alpha, UNLUCKY);
-            if result.family.hits > most {
-                faults.push(format!("{}: {} of {} clean runs alarmed; at most {most} may", case.name, result.family.hits, result.runs));
-            }
-            alarms.push(alarm_row(case, &result, most));
+            faults.extend(too_many(&case.name, case.alpha, result.family.hits, result.runs));
+            alarms.push(alarm_row(case, &result));
         }
         for detect in &case.detect {
             if let Some(result) = case.detection(detect, args).with_context(|| case.name.clone())? {
@@ -205,7 +202,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn alarm_row(case: &Case, result: &Healthy, most: u64) -> Vec<String> {
+/// What is wrong with so many alarms, if anything.
+fn too_many(name: &str, alpha: f64, hits: u64, runs: u64) -> Option<String> {
+    let most = exact::limit(runs, alpha, UNLUCKY);
+    (hits > most).then(|| format!("{name}: {hits} of {runs} clean runs alarmed; at most {most} may"))
+}
+
+fn alarm_row(case: &Case, result: &Healthy) -> Vec<String> {
     let percent = |share: f64| format!("{:.2}", share * 100.0);
     let [low, high] = result.family.interval;
     vec![
@@ -216,7 +219,7 @@ fn alarm_row(case: &Case, result: &Healthy, most: u64) -> Vec<String> {
         result.family.hits.to_string(),
         percent(result.family.share),
         format!("{} .. {}", percent(low), percent(high)),
-        most.to_string(),
+        exact::limit(result.runs, case.alpha, UNLUCKY).to_string(),
     ]
 }
 
@@ -249,6 +252,12 @@ fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_verdict_fails_on_what_chance_does_not_do() {
+        assert_eq!(too_many("case", 0.05, 19, 150), None);
+        assert!(too_many("case", 0.05, 20, 150).is_some_and(|fault| fault.contains("at most 19")));
+    }
 
     #[test]
     fn every_case_can_be_played() {

@@ -149,7 +149,12 @@ fn weigh(decision: &Value, test: &str, out: &Value) -> Finding {
         return bound(alpha, chance, |alpha| chance >= 1.0 - alpha, format!("{test} gives the probability {chance:.6}"));
     }
     // Tests of counts and detectors give several values: the one that alarms comes from these.
-    let Some(found) = ["log_e", "log_e_up", "log_sr"].iter().find_map(|key| evidence(&out[*key])) else {
+    let of_counts = match decision["change"].as_f64() {
+        _ if decision["criterion"] == "volume_parity" => "log_e_parity",
+        Some(change) if change < 0.0 => "log_e_down",
+        _ => "log_e_up",
+    };
+    let Some(found) = ["log_e", of_counts, "log_sr"].iter().find_map(|key| evidence(&out[*key])) else {
         return Finding::Differs(format!("`{test}` gives no e-value"));
     };
     let (now, price) = if pays_for_two_looks(decision) { (found - std::f64::consts::LN_2, " less ln 2") } else { (found, "") };

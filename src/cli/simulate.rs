@@ -74,7 +74,8 @@ pub struct SimulateArgs {
     /// Another false-alarm budget than the rule's.
     #[arg(long)]
     pub alpha: Option<f64>,
-    /// Also search for the smallest effect that this share of runs detects, such as 80% (takes five times the runs of an effect).
+    /// Search for the smallest effect that this share of runs detects, such as 80%; `off` saves the time (up to five times the runs
+    /// of an effect for each metric) [default: the rule's power, else 80%]
     #[arg(long, value_name = "SHARE")]
     pub smallest: Option<String>,
     /// Random seed: the same one gives the same tables, on any number of cores.
@@ -225,10 +226,11 @@ fn questions(args: &SimulateArgs, plan: &Plan, planning: &Planning, traffic: &Tr
     let scale = Some(args.scale).filter(|s| *s > 0.0 && *s <= 1.0).ok_or_else(|| usage("--scale must lie in 0 (exclusive) to 1".into()))?;
     let share = |text: &String| rules::quantity::percent(text).or_else(|| number(text)).filter(|p| *p > 0.0 && *p < 1.0);
     let power = match &args.smallest {
-        Some(text) => share(text).ok_or_else(|| usage("--smallest: write a share of runs such as 80%".into()))?,
-        None => 0.8,
+        Some(text) if text != "off" => share(text).ok_or_else(|| usage("--smallest: write a share of runs such as 80%, or off".into()))?,
+        _ => planning.power.filter(|p| *p > 0.0 && *p < 1.0).unwrap_or(0.8),
     };
-    Ok(Questions { runs: args.runs, effect_runs: args.effect_runs, effects, smallest: args.smallest.is_some(), power, scale })
+    let smallest = args.smallest.as_deref() != Some("off");
+    Ok(Questions { runs: args.runs, effect_runs: args.effect_runs, effects, smallest, power, scale })
 }
 
 /// Length of a run: within the experiment's life, where it has an end.
@@ -248,7 +250,8 @@ fn length(args: &SimulateArgs, plan: &Plan, planning: &Planning) -> Result<Milli
 
 fn play(args: &SimulateArgs, prepared: &Prepared) -> Result<(), Refusal> {
     let cancelled = interrupted();
-    let mut bar = Meter::new(&prepared.questions, prepared.options.threads);
+    let mut bar = Meter::new(&prepared.questions);
+    bar.estimate(prepared);
     let Prepared { spec, planning, questions, options } = prepared;
     let report = simulate::simulate(spec, planning, questions, options, &cancelled, |progress| bar.tell(progress));
     bar.end();
@@ -279,19 +282,29 @@ struct Meter {
     /// Runs done, and all that are planned.
     done: u64,
     total: u64,
-    threads: usize,
-    estimated: bool,
 }
 
 impl Meter {
-    fn new(questions: &Questions, threads: usize) -> Meter {
-        let total = questions.runs + questions.effects.len() as u64 * questions.effect_runs;
+    fn new(questions: &Questions) -> Meter {
+        let total = questions.runs + questions.rounds() * questions.effect_runs;
         // Hidden unless standard error is a terminal.
         let bar = ProgressBar::new(total);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} runs, {eta} left: {msg}");
         let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let now = Instant::now();
-        Meter { bar, plain: !io::stderr().is_terminal(), begun: now, said: now, done: 0, total, threads, estimated: false }
+        Meter { bar, plain: !io::stderr().is_terminal(), begun: now, said: now, done: 0, total }
+    }
+
+    /// Says how long it will take, if that is long.
+    fn estimate(&self, prepared: &Prepared) {
+        let threads = prepared.options.threads as u32;
+        let each = simulate::pace(&prepared.spec, Duration::from_millis(500));
+        let whole = each.mul_f64(self.total as f64) / threads;
+        if whole > Duration::from_secs(60) {
+            let (whole, each) = (simulate::duration(whole.as_millis() as f64), simulate::duration(each.as_millis() as f64));
+            eprintln!("{} runs of about {each}, up to {whole} on {threads} threads; Ctrl-C shows what is done by then.", self.total);
+            eprintln!("Fewer --runs, --days, --scale 0.1 (a tenth of the units) or --pane 10s (fewer looks) make it shorter.");
+        }
     }
 
     fn tell(&mut self, progress: &Progress<'_>) {
@@ -304,19 +317,6 @@ impl Meter {
         }
         let elapsed = self.begun.elapsed();
         let left = elapsed.mul_f64((self.total - self.done) as f64 / self.done as f64);
-        if !self.estimated && self.done >= 2 * self.threads as u64 {
-            self.estimated = true;
-            if left > Duration::from_secs(60) {
-                let speed = progress.events as f64 * self.done as f64 / elapsed.as_secs_f64();
-                let text = format!(
-                    "about {} on {} threads ({} events/s); --scale 0.1, --days or fewer --runs make it shorter",
-                    simulate::duration(left.as_millis() as f64),
-                    self.threads,
-                    simulate::count(speed)
-                );
-                self.bar.suspend(|| eprintln!("{text}"));
-            }
-        }
         if self.plain && self.said.elapsed() > Duration::from_secs(10) {
             self.said = Instant::now();
             let left = simulate::duration(left.as_millis() as f64);

@@ -73,7 +73,7 @@ pub struct Decision {
     pub bucket: String,
     /// Name of the guardrail, or key of the quality check, or `operator`.
     pub guardrail: String,
-    /// `limit`, `max_increase`, a quality key, `operator` or `confirm_within`.
+    /// `limit`, `max_increase`, `stop_on_negative`, a quality key, `operator` or `confirm_within`.
     pub criterion: String,
     pub verdict: Verdict,
     pub action: Action,
@@ -92,7 +92,8 @@ pub struct Decision {
     pub log_e_value: Option<f64>,
     /// Name of the test, as `guardraild stats` knows it; `count` where a bare count decides.
     pub test: String,
-    /// When the breach began: the start of the first pane since which the value has been beyond the limit without a break.
+    /// When the breach began. Of a limit, the start of the first pane since which the value has been beyond it without a break; against the
+    /// baseline, the start of the test that is most convincing.
     #[serde(with = "rfc3339")]
     pub since: Millis,
     /// Units exposed to the bucket so far.

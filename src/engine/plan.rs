@@ -87,8 +87,7 @@ impl Plan {
 
     /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.
     pub fn signature(&self) -> u64 {
-        let names: Vec<&str> = self.buckets.iter().map(|b| b.name.as_str()).collect();
-        let text = format!("{} {names:?} {:?} {:?}", self.revision, self.signals, self.guardrails);
+        let text = format!("{} {:?} {:?} {:?} {:?}", self.revision, self.buckets, self.signals, self.guardrails, self.quality);
         xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
 }

@@ -6,7 +6,7 @@ use super::metric::{Metric, Misfit, built_in};
 use super::quantity::Quantity;
 use super::yaml::Node;
 use crate::engine::decision::{Action, Mode};
-use crate::engine::plan::{Guardrail, Margin, Settings, Signal};
+use crate::engine::plan::{Guardrail, Margin, Settings, Signal, Statistic};
 use crate::engine::time::Millis;
 
 /// Guardrails of one experiment at most.
@@ -86,6 +86,10 @@ impl Guardrails {
         let limit = node.get("limit").and_then(|n| fit(n, faults, |q| metric.measure.limit(q)));
         let max_increase = node.get("max_increase").and_then(|n| fit(n, faults, |q| metric.measure.margin(q)));
         check_margin(node, name_node, max_increase, faults);
+        let counted = matches!(metric.statistic, Statistic::Count | Statistic::PerUnit | Statistic::Exposures);
+        if let Some(at) = node.get("limit").filter(|_| counted && !metric.higher_is_worse) {
+            faults.error(&at.span, "GR2503", "a count has no floor", "use `max_increase`: it bounds a fall where more is better");
+        }
         if node.get("limit").is_none() && node.get("max_increase").is_none() {
             faults.error(&name_node.span, "GR2005", "a guardrail without a criterion", "add `max_increase` or `limit`");
         }

@@ -149,7 +149,7 @@ static METRIC: Section = Section {
         key("q", Probability, "0.99", "Level of a quantile."),
         key("unit", Word(&["event", "user"]), "user", "What an observation belongs to. Default `event`."),
         key("better", Word(&["up", "down"]), "up", "Which direction is good. Default `down`."),
-        key("baseline", Quantity, "30%", "Expected value without the change, for planning."),
+        key("baseline", Quantity, "30%", "Expected value in the baseline bucket: sharpens a rate's test."),
         key("covariate", Pointer, "/covariate", "Field with the value before the experiment, for CUPED."),
     ],
 };
@@ -182,7 +182,7 @@ static GUARDRAIL: Section = Section {
             "latency_p95",
             "`latency_p50`, `latency_p90`, `latency_p95`, `latency_p99`, `error_rate`, `abandonment`, `tickets`, `compliance_flags`, `exposures`, or a metric of this file.",
         ),
-        key("window", Duration, "10m", "Span of time that is looked at. Default 10m."),
+        key("window", Duration, "10m", "Span of time that a limit looks at. Default 10m."),
         key("max_increase", Quantity, "10%", "Against the baseline bucket: `10%` is relative; `0.5pp` and `20ms` are differences."),
         key("limit", Quantity, "1500ms", "Absolute bound, whatever the baseline bucket does."),
         key("for", Duration, "30s", "How long the limit must be exceeded before it counts. Default: at once."),
@@ -249,7 +249,12 @@ static PHASE: Section = Section {
 static ANALYSIS: Section = Section {
     name: "`analysis`",
     keys: &[
-        key("method", Word(&["sequential", "bayesian", "fixed_horizon"]), "sequential", "Method of the readout."),
+        key(
+            "method",
+            Word(&["sequential", "bayesian", "fixed_horizon"]),
+            "sequential",
+            "How comparisons with the baseline are tested. Default `sequential`.",
+        ),
         key("alpha", Probability, "0.01", "False-rollback budget of the whole experiment. Default 0.01."),
         key(
             "correction",

@@ -1,7 +1,7 @@
 //! What a rule file says for planning alone: figures that the engine does not need, and `simulate` does.
 
 use super::lower::{instant, share, span};
-use super::quantity::per_day;
+use super::quantity::{Quantity, per_day};
 use super::yaml::{self, Node};
 use crate::engine::time::Millis;
 
@@ -10,6 +10,9 @@ use crate::engine::time::Millis;
 pub struct Planning {
     /// Name of the primary metric.
     pub primary: Option<String>,
+    /// Its `kind` and `baseline`, where the file defines it.
+    pub primary_kind: Option<String>,
+    pub primary_baseline: Option<f64>,
     /// Smallest relative change of the primary metric worth detecting, as a share.
     pub mde: Option<f64>,
     /// Chance to detect it, 0..=1.
@@ -39,10 +42,18 @@ impl Planning {
         let primary = root.get("success").and_then(|s| s.get("primary"));
         let of_primary = |key: &str| primary.and_then(|p| p.get(key));
         let end = |key: &str| overview.and_then(|o| o.get(key)).and_then(instant);
+        let name = of_primary("metric").and_then(Node::text);
+        let metric = name.and_then(|name| root.get("metrics")?.get(name));
+        let of_metric = |key: &str| metric.and_then(|m| m.get(key)).and_then(Node::text);
         let phases = root.get("rollout").and_then(|r| r.get("phases")).map_or(&[][..], Node::list);
         let by = root.get("analysis").and_then(|a| a.get("segments")).and_then(|s| s.get("by")).map_or(&[][..], Node::list);
         Planning {
-            primary: of_primary("metric").and_then(Node::text).map(str::to_owned),
+            primary: name.map(str::to_owned),
+            primary_kind: of_metric("kind").map(str::to_owned),
+            primary_baseline: of_metric("baseline").and_then(Quantity::parse).and_then(|q| match q {
+                Quantity::Percent(value) | Quantity::Number(value) | Quantity::Span(value) => Some(value),
+                Quantity::Points(_) => None,
+            }),
             mde: of_primary("mde").or(overview.and_then(|o| o.get("hypothesis")).and_then(|h| h.get("mde"))).and_then(share),
             power: of_primary("power").and_then(share),
             units_per_day: of_primary("expected_units").and_then(Node::text).and_then(per_day),
@@ -65,7 +76,8 @@ mod tests {
     fn the_shipped_rule_says_what_it_expects() {
         let text = std::fs::read_to_string("rules/new-checkout.yaml").unwrap();
         let planning = Planning::of(&text);
-        assert_eq!(planning.primary.as_deref(), Some("orders"));
+        assert_eq!((planning.primary.as_deref(), planning.primary_kind.as_deref()), (Some("orders"), Some("rate")));
+        assert_eq!(planning.primary_baseline, Some(0.3));
         assert_eq!((planning.mde, planning.power, planning.units_per_day), (Some(0.01), Some(0.9), Some(120_000.0)));
         assert_eq!(planning.length, Some(14 * 86_400_000));
         assert_eq!(planning.phases[1], Phase { traffic: 0.25, span: Some(6 * 3_600_000) });

@@ -34,20 +34,25 @@ impl Allocation {
             return false;
         }
         let at = last.map_or(at, |last| at.max(Pane(last.from.0.saturating_add(1))));
-        self.periods.push(Period { from: at, weights: None });
-        if self.periods.len() < MAX_PERIODS {
+        if last.is_some_and(|last| last.weights.is_some()) {
+            self.periods.push(Period { from: at, weights: None });
+        }
+        if !full {
             self.periods.push(Period { from: Pane(at.0 + spreading.max(1)), weights });
         }
         true
     }
 
+    /// Nobody knows the shares of cohorts from `at` on, until the next change: a bucket has been told to stop.
+    pub fn suspend(&mut self, at: Pane) {
+        if self.periods.last().is_some_and(|last| last.weights.is_some() && last.from < at) && self.periods.len() <= MAX_PERIODS {
+            self.periods.push(Period { from: at, weights: None });
+        }
+    }
+
     /// Index of the period of a cohort.
     pub fn period(&self, cohort: Pane) -> usize {
         self.periods.partition_point(|p| p.from <= cohort).saturating_sub(1)
-    }
-
-    pub fn newest(&self) -> usize {
-        self.periods.len() - 1
     }
 
     /// Shares of the buckets; `None` while they are not known.
@@ -84,11 +89,21 @@ mod tests {
     }
 
     #[test]
+    fn a_suspended_allocation_is_unknown_until_it_is_set_again() {
+        let mut a = Allocation::new(vec![0.5, 0.5]);
+        a.suspend(Pane(10));
+        a.suspend(Pane(12));
+        assert_eq!((a.share(a.period(Pane(9)), 1, 0), a.share(a.period(Pane(20)), 1, 0)), (0.5, 0.0));
+        assert!(a.change(Pane(30), &[0.5, 0.5], 5));
+        assert_eq!((a.share(a.period(Pane(34)), 1, 0), a.share(a.period(Pane(35)), 1, 0)), (0.0, 0.5));
+    }
+
+    #[test]
     fn endless_changes_end_in_ignorance() {
         let mut a = Allocation::new(vec![0.5, 0.5]);
         for i in 0..5_000 {
             a.change(Pane(i * 10), &[1.0 + i as f64, 1.0], 1);
         }
-        assert!(a.periods.len() <= MAX_PERIODS + 1 && a.share(a.period(Pane(1 << 40)), 1, 0) == 0.0);
+        assert!(a.periods.len() <= MAX_PERIODS + 2 && a.share(a.period(Pane(1 << 40)), 1, 0) == 0.0);
     }
 }

@@ -118,6 +118,12 @@ impl Spread {
             let period = book.allocation.period(Pane(pane.0 - i64::from(first.age)));
             let run = rest.iter().take_while(|o| book.allocation.period(Pane(pane.0 - i64::from(o.age))) == period).count();
             let (buckets, own) = (self.buckets, &seen[from..from + run]);
+            from += run;
+            rest = &seen[from..];
+            // While shares are not known, neither is what the cohorts have in common.
+            if book.allocation.weights(period).is_none() {
+                continue;
+            }
             let period = self.period(period);
             let arm = &mut period.arms[bucket];
             for o in own {
@@ -127,8 +133,6 @@ impl Spread {
             if let Some(slot) = period.slots.at(pane, book.slot, || SlotArms(vec![SlotBins::default(); buckets])) {
                 own.iter().for_each(|o| slot.0[bucket].push(slot_bin(o.value)));
             }
-            from += run;
-            rest = &seen[from..];
         }
     }
 

@@ -54,6 +54,8 @@ pub struct Volume {
 
 /// A stratum ends when the share of units has moved by this part of itself, far less than any tolerated gap.
 const DRIFT: f64 = 0.005;
+/// Units in each of two buckets before their events are compared: with fewer, shares jump.
+const MIN_UNITS: f64 = 100.0;
 /// Strata of a bucket; the last one stays open after that.
 const MAX_STRATA: usize = 256;
 
@@ -67,7 +69,7 @@ impl Volume {
         let events_c = parts.get(baseline).map_or(0, |p| p.events) as f64;
         for (bucket, part) in parts.iter().enumerate().take(self.strata.len()) {
             let (t, c) = (self.units[bucket] as f64, self.units[baseline] as f64);
-            if bucket == baseline || t == 0.0 || c == 0.0 {
+            if bucket == baseline || t.min(c) < MIN_UNITS {
                 continue;
             }
             let (w, strata) = (t / (t + c), &mut self.strata[bucket]);
@@ -97,11 +99,11 @@ mod tests {
     fn events_are_seen_against_the_units_of_their_time() {
         let mut volume = Volume::new(2);
         let part = |new_units, events| BucketPartial { new_units, events, ..BucketPartial::default() };
-        for (units, events) in [(100, 5), (0, 7), (0, 3), (300, 2), (0, 1)] {
-            volume.add(&[part(100.min(units), events), part(units, 2 * events)], 0);
+        for (units, events) in [(99, 9), (1, 5), (0, 7), (0, 3), (300, 2), (0, 1)] {
+            volume.add(&[part(99.min(units).max(u64::from(units == 1)), events), part(units, 2 * events)], 0);
         }
         let strata: Vec<_> = volume.strata(1).iter().map(|s| (s.w, s.x_t, s.x_c)).collect();
-        assert_eq!(strata, [(0.5, 24.0, 12.0), (400.0 / 600.0, 2.0, 1.0)]);
+        assert_eq!(strata, [(0.5, 24.0, 12.0), (400.0 / 599.0, 2.0, 1.0)]);
         assert!(volume.strata(0).is_empty());
     }
 }

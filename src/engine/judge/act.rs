@@ -1,8 +1,7 @@
 //! Acting: how a breach or an operator's request becomes a decision, and what that changes.
 
-use super::interval::interval;
 use super::stop::{Confirmation, Stop};
-use super::{Alarm, Guard, Judge, OperatorHold, SPREADING_MS, limit::Reading};
+use super::{Alarm, Guard, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
 use crate::engine::time::{Millis, Pane};
@@ -58,7 +57,7 @@ impl Judge {
         }
         let mut decision = self.decision(name, &guardrail.name, alarm.criterion, guardrail.on_breach, now);
         [decision.baseline_value, decision.bucket_value] = alarm.values;
-        decision.unit.clone_from(&guardrail.unit);
+        decision.unit = alarm.unit;
         decision.change = change(decision.baseline_value, decision.bucket_value);
         decision.interval = alarm.interval;
         decision.margin = alarm.margin;
@@ -91,12 +90,13 @@ impl Judge {
         Alarm {
             criterion: "limit",
             test: reading.test,
-            interval: interval(reading.test, &reading.evidence, alpha, guardrail),
+            interval: interval::of_value(&reading.evidence, alpha, guardrail),
             evidence: reading.evidence.clone(),
             // A count over its limit is policy: there is no chance to account for.
             log_e: reading.over.is_finite().then_some(reading.over),
             alpha: reading.over.is_finite().then_some(alpha),
             margin: guardrail.limit,
+            unit: guardrail.unit.clone(),
             values,
             since: self.state.guards[index][bucket].beyond_since.map_or(now, |p| p.start(self.pane_ms)),
             reason,
@@ -138,7 +138,7 @@ impl Judge {
         }
     }
 
-    /// Rollback and kill stop buckets: begin to watch their exposures, unless an earlier decision has done as much for all of them.
+    /// Rollback and kill stop buckets: begin to watch their exposures, which follow the designed shares no longer, unless an earlier decision has done as much for all of them.
     pub(super) fn enforce(&mut self, decision: &mut Decision, buckets: &[usize], pane: Pane) {
         if decision.action < Action::Rollback {
             return;
@@ -149,6 +149,7 @@ impl Judge {
             decision.covered_by = Some(earlier);
             return;
         }
+        self.state.allocation.suspend(Pane(pane.0 + 1));
         for &bucket in buckets {
             let confirmation = if decision.mode == Mode::Enforce { Confirmation::Waiting } else { Confirmation::Observed };
             let before_per_s = self.state.traffic[bucket].settled_rate(pane, self.pane_ms);
@@ -260,6 +261,8 @@ impl Judge {
         // The panes that are open now were seen, in part, by whoever resumed.
         let soon = self.state.at.map(|at| Pane(at.0 + (REOPEN_MS / self.pane_ms).max(1)));
         self.state.stale_to = soon.map(|soon| soon.min(Pane::of(operator.at, self.pane_ms)));
+        let (from, spreading) = (Pane::of(operator.at, self.pane_ms), (SPREADING_MS / self.pane_ms).max(1));
+        self.state.allocation.change(from, &self.state.weights, spreading);
         self.log(operator.at, LogKind::Operator, Some(operator.author.clone()), format!("resume: {}", operator.reason), out);
         format!("resumed: {tripped} guardrails re-armed, windows start anew")
     }
@@ -331,7 +334,8 @@ fn change(baseline: Option<f64>, bucket: Option<f64>) -> Option<f64> {
 pub(super) fn show(value: f64, unit: &str) -> String {
     match unit {
         "%" => format!("{:.2}%", 100.0 * value),
-        "" => format!("{value}"),
+        "" if value.fract() == 0.0 => format!("{value}"),
+        "" => format!("{value:.3}"),
         _ if value.abs() >= 100.0 => format!("{value:.0} {unit}"),
         _ => format!("{value:.3} {unit}"),
     }

@@ -111,6 +111,8 @@ struct Alarm {
     log_e: Option<f64>,
     alpha: Option<f64>,
     margin: Option<f64>,
+    /// Unit of the values.
+    unit: String,
     /// The baseline's and the bucket's value.
     values: [Option<f64>; 2],
     interval: Option<[f64; 2]>,

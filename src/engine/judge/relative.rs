@@ -6,8 +6,7 @@
 
 use super::act::show;
 use super::budget::has_detector;
-use super::interval::interval;
-use super::{Alarm, Judge};
+use super::{Alarm, Judge, interval};
 use crate::engine::decision::{Evidence, MeanStratum, Output};
 use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest};
 use crate::engine::plan::{Guardrail, Margin, Method, Statistic};
@@ -24,19 +23,18 @@ const DIGITS: u8 = 3;
 const SLOT_DIGITS: u8 = 2;
 
 /// What a test is given: the statistics of both arms, and what is tolerated.
-enum Sample {
+pub(super) enum Sample {
     Share { strata: Vec<rates::Stratum>, test: ShareTest },
-    Count { strata: Vec<counts::Stratum>, r: f64, phi: f64 },
-    Quantile { pair: Pair, test: Relative, ppm: u32, digits: u8, by: Clustering },
+    Count { strata: Vec<counts::Stratum>, r: f64, phi: f64, higher_is_worse: bool },
+    Quantile { pair: Pair, test: Box<Relative>, ppm: u32, digits: u8, by: Clustering },
     Mean { strata: Vec<means::Stratum>, contrast: Contrast },
 }
 
 /// One look at a sample.
-#[derive(Clone, Debug)]
 pub(super) struct Look {
     /// As `guardraild stats` knows it.
     pub test: &'static str,
-    pub evidence: Evidence,
+    sample: Sample,
     pub found: Found,
     /// Level that it is compared with.
     pub alpha: f64,
@@ -61,6 +59,24 @@ impl Look {
             Found::Probability(harm) => harm >= 1.0 - self.alpha,
             Found::P(p) => p <= self.alpha,
         }
+    }
+
+    /// What the test was given, as a decision keeps it.
+    pub fn evidence(&self) -> Evidence {
+        self.sample.evidence(self.found, self.alpha)
+    }
+
+    /// See [`interval::of_change`].
+    pub fn interval(&self, guardrail: &Guardrail) -> Option<[f64; 2]> {
+        interval::of_change(&self.sample, self.found, self.alpha, guardrail)
+    }
+
+    /// The baseline's value first: where a high quantile is good, the bucket stands in the control's place.
+    fn in_order(mut self, guardrail: &Guardrail) -> Look {
+        if !guardrail.higher_is_worse {
+            self.values.reverse();
+        }
+        self
     }
 
     /// How far beyond (or, negative, from) its threshold.
@@ -170,8 +186,13 @@ impl Judge {
         let (margin, book) = (guardrail.max_increase?, self.booking());
         match self.evidence_of(index)? {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
-                let values = [book.baseline, bucket].map(|b| Some(shares.total(b).n as f64));
-                Some(self.look(count_sample(shares, margin, bucket, &book), alpha, values, None))
+                // Counts of buckets of different size cannot be compared: per exposed unit, or per designed share.
+                let size = |b: usize| match self.state.traffic[b].units {
+                    0 => self.state.weights[b],
+                    units => units as f64,
+                };
+                let values = [book.baseline, bucket].map(|b| Some(shares.total(b).n as f64 / size(b)));
+                Some(self.look(count_sample(shares, guardrail, margin, bucket, &book), alpha, Some(values), None))
             }
             SignalEvidence::Share(shares) => {
                 let (test, strata) = (share_test(guardrail, margin), shares.strata(bucket, &book));
@@ -183,23 +204,24 @@ impl Judge {
                 let by = shares.clustering(bucket, book.baseline, -alpha.ln());
                 let strata = strata.iter().map(|s| s.deflated(by.rate)).collect();
                 let values = [book.baseline, bucket].map(|b| shares.total(b).rate());
-                by.ready.then(|| self.look(Sample::Share { strata, test }, alpha, values, None))
+                by.ready.then(|| self.look(Sample::Share { strata, test }, alpha, Some(values), None))
             }
             SignalEvidence::Mean(sums) => {
                 let sample = Sample::Mean { strata: sums.strata(bucket, &book), contrast: contrast(guardrail, margin) };
                 let values = [book.baseline, bucket].map(|b| sums.mean(b).map(|m| m.1));
-                Some(self.look(sample, alpha, values, None))
+                Some(self.look(sample, alpha, Some(values), None))
             }
             SignalEvidence::Spread(spread) => {
                 let test = self.spread_test(index, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
-                let one = |(order, period): (usize, usize)| {
-                    let level = alpha * arrival_share(order as u32 + 1);
+                let one = |period: usize| {
+                    let level = alpha * period_share(period);
                     let by = spread.may_reach(period, t, c, &test, -level.ln(), floor.min(-level.ln())).filter(|by| by.ready)?;
                     let pair = spread.pair(period, t, c)?;
-                    Some(self.quantile_look(guardrail, &test, pair, DIGITS, by, level, None))
+                    Some(self.look(Sample::quantile(&test, pair, DIGITS, by), level, None, None))
                 };
-                spread.periods().enumerate().filter_map(one).max_by(|a, b| a.excess().total_cmp(&b.excess()))
+                let best = spread.periods().filter_map(one).max_by(|a, b| a.excess().total_cmp(&b.excess()));
+                best.map(|look| look.in_order(guardrail))
             }
         }
     }
@@ -216,14 +238,14 @@ impl Judge {
                 let found = shares.best_suffix(bucket, &book, &test, || by.rate, needed).filter(|_| by.ready)?;
                 let s = found.stratum;
                 let values = [(s.x_c, s.n_c), (s.x_t, s.n_t)].map(|(x, n)| (n > 0.0).then(|| x / n));
-                Some(self.look(Sample::Share { strata: vec![s], test }, alpha, values, Some(found.since)))
+                Some(self.look(Sample::Share { strata: vec![s], test }, alpha, Some(values), Some(found.since)))
             }
             SignalEvidence::Spread(spread) => {
                 let test = self.spread_test(index, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 spread.periods().find_map(|period| {
                     let (since, pair, by) = spread.best_suffix(period, t, c, &test, needed, needed).filter(|(.., by)| by.ready)?;
-                    Some(self.quantile_look(guardrail, &test, pair, SLOT_DIGITS, by, alpha, Some(since)))
+                    Some(self.look(Sample::quantile(&test, pair, SLOT_DIGITS, by), alpha, None, Some(since)).in_order(guardrail))
                 })
             }
             SignalEvidence::Mean(_) => None,
@@ -255,8 +277,13 @@ impl Judge {
         let (book, needed) = (self.booking(), -alpha.ln());
         match evidence {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
-                let Sample::Count { strata, r, phi } = count_sample(shares, margin, bucket, &book) else { return false };
-                counts::ratio_upper_bound(&strata, alpha, phi) < 1.0 + r
+                let Sample::Count { strata, r, phi, higher_is_worse } = count_sample(shares, guardrail, margin, bucket, &book) else {
+                    return false;
+                };
+                match higher_is_worse {
+                    true => counts::ratio_upper_bound(&strata, alpha, phi) < 1.0 + r,
+                    false => counts::ratio_lower_bound(&strata, alpha, phi) > 1.0 - r,
+                }
             }
             SignalEvidence::Share(shares) => {
                 let by = shares.clustering(bucket, book.baseline, needed);
@@ -270,8 +297,8 @@ impl Judge {
                 let Some(test) = self.spread_test(index, margin) else { return false };
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
-                let Some((order, period)) = spread.periods().enumerate().last() else { return false };
-                let needed = needed - arrival_share(order as u32 + 1).ln();
+                let Some(period) = spread.periods().last() else { return false };
+                let needed = needed - period_share(period).ln();
                 let Some(by) = spread.may_reach(period, c, t, &turned, needed, needed).filter(|by| by.filled) else { return false };
                 spread.pair(period, c, t).is_some_and(|pair| turned.relative.reaches(pair.arms(by), needed))
             }
@@ -306,37 +333,17 @@ impl Judge {
         Some(SpreadTest { ppm, relative })
     }
 
-    fn look(&self, sample: Sample, alpha: f64, values: [Option<f64>; 2], since: Option<Pane>) -> Look {
-        let (test, evidence, found) = match self.plan.method {
-            Method::Sequential => sample.sequential(alpha),
-            Method::Bayesian => sample.posterior(alpha),
-            Method::FixedHorizon => sample.single(alpha),
-        };
-        Look { test, evidence, found, alpha, values, since }
-    }
-
-    fn quantile_look(
-        &self,
-        guardrail: &Guardrail,
-        test: &SpreadTest,
-        pair: Pair,
-        digits: u8,
-        by: Clustering,
-        alpha: f64,
-        since: Option<Pane>,
-    ) -> Look {
-        let value = |tail: &crate::engine::stats::quantiles::Tail| tail.quantile(test.ppm).map(|edge| edge as f64 / 1_000.0);
-        let mut values = [value(&pair.baseline), value(&pair.bucket)];
-        if !guardrail.higher_is_worse {
-            values.reverse();
-        }
-        self.look(Sample::Quantile { pair, test: test.at(digits), ppm: test.ppm, digits, by }, alpha, values, since)
+    /// `values` are those of the baseline and of the bucket; of quantiles, they are read off the sample.
+    fn look(&self, sample: Sample, alpha: f64, values: Option<[Option<f64>; 2]>, since: Option<Pane>) -> Look {
+        let (test, found) = sample.weigh(self.plan.method);
+        let values = values.unwrap_or_else(|| sample.quantiles());
+        Look { test, sample, found, alpha, values, since }
     }
 
     /// What a look that trips says.
     fn alarm(&self, index: usize, bucket: usize, pane: Pane, look: Look) -> Alarm {
         let guardrail = &self.plan.guardrails[index];
-        let interval = interval(look.test, &look.evidence, look.alpha, guardrail);
+        let interval = look.interval(guardrail);
         let reason = self.reason(guardrail, bucket, &look, interval);
         let began = self.state.first_cohort.or(self.state.began);
         let since = look.since.or_else(|| self.onset(index, bucket)).or(began).unwrap_or(pane);
@@ -348,20 +355,21 @@ impl Judge {
                 Found::Probability(_) | Found::P(_) => None,
             },
             alpha: Some(look.alpha),
+            unit: compared_unit(guardrail).to_owned(),
             margin: guardrail.max_increase.map(|m| match m {
                 Margin::Relative(x) | Margin::Absolute(x) => x,
             }),
             values: look.values,
             interval,
             since: since.start(self.pane_ms),
-            evidence: look.evidence,
+            evidence: look.evidence(),
             reason,
         }
     }
 
     fn reason(&self, guardrail: &Guardrail, bucket: usize, look: &Look, interval: Option<[f64; 2]>) -> String {
         let (name, baseline) = (&self.plan.buckets[bucket].name, &self.plan.buckets[self.plan.baseline()].name);
-        let unit = guardrail.unit.as_str();
+        let unit = compared_unit(guardrail);
         let [c, t] = look.values;
         let (change, margin) = match guardrail.max_increase {
             Some(Margin::Relative(r)) => (c.zip(t).filter(|(c, _)| *c != 0.0).map(|(c, t)| signed(t / c - 1.0, "%")), signed(r, "%")),
@@ -370,7 +378,8 @@ impl Judge {
         };
         let shown = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| show(v, unit));
         let word = if guardrail.higher_is_worse { "above" } else { "below" };
-        let mut text = format!("{} of {name} is {}, {baseline} {}", guardrail.name, shown(t), shown(c));
+        let of = if guardrail.statistic == Statistic::PerUnit { format!("units with {}", guardrail.name) } else { guardrail.name.clone() };
+        let mut text = format!("{of} of {name} is {}, {baseline} {}", shown(t), shown(c));
         if let Some(change) = change {
             text += &format!(": {change}");
         }
@@ -378,7 +387,8 @@ impl Judge {
             let unit = if matches!(guardrail.max_increase, Some(Margin::Relative(_))) { "%" } else { points(unit) };
             text += &format!(" (interval {} to {})", signed(low, unit), signed(high, unit));
         }
-        let worst = if guardrail.higher_is_worse { margin } else { margin.replacen('+', "-", 1) };
+        let none = margin.trim_matches(|c: char| !c.is_ascii_digit() || c == '0').is_empty();
+        let worst = if guardrail.higher_is_worse || none { margin } else { margin.replacen('+', "-", 1) };
         text += &format!(", proved {word} the margin of {worst}");
         if let Some(since) = look.since {
             let ago = (self.state.at.map_or(0, |at| at.0 - since.0 + 1) * self.pane_ms) as f64 / 1_000.0;
@@ -387,14 +397,22 @@ impl Judge {
         match look.found {
             Found::LogE(_) => {}
             Found::Probability(harm) => text += &format!(" with a posterior probability of {harm:.4}"),
+            Found::P(p) if p < 1e-300 => text += " at the end of the experiment, p < 1e-300",
             Found::P(p) => text += &format!(" at the end of the experiment, p = {p:.2e}"),
         }
         text
     }
 }
 
+/// Unit of what is compared: of events per unit, the share of units that have one.
+fn compared_unit(guardrail: &Guardrail) -> &str {
+    if guardrail.statistic == Statistic::PerUnit { "%" } else { &guardrail.unit }
+}
+
 /// `+12.3%`, `+0.51pp`, `-20 ms`.
 fn signed(value: f64, unit: &str) -> String {
+    // No sign for what rounds to nothing.
+    let value = if (value * 1e4).round() == 0.0 { 0.0 } else { value };
     match unit {
         "%" => format!("{:+.1}%", 100.0 * value),
         "pp" => format!("{:+.2}pp", 100.0 * value),
@@ -409,68 +427,89 @@ fn points(unit: &str) -> &str {
 }
 
 impl Sample {
-    fn sequential(self, alpha: f64) -> (&'static str, Evidence, Found) {
-        match self {
-            Sample::Share { strata, test } => {
-                let found = test.log_e(&strata);
-                let Null { ratio: rho, margin: d } = test.null;
-                let name = if test.higher_is_worse { "rate" } else { "rate_drop" };
-                (name, Evidence::Rates { strata, rho, d, sign: None, alpha: None }, Found::LogE(found))
+    fn quantile(test: &SpreadTest, pair: Pair, digits: u8, by: Clustering) -> Sample {
+        Sample::Quantile { pair, test: Box::new(test.at(digits)), ppm: test.ppm, digits, by }
+    }
+
+    /// Quantiles of both sides, in the metric's unit.
+    fn quantiles(&self) -> [Option<f64>; 2] {
+        let Sample::Quantile { pair, ppm, .. } = self else { return [None, None] };
+        [&pair.baseline, &pair.bucket].map(|tail| tail.quantile(*ppm).map(|edge| edge as f64 / 1_000.0))
+    }
+
+    /// The test that the method asks for, and what it finds.
+    fn weigh(&self, method: Method) -> (&'static str, Found) {
+        match (self, method) {
+            (Sample::Share { strata, test }, Method::Sequential) => {
+                (if test.higher_is_worse { "rate" } else { "rate_drop" }, Found::LogE(test.log_e(strata)))
             }
-            Sample::Count { strata, r, phi } => {
-                let found = counts::log_e(&strata, r, phi);
-                ("counts", Evidence::Counts { strata, r, phi, alpha }, Found::LogE(found))
+            (Sample::Share { strata, test }, Method::Bayesian) => {
+                let (null, sign) = plain_null(test);
+                let above = posterior::rate(strata, null);
+                ("posterior_rate", Found::Probability(if sign > 0.0 { above } else { 1.0 - above }))
             }
-            Sample::Quantile { pair, test, ppm, digits, by } => {
-                let (c, t) = test.condensed(pair.arms(by));
-                let found = test.log_e(pair.arms(by));
-                ("quantile_relative", quantile_evidence(&Pair { baseline: c, bucket: t }, &test, ppm, digits, by, None), Found::LogE(found))
+            (Sample::Share { strata, test }, Method::FixedHorizon) => {
+                let (null, sign) = plain_null(test);
+                let side = if sign > 0.0 { fixed::Side::Above } else { fixed::Side::Below };
+                ("fixed_rate", Found::P(fixed::rate_p(strata, null, side)))
             }
-            Sample::Mean { strata, contrast } => {
-                let found = means::log_e(&strata, contrast, means::MIN_UNITS);
-                ("mean", means_evidence(&strata, contrast, Some(alpha)), Found::LogE(found))
+            // Event counts have no other method.
+            (Sample::Count { strata, r, phi, higher_is_worse: true }, _) => ("counts", Found::LogE(counts::log_e(strata, *r, *phi))),
+            (Sample::Count { strata, r, phi, .. }, _) => ("counts", Found::LogE(counts::drop_log_e(strata, *r, *phi))),
+            (Sample::Quantile { pair, test, by, .. }, Method::Sequential) => ("quantile_relative", Found::LogE(test.log_e(pair.arms(*by)))),
+            (Sample::Quantile { pair, test, by, .. }, Method::Bayesian) => {
+                ("posterior_quantile", Found::Probability(posterior::quantile(test, pair.arms(*by))))
+            }
+            (Sample::Quantile { pair, test, by, .. }, Method::FixedHorizon) => {
+                ("fixed_quantile", Found::P(fixed::quantile_p(test, pair.arms(*by))))
+            }
+            (Sample::Mean { strata, contrast }, Method::Sequential) => {
+                ("mean", Found::LogE(means::log_e(strata, *contrast, means::MIN_UNITS)))
+            }
+            (Sample::Mean { strata, contrast }, Method::Bayesian) => {
+                ("posterior_mean", Found::Probability(posterior::mean(strata, *contrast, means::MIN_UNITS)))
+            }
+            (Sample::Mean { strata, contrast }, Method::FixedHorizon) => {
+                ("fixed_mean", Found::P(fixed::mean_p(strata, *contrast, means::MIN_UNITS)))
             }
         }
     }
 
-    fn posterior(self, alpha: f64) -> (&'static str, Evidence, Found) {
+    fn evidence(&self, found: Found, alpha: f64) -> Evidence {
+        let level = (!matches!(found, Found::Probability(_))).then_some(alpha);
+        let single = level.filter(|_| matches!(found, Found::P(_)));
         match self {
             Sample::Share { strata, test } => {
-                let (null, sign) = plain_null(&test);
-                let above = posterior::rate(&strata, null);
-                let harm = if sign > 0.0 { above } else { 1.0 - above };
-                let evidence = Evidence::Rates { strata, rho: null.ratio, d: null.margin, sign: Some(sign), alpha: None };
-                ("posterior_rate", evidence, Found::Probability(harm))
+                let (plain, side) = plain_null(test);
+                let (null, sign) = if matches!(found, Found::LogE(_)) { (test.null, None) } else { (plain, Some(side)) };
+                Evidence::Rates { strata: strata.clone(), rho: null.ratio, d: null.margin, sign, alpha: single }
             }
+            Sample::Count { strata, r, phi, .. } => Evidence::Counts { strata: strata.clone(), r: *r, phi: *phi, alpha },
             Sample::Quantile { pair, test, ppm, digits, by } => {
-                let harm = posterior::quantile(&test, pair.arms(by));
-                ("posterior_quantile", quantile_evidence(&pair, &test, ppm, digits, by, None), Found::Probability(harm))
+                let (c, t) = match found {
+                    Found::LogE(_) => test.condensed(pair.arms(*by)),
+                    Found::Probability(_) | Found::P(_) => (pair.baseline.clone(), pair.bucket.clone()),
+                };
+                Evidence::Quantiles {
+                    hist_c: c.bins().collect(),
+                    hist_t: t.bins().collect(),
+                    p_ppm: *ppm,
+                    r_ppm: test.r_ppm,
+                    d: test.d,
+                    sig_digits: *digits,
+                    deff_c: by.baseline,
+                    deff_t: by.bucket,
+                    alpha: single,
+                }
             }
-            Sample::Mean { strata, contrast } => {
-                let harm = posterior::mean(&strata, contrast, means::MIN_UNITS);
-                ("posterior_mean", means_evidence(&strata, contrast, None), Found::Probability(harm))
-            }
-            count @ Sample::Count { .. } => count.sequential(alpha),
-        }
-    }
-
-    fn single(self, alpha: f64) -> (&'static str, Evidence, Found) {
-        match self {
-            Sample::Share { strata, test } => {
-                let (null, sign) = plain_null(&test);
-                let p = fixed::rate_p(&strata, null, if sign > 0.0 { fixed::Side::Above } else { fixed::Side::Below });
-                let evidence = Evidence::Rates { strata, rho: null.ratio, d: null.margin, sign: Some(sign), alpha: Some(alpha) };
-                ("fixed_rate", evidence, Found::P(p))
-            }
-            Sample::Quantile { pair, test, ppm, digits, by } => {
-                let p = fixed::quantile_p(&test, pair.arms(by));
-                ("fixed_quantile", quantile_evidence(&pair, &test, ppm, digits, by, Some(alpha)), Found::P(p))
-            }
-            Sample::Mean { strata, contrast } => {
-                let p = fixed::mean_p(&strata, contrast, means::MIN_UNITS);
-                ("fixed_mean", means_evidence(&strata, contrast, Some(alpha)), Found::P(p))
-            }
-            count @ Sample::Count { .. } => count.sequential(alpha),
+            Sample::Mean { strata, contrast } => Evidence::Means {
+                strata: strata.iter().map(|s| MeanStratum { t: s.t.into(), c: s.c.into() }).collect(),
+                sign: contrast.sign,
+                rho: contrast.ratio,
+                d: contrast.margin,
+                alpha: level,
+                min_n: means::MIN_UNITS,
+            },
         }
     }
 }
@@ -481,6 +520,11 @@ fn plain_null(test: &ShareTest) -> (Null, f64) {
         true => (test.null, 1.0),
         false => (Null { ratio: test.null.ratio, margin: -test.null.margin }, -1.0),
     }
+}
+
+/// Share of the level that a period of allocation has, by its place among those whose shares are known: every other one.
+fn period_share(period: usize) -> f64 {
+    arrival_share(period as u32 / 2 + 1)
 }
 
 fn is_count(statistic: Statistic) -> bool {
@@ -496,14 +540,15 @@ fn share_test(guardrail: &Guardrail, margin: Margin) -> ShareTest {
     ShareTest { null, higher_is_worse: guardrail.higher_is_worse }
 }
 
-fn count_sample(shares: &Shares, margin: Margin, bucket: usize, book: &Booking<'_>) -> Sample {
+fn count_sample(shares: &Shares, guardrail: &Guardrail, margin: Margin, bucket: usize, book: &Booking<'_>) -> Sample {
     let strata = shares.strata(bucket, book).iter().map(|s| counts::Stratum { w: s.w, x_t: s.n_t, x_c: s.n_c }).collect();
     let dispersion = |b: usize| shares.batches(b).and_then(|counted| counted.dispersion()).unwrap_or(1.0);
     let r = match margin {
         Margin::Relative(r) => r,
         Margin::Absolute(_) => 0.0,
     };
-    Sample::Count { strata, r, phi: dispersion(bucket).max(dispersion(book.baseline)) }
+    let phi = dispersion(bucket).max(dispersion(book.baseline));
+    Sample::Count { strata, r, phi, higher_is_worse: guardrail.higher_is_worse }
 }
 
 /// The buckets in the roles of treatment and control of [`Judge::spread_test`].
@@ -518,15 +563,4 @@ fn contrast(guardrail: &Guardrail, margin: Margin) -> Contrast {
     };
     let relative = if guardrail.higher_is_worse { Contrast::higher_is_worse(ratio) } else { Contrast::lower_is_worse(ratio) };
     Contrast { margin, ..relative }
-}
-
-fn quantile_evidence(pair: &Pair, test: &Relative, ppm: u32, digits: u8, by: Clustering, alpha: Option<f64>) -> Evidence {
-    let (hist_c, hist_t) = (pair.baseline.bins().collect(), pair.bucket.bins().collect());
-    let (deff_c, deff_t) = (by.baseline, by.bucket);
-    Evidence::Quantiles { hist_c, hist_t, p_ppm: ppm, r_ppm: test.r_ppm, d: test.d, sig_digits: digits, deff_c, deff_t, alpha }
-}
-
-fn means_evidence(strata: &[means::Stratum], contrast: Contrast, alpha: Option<f64>) -> Evidence {
-    let strata = strata.iter().map(|s| MeanStratum { t: s.t.into(), c: s.c.into() }).collect();
-    Evidence::Means { strata, sign: contrast.sign, rho: contrast.ratio, d: contrast.margin, alpha, min_n: means::MIN_UNITS }
 }

@@ -1,8 +1,7 @@
 //! The Judge's state as people and controllers see it.
 
 use super::act::show;
-use super::interval::interval;
-use super::{Judge, limit};
+use super::{Judge, interval, limit};
 use crate::engine::decision::Verdict;
 use crate::engine::evidence::SignalEvidence;
 use crate::engine::plan::{Margin, QualityKind, Signal, Statistic};
@@ -121,7 +120,7 @@ impl Judge {
         }
         let (verdict, reason) = self.verdict(index, bucket, pane, reading.as_ref());
         let evidence = match (&look, &reading) {
-            (Some(look), _) => Some(look.evidence.clone()),
+            (Some(look), _) => Some(look.evidence()),
             (None, Some(reading)) if plan.max_increase.is_none() => Some(reading.evidence.clone()),
             _ => None,
         };
@@ -130,9 +129,9 @@ impl Judge {
             None => (reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()), plan.limit.map(|_| self.limit_threshold())),
         };
         let interval = match (&look, &reading) {
-            (Some(look), _) => interval(look.test, &look.evidence, look.alpha, plan),
+            (Some(look), _) => look.interval(plan),
             (None, Some(r)) if closely && plan.max_increase.is_none() => {
-                interval(r.test, &r.evidence, (-self.limit_threshold()).exp(), plan)
+                interval::of_value(&r.evidence, (-self.limit_threshold()).exp(), plan)
             }
             _ => None,
         };

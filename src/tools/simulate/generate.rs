@@ -3,8 +3,8 @@
 //! Units arrive in a Poisson process. What a unit will do is drawn when it arrives, and waits in the slot of its pane; a slot is sorted
 //! when its time has come. Nothing is allocated for an event, and its record is never written: the engine gets it decoded.
 
-use super::draw::Draw;
-use super::sample::{self, mixed, threshold};
+use super::draw::{Draw, normal_cdf};
+use super::sample::{self, mixed};
 use super::spec::{Spec, StreamEvent, VariantOf, World, cumulated};
 use super::traffic::Model;
 use crate::engine::event::{Event, Kind, PhaseRef, Scalar, Step};
@@ -246,7 +246,7 @@ impl<'s> Generator<'s> {
         };
         let errors = errors * growth;
         let icc = spec.traffic.errors_icc;
-        let error = if icc > 0.0 { mixed(icc, arrival.luck, &mut self.draw) > threshold(errors) } else { self.draw.chance(errors) };
+        let error = if icc > 0.0 { normal_cdf(-mixed(icc, arrival.luck, &mut self.draw)) < errors } else { self.draw.chance(errors) };
         What::Request { latency: latency.max(0.0), value, error, variant: number }
     }
 

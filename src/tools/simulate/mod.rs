@@ -21,7 +21,7 @@ pub use effect::{Effect, Size};
 pub use plot::svg;
 pub use read::read;
 pub use report::{Report, count, duration};
-pub use run::{Run, Trip};
+pub use run::{Run, Trip, pace};
 pub use size::SampleSize;
 pub use spec::{Spec, SpecError, World};
 pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows};
@@ -44,6 +44,14 @@ pub struct Questions {
     pub power: f64,
     /// Share of the described units that `spec` has.
     pub scale: f64,
+}
+
+impl Questions {
+    /// How often so many runs of an effect are played at most.
+    pub fn rounds(&self) -> u64 {
+        let metrics = self.effects.iter().enumerate().filter(|(i, e)| self.effects[..*i].iter().all(|f| f.metric != e.metric)).count();
+        (self.effects.len() + if self.smallest { metrics * study::STEPS } else { 0 }) as u64
+    }
 }
 
 /// What is going on: `done` runs of `total` of this stage.
@@ -133,18 +141,19 @@ fn counter<'a>(stage: &'a str, total: u64, progress: &'a mut impl FnMut(&Progres
 
 fn sample_size(spec: &Spec, planning: &Planning, questions: &Questions) -> Option<SampleSize> {
     let (metric, mde) = (planning.primary.as_deref()?, planning.mde.filter(|mde| *mde > 0.0)?);
-    SampleSize::of(spec, metric, mde, planning.power.filter(|p| *p > 0.0 && *p < 1.0).unwrap_or(questions.power))
+    let power = planning.power.filter(|p| *p > 0.0 && *p < 1.0).unwrap_or(questions.power);
+    SampleSize::of(spec, metric, mde, power, questions.scale)
 }
 
 /// The effect that the sequential figure is about: the primary metric worse by its MDE. Or why there is none.
 fn harm_of(spec: &Spec, size: &SampleSize) -> Result<Effect, String> {
     let found = spec.plan.guardrails.iter().find(|g| traffic::metric_name(&g.name) == size.metric && g.max_increase.is_some());
-    let guardrail = found.ok_or("no figure: `success.primary.stop_on_negative` would have the primary metric tested all along")?;
+    let guardrail = found.ok_or("not tested; `success.primary.stop_on_negative` would have it tested")?;
     if matches!(guardrail.max_increase, Some(crate::engine::plan::Margin::Relative(margin)) if margin >= size.mde) {
-        return Err(format!("no figure: {} tolerates as much as the MDE", guardrail.name));
+        return Err(format!("not simulated: {} tolerates as much as the MDE", guardrail.name));
     }
     if !size::is_of_units(spec, &size.metric) {
-        return Err(format!("no figure: observations of {} are events, not units", size.metric));
+        return Err(format!("not simulated: observations of {} are events, not units", size.metric));
     }
     let sign = if guardrail.higher_is_worse { 1.0 } else { -1.0 };
     Ok(Effect { metric: size.metric.clone(), size: Size::Relative(sign * size.mde) })

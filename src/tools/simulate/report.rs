@@ -122,9 +122,9 @@ impl Report {
         writeln!(out, "\nSmallest effect that {} of the runs detect within {}", percent(power), days(self.days))?;
         let row = |d: &Detectable| {
             let share = d.found.as_ref().map_or(String::new(), |f| share(&f.detected));
-            vec![d.metric.clone(), d.text.clone(), share]
+            vec![if d.found.is_some() { d.text.clone() } else { format!("{} {}", d.metric, d.text) }, share]
         };
-        table(out, &["metric", "effect", "detected"], &self.detectable.iter().map(row).collect::<Vec<_>>())
+        table(out, &["effect", "detected"], &self.detectable.iter().map(row).collect::<Vec<_>>())
     }
 
     fn size(&self, out: &mut String) -> std::fmt::Result {
@@ -142,13 +142,13 @@ impl Report {
         let names: Vec<String> = size.all.buckets.iter().map(|(name, _)| name.clone()).collect();
         let mut head = vec!["units", "share"];
         head.extend(names.iter().map(String::as_str));
-        head.extend(["total", "days"]);
+        head.extend(["total", "time"]);
         let mut rows = Vec::new();
         for stratum in std::iter::once(&size.all).chain(&size.strata) {
             let name = if stratum.segment.is_empty() { "fixed horizon" } else { &stratum.segment };
             let mut row = vec![name.to_owned(), percent(stratum.share)];
             row.extend(stratum.buckets.iter().map(|(_, n)| count(*n)));
-            row.extend([count(stratum.total), format!("{:.1}", stratum.days)]);
+            row.extend([count(stratum.total), days(stratum.days)]);
             rows.push(row);
         }
         table(out, &head, &rows)?;

@@ -7,9 +7,11 @@ use crate::engine::aggregate::Aggregator;
 use crate::engine::decision::Output;
 use crate::engine::fleet::Fleet;
 use crate::engine::time::Millis;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 /// What one run came to.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -89,6 +91,19 @@ pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]
             return Some(Run { trips, units: generator.units(), units_before, events: generator.events() });
         }
     }
+}
+
+/// About how long a run takes, judged by its first panes, at most so much of the clock. A run is dearer later, when windows are full.
+pub fn pace(spec: &Spec, most: Duration) -> Duration {
+    let begun = Instant::now();
+    let panes = Cell::new(0);
+    let enough = |_: &[Trip]| {
+        panes.set(panes.get() + 1);
+        begun.elapsed() > most
+    };
+    run(spec, None, Draw::new(0, 0, 0), enough, &AtomicBool::new(false));
+    let all = spec.length / spec.settings.pane;
+    begun.elapsed().mul_f64(all as f64 / f64::from(panes.get().max(1)))
 }
 
 /// Does `jobs` pieces of work on so many threads and hands over each result with its number, as it comes. What a piece returns must

@@ -128,17 +128,6 @@ fn pareto(scale: f64, tail: f64, max: f64, u: f64) -> f64 {
     (scale * (1.0 - u).powf(-1.0 / tail)).clamp(1.0, max).floor()
 }
 
-/// Level that a standard normal variable exceeds with this probability.
-pub fn threshold(p: f64) -> f64 {
-    if p <= 0.0 {
-        f64::INFINITY
-    } else if p >= 1.0 {
-        f64::NEG_INFINITY
-    } else {
-        -normal_quantile(p)
-    }
-}
-
 /// Of a log-normal distribution with this spread of the logarithm.
 #[cfg(test)]
 pub fn with_sigma(p50: f64, sigma: f64) -> LogNormal {

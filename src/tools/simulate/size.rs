@@ -54,7 +54,8 @@ pub fn fixed_horizon(weights: &[f64], baseline: usize, variances: (f64, f64), di
 
 impl SampleSize {
     /// Of the primary metric; `None` where the rule file does not say enough, or the metric is neither a rate nor a mean.
-    pub fn of(spec: &Spec, metric: &str, mde: f64, power: f64) -> Option<SampleSize> {
+    /// `scale` is the share of the described units that `spec` has.
+    pub fn of(spec: &Spec, metric: &str, mde: f64, power: f64, scale: f64) -> Option<SampleSize> {
         let plan = &spec.plan;
         let guardrail = plan.guardrails.iter().find(|g| metric_name(&g.name) == metric);
         let (baseline, own, other) = match spec.traffic.metrics.get(metric) {
@@ -79,7 +80,7 @@ impl SampleSize {
             share,
             buckets: plan.buckets.iter().zip(&weights).map(|(b, w)| (b.name.clone(), (total * w).ceil())).collect(),
             total: total.ceil(),
-            days: days(&spec.traffic, total / share),
+            days: days(&spec.traffic, total / share * scale),
         };
         let strata = spec.traffic.segments.iter().flat_map(|(name, values)| {
             values.iter().filter(|(_, share)| *share > 0.0).map(move |(value, share)| (format!("{name}={value}"), *share))

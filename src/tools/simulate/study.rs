@@ -219,6 +219,9 @@ pub fn detectable(
             Some(found) => size(found) / 2.0,
             None => low * 2.0,
         };
+        // Three digits: more would claim what so few runs do not know.
+        let digits = 10f64.powi(2 - next.abs().max(1e-12).log10().floor() as i32);
+        let next = (next * digits).round() / digits;
         let sign = first.effect.size.value().signum();
         let effect = Effect { metric: metric.clone(), size: first.effect.size.resized(sign * next) };
         if cancelled.load(Ordering::Relaxed) || !effect.possible(&spec.traffic) || next == 0.0 {

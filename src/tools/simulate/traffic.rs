@@ -159,9 +159,17 @@ impl Traffic {
             if let Some(metric) = metric(&plan.signals[guardrail.signal], guardrail.statistic, guardrail.expected)
                 && !built_in(name)
             {
-                assumed.push(format!("metrics.{name}"));
+                if guardrail.expected.is_none() || !matches!(metric.model, Model::Rate { .. }) {
+                    assumed.push(format!("metrics.{name}"));
+                }
                 metrics.insert(name.to_owned(), metric);
             }
+        }
+        if let Some((name, metric)) = primary(planning).filter(|(name, _)| !metrics.contains_key(name)) {
+            if planning.primary_baseline.is_none() || !matches!(metric.model, Model::Rate { .. }) {
+                assumed.push(format!("metrics.{name}"));
+            }
+            metrics.insert(name, metric);
         }
         let phases: Vec<Phase> =
             planning.phases.iter().map(|p| Phase { traffic: p.traffic, span: p.span, weights: None }).filter(|p| p.traffic > 0.0).collect();
@@ -212,6 +220,17 @@ pub fn event(signal: &Signal) -> &str {
         Signal::Count { source, .. } | Signal::Moments { source, .. } => &source.event,
         Signal::Abandonment { .. } => "",
     }
+}
+
+/// The primary metric, which no guardrail need watch: its sample size is asked for.
+fn primary(planning: &Planning) -> Option<(String, MetricTraffic)> {
+    let expected = planning.primary_baseline;
+    let model = match planning.primary_kind.as_deref()? {
+        "rate" => Model::Rate { rate: expected.unwrap_or(0.1) },
+        "mean" => Model::Mean { mean: expected.unwrap_or(100.0), cv: 1.0, zero: 0.0, correlation: 0.0, normal: false },
+        _ => return None,
+    };
+    Some((planning.primary.clone()?, MetricTraffic { model, per_unit: 1.0, share: 0.2, delay_ms: 60_000.0 }))
 }
 
 /// Traffic of a metric of which nothing is known but how it is measured.

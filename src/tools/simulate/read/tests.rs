@@ -13,7 +13,7 @@ fn what_is_left_out_is_as_the_rule_says_or_assumed() {
     let traffic = described("traffic: v1\n").unwrap();
     assert_eq!((traffic.units_per_day, traffic.phases.len(), traffic.segments.len()), (120_000.0, 4, 2));
     assert!(matches!(traffic.metrics["orders"].model, Model::Rate { rate } if rate == 0.3));
-    assert!(traffic.assumed.iter().any(|key| key == "metrics.orders") && !traffic.assumed.iter().any(|key| key == "units"));
+    assert!(traffic.assumed.iter().any(|key| key == "metrics.search_p99") && !traffic.assumed.iter().any(|key| key == "units"));
 }
 
 #[test]
@@ -46,7 +46,7 @@ fn faults_are_told_with_their_places() {
         ("traffic: v1\nphases: [{traffic: 0%}]\n", "2:10 GR2203"),
         ("traffic: v1\nphases: [{weights: {control: 100%, treatmnt: 0%}}]\n", "2:36 GR2507"),
         ("traffic: v1\nsegments: {region: {}}\n", "2:20 GR2101"),
-        ("{", "1:2 GR1007"),
+        ("{", "1:1 GR1007"),
     ] {
         assert_eq!(described(text).unwrap_err(), [fault], "{text}");
     }

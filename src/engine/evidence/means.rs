@@ -1,5 +1,6 @@
 //! Moments of a value by bucket and period of allocation.
 
+use super::periods::Periods;
 use super::{Booking, enrolled};
 use crate::engine::pane::{BucketPartial, Cell, Sums};
 use crate::engine::stats::means::{Arm, Covariate, Stratum};
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 pub struct Means {
     buckets: usize,
     per_user: bool,
-    /// By index of the period, then by bucket.
-    periods: Vec<(usize, Vec<MeanArm>)>,
+    /// By bucket.
+    periods: Periods<Vec<MeanArm>>,
     /// A covariate has been seen.
     adjusted: bool,
 }
@@ -28,13 +29,15 @@ const MAX_PERIODS: usize = 64;
 
 impl Means {
     pub fn new(buckets: usize, per_user: bool) -> Means {
-        Means { buckets, per_user, periods: Vec::new(), adjusted: false }
+        Means { buckets, per_user, periods: Periods::new(MAX_PERIODS), adjusted: false }
     }
 
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
         if self.per_user {
             for (cohort, n) in enrolled(pane, part).filter(|(cohort, _)| *cohort >= book.first_cohort) {
-                self.arm(book.allocation.period(cohort), bucket).n += n;
+                if let Some(arm) = self.arm(book.allocation.period(cohort), bucket) {
+                    arm.n += n;
+                }
             }
         }
         let Some(Cell::Moments { parts, .. }) = cell else { return };
@@ -44,26 +47,16 @@ impl Means {
                 continue;
             }
             self.adjusted |= sums.x != 0.0;
-            let arm = self.arm(book.allocation.period(cohort), bucket);
-            arm.n += n;
-            arm.sums += sums;
+            if let Some(arm) = self.arm(book.allocation.period(cohort), bucket) {
+                arm.n += n;
+                arm.sums += sums;
+            }
         }
     }
 
-    fn arm(&mut self, period: usize, bucket: usize) -> &mut MeanArm {
-        let at = match self.periods.binary_search_by_key(&period, |p| p.0) {
-            Ok(at) => at,
-            Err(at) => {
-                self.periods.insert(at, (period, vec![MeanArm::default(); self.buckets]));
-                if self.periods.len() > MAX_PERIODS {
-                    self.periods.remove(0);
-                    at.saturating_sub(1)
-                } else {
-                    at
-                }
-            }
-        };
-        &mut self.periods[at].1[bucket]
+    fn arm(&mut self, period: usize, bucket: usize) -> Option<&mut MeanArm> {
+        let buckets = self.buckets;
+        self.periods.at(period, || vec![MeanArm::default(); buckets]).map(|arms| &mut arms[bucket])
     }
 
     /// One for each period whose shares are known.

@@ -7,6 +7,7 @@
 pub mod allocation;
 mod clusters;
 mod means;
+mod periods;
 mod shares;
 mod slots;
 mod spread;

@@ -1,6 +1,7 @@
 //! Hits among observations: rates of events, of units, and of workflows once their limit has passed.
 
 use super::clusters::{Batches, Clustering, Counted};
+use super::periods::Periods;
 use super::slots::{Content, Slots};
 use super::{Booking, enrolled};
 use crate::engine::pane::{BucketPartial, Cell, Observation};
@@ -16,7 +17,7 @@ pub struct Shares {
     buckets: usize,
     /// The observation is the exposed unit.
     per_user: bool,
-    periods: Vec<Period>,
+    periods: Periods<Period>,
     /// By bucket; of units, which are independent, none are kept.
     batches: Vec<Batches>,
     /// Expected rate of the baseline from now on, and the observations of the baseline at which it is fixed anew.
@@ -36,7 +37,6 @@ pub struct Arm {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Period {
-    index: usize,
     strata: Vec<OwnStratum>,
     slots: Slots<Slot>,
 }
@@ -99,7 +99,7 @@ impl Shares {
         Shares {
             buckets,
             per_user,
-            periods: Vec::new(),
+            periods: Periods::new(MAX_PERIODS),
             batches: vec![Batches::default(); buckets],
             expected: rates::next_baseline(0, 0, expected),
             configured: expected,
@@ -151,7 +151,7 @@ impl Shares {
             self.expected = rates::next_baseline(baseline.n, baseline.x, self.configured);
             self.refresh_at = rates::next_refresh(baseline.n);
             let (expected, buckets) = (self.expected, self.buckets);
-            for period in &mut self.periods {
+            for period in self.periods.values_mut() {
                 period.strata.push(OwnStratum { from: Pane(pane.0 + 1), expected, arms: vec![Arm::default(); buckets] });
             }
         }
@@ -163,7 +163,7 @@ impl Shares {
             return;
         }
         let expected = self.expected;
-        let period = self.period(book.allocation.period(cohort));
+        let Some(period) = self.period(book.allocation.period(cohort)) else { return };
         let at = period.strata.partition_point(|s| s.from <= cohort).saturating_sub(1);
         let buckets = period.strata[at].arms.len();
         period.strata[at].arms[bucket].add(arm);
@@ -176,7 +176,7 @@ impl Shares {
     fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, batch: u8, arm: Arm, book: &Booking<'_>) {
         self.batches[bucket].add(batch, arm.n, arm.x);
         let (expected, buckets) = (self.expected, self.buckets);
-        let period = self.period(period);
+        let Some(period) = self.period(period) else { return };
         if let Some(stratum) = period.strata.last_mut() {
             stratum.arms[bucket].add(arm);
         }
@@ -185,22 +185,10 @@ impl Shares {
         }
     }
 
-    fn period(&mut self, index: usize) -> &mut Period {
-        let at = match self.periods.binary_search_by_key(&index, |p| p.index) {
-            Ok(at) => at,
-            Err(at) => {
-                let arms = vec![Arm::default(); self.buckets];
-                let strata = vec![OwnStratum { from: Pane(i64::MIN), expected: self.expected, arms }];
-                self.periods.insert(at, Period { index, strata, slots: Slots::default() });
-                if self.periods.len() > MAX_PERIODS {
-                    self.periods.remove(0);
-                    at.saturating_sub(1)
-                } else {
-                    at
-                }
-            }
-        };
-        &mut self.periods[at]
+    fn period(&mut self, index: usize) -> Option<&mut Period> {
+        let (expected, buckets) = (self.expected, self.buckets);
+        let stratum = || OwnStratum { from: Pane(i64::MIN), expected, arms: vec![Arm::default(); buckets] };
+        self.periods.at(index, || Period { strata: vec![stratum()], slots: Slots::default() })
     }
 
     fn wait(&mut self, begun: Pane, bucket: usize, o: &Observation, lost: bool, book: &Booking<'_>) {
@@ -220,7 +208,7 @@ impl Shares {
     /// Hits of a bucket over all strata.
     pub fn total(&self, bucket: usize) -> Arm {
         let mut sum = Arm::default();
-        self.periods.iter().flat_map(|p| &p.strata).for_each(|s| sum.add(s.arms[bucket]));
+        self.periods.iter().flat_map(|(_, p)| &p.strata).for_each(|s| sum.add(s.arms[bucket]));
         sum
     }
 
@@ -238,7 +226,7 @@ impl Shares {
 
     /// Strata of a bucket against the baseline, those that hold something.
     pub fn strata(&self, bucket: usize, book: &Booking<'_>) -> Vec<Stratum> {
-        let all = self.periods.iter().flat_map(|p| p.strata.iter().map(move |s| (p.index, s)));
+        let all = self.periods.iter().flat_map(|(index, p)| p.strata.iter().map(move |s| (index, s)));
         let strata = all.map(|(period, s)| stratum(s.arms[bucket], s.arms[book.baseline], s.expected, period, bucket, book));
         strata.filter(|s| s.n_t + s.n_c > 0.0 && s.w > 0.0).collect()
     }
@@ -247,12 +235,12 @@ impl Shares {
     /// `needed`.
     pub fn best_suffix(&self, bucket: usize, book: &Booking<'_>, test: &ShareTest, deff: impl Fn() -> f64, needed: f64) -> Option<Suffix> {
         let mut best: Option<Suffix> = None;
-        for period in &self.periods {
+        for (index, period) in self.periods.iter() {
             let (mut t, mut c) = (Arm::default(), Arm::default());
             for slot in period.slots.newest_first() {
                 t.add(slot.content.arms[bucket]);
                 c.add(slot.content.arms[book.baseline]);
-                let stratum = stratum(t, c, slot.content.expected, period.index, bucket, book);
+                let stratum = stratum(t, c, slot.content.expected, index, bucket, book);
                 let least = best.as_ref().map_or(needed, |b| b.log_e);
                 // Division by a design effect only lowers the bound.
                 if test.at_most(&[stratum]) <= least {

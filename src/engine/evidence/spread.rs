@@ -2,6 +2,7 @@
 
 use super::Booking;
 use super::clusters::{Clustering, CoarseBatches, Counted};
+use super::periods::Periods;
 use super::slots::{Content, Slots};
 use crate::engine::histogram::{Bins, SparseBins, bin_of, upper_edge};
 use crate::engine::pane::Cell;
@@ -14,13 +15,11 @@ use std::cell::LazyCell;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spread {
     buckets: usize,
-    /// By index of the period.
-    periods: Vec<Period>,
+    periods: Periods<Period>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Period {
-    index: usize,
     /// By bucket.
     arms: Vec<SpreadArm>,
     slots: Slots<SlotArms>,
@@ -107,7 +106,7 @@ impl Pair {
 
 impl Spread {
     pub fn new(buckets: usize) -> Spread {
-        Spread { buckets, periods: Vec::new() }
+        Spread { buckets, periods: Periods::new(MAX_PERIODS) }
     }
 
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, cell: Option<&Cell>, book: &Booking<'_>) {
@@ -124,7 +123,8 @@ impl Spread {
             if book.allocation.weights(period).is_none() {
                 continue;
             }
-            let period = self.period(period);
+            let fresh = || Period { arms: vec![SpreadArm::default(); buckets], slots: Slots::default() };
+            let Some(period) = self.periods.at(period, fresh) else { continue };
             let arm = &mut period.arms[bucket];
             for o in own {
                 arm.bins.push(o.value);
@@ -136,39 +136,19 @@ impl Spread {
         }
     }
 
-    fn period(&mut self, index: usize) -> &mut Period {
-        let at = match self.periods.binary_search_by_key(&index, |p| p.index) {
-            Ok(at) => at,
-            Err(at) => {
-                self.periods.insert(at, Period { index, arms: vec![SpreadArm::default(); self.buckets], slots: Slots::default() });
-                if self.periods.len() > MAX_PERIODS {
-                    self.periods.remove(0);
-                    at.saturating_sub(1)
-                } else {
-                    at
-                }
-            }
-        };
-        &mut self.periods[at]
-    }
-
     /// Indices of the periods that hold something, in the order of time.
     pub fn periods(&self) -> impl Iterator<Item = usize> + '_ {
-        self.periods.iter().map(|p| p.index)
-    }
-
-    fn find(&self, period: usize) -> Option<&Period> {
-        self.periods.binary_search_by_key(&period, |p| p.index).ok().map(|at| &self.periods[at])
+        self.periods.iter().map(|(index, _)| index)
     }
 
     /// Values above `threshold` by batch of units, in the newest period.
     pub fn batches(&self, bucket: usize, threshold: u64) -> Option<Counted> {
-        Some(self.periods.last()?.arms[bucket].batches.counts(threshold))
+        Some(self.periods.iter().next_back()?.1.arms[bucket].batches.counts(threshold))
     }
 
     /// Design effects at the baseline's quantile and at what it tolerates.
     pub fn clustering(&self, period: usize, bucket: usize, baseline: usize, test: &SpreadTest, log_threshold: f64) -> Clustering {
-        let Some(period) = self.find(period) else { return Clustering::NONE };
+        let Some(period) = self.periods.get(period) else { return Clustering::NONE };
         let (c, t) = (&period.arms[baseline], &period.arms[bucket]);
         let Some(quantile) = c.bins.quantile(test.ppm) else { return Clustering::NONE };
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
@@ -186,7 +166,7 @@ impl Spread {
         log_threshold: f64,
         needed: f64,
     ) -> Option<Clustering> {
-        let arms = &self.find(period)?.arms;
+        let arms = &self.periods.get(period)?.arms;
         let (c, t) = (&arms[baseline].bins, &arms[bucket].bins);
         let quantile = c.quantile(test.ppm)?;
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
@@ -200,7 +180,7 @@ impl Spread {
 
     /// Histograms of a period.
     pub fn pair(&self, period: usize, bucket: usize, baseline: usize) -> Option<Pair> {
-        let period = self.find(period)?;
+        let period = self.periods.get(period)?;
         let tail = |arm: usize| Tail::ascending(period.arms[arm].bins.edges());
         Some(Pair { baseline: tail(baseline), bucket: tail(bucket) })
     }
@@ -216,7 +196,7 @@ impl Spread {
         log_threshold: f64,
         needed: f64,
     ) -> Option<(Pane, Pair, Clustering)> {
-        let own = self.find(period)?;
+        let own = self.periods.get(period)?;
         let quantile = own.arms[baseline].bins.quantile(test.ppm)?;
         let tolerated = margin_value(quantile, test.relative.r_ppm, test.relative.d);
         let resolution = Resolution::digits(SLOT_DIGITS);
@@ -329,6 +309,23 @@ mod tests {
         assert_eq!(spread.periods().collect::<Vec<_>>(), [0, 2]);
         let held: Vec<u64> = [0, 2].iter().map(|p| spread.pair(*p, 1, 0).unwrap().baseline.total()).collect();
         assert_eq!(held, [3, 3]);
+    }
+
+    #[test]
+    fn users_of_a_forgotten_period_are_not_compared_with_others() {
+        let mut allocation = Allocation::new(vec![0.5, 0.5]);
+        (1..=MAX_PERIODS as i64 + 1).for_each(|i| assert!(allocation.change(Pane(i * 10), &[i as f64, 9.5], 1)));
+        let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
+        let mut spread = Spread::new(2);
+        let mut read = |cohort: i64| {
+            let seen = vec![Observation { age: (200 - cohort) as u32, batch: 0, value: 900 }];
+            spread.add(Pane(200), 1, Some(&Cell::Distribution { bins: SparseBins::default(), clamped: 0, seen }), &book);
+            let held = |period| spread.pair(period, 1, 0).map_or(0, |pair| pair.bucket.total());
+            spread.periods().map(held).sum::<u64>()
+        };
+        let counted: Vec<u64> = (0..=MAX_PERIODS as i64 + 1).map(|i| read(i * 10 + 5)).collect();
+        assert_eq!(counted.last(), Some(&(MAX_PERIODS as u64)));
+        assert_eq!(read(5), MAX_PERIODS as u64, "a user of the first period goes on sending requests");
     }
 
     #[test]

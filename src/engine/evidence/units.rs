@@ -1,5 +1,6 @@
 //! Exposed units by period of allocation, and events against them: what the sample ratio and volume parity are read from.
 
+use super::periods::Periods;
 use super::{Booking, enrolled};
 use crate::engine::pane::BucketPartial;
 use crate::engine::stats::counts;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Enrolled {
     buckets: usize,
-    periods: Vec<(usize, Vec<u64>)>,
+    periods: Periods<Vec<u64>>,
 }
 
 /// Periods whose counts are kept; the oldest go first.
@@ -18,19 +19,14 @@ const MAX_PERIODS: usize = 64;
 
 impl Enrolled {
     pub fn new(buckets: usize) -> Enrolled {
-        Enrolled { buckets, periods: Vec::new() }
+        Enrolled { buckets, periods: Periods::new(MAX_PERIODS) }
     }
 
     pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, book: &Booking<'_>) {
         for (cohort, n) in enrolled(pane, part).filter(|(cohort, _)| *cohort >= book.first_cohort) {
             let period = book.allocation.period(cohort);
-            if self.periods.last().is_none_or(|last| last.0 < period) {
-                self.periods.push((period, vec![0; self.buckets]));
-                if self.periods.len() > MAX_PERIODS {
-                    self.periods.remove(0);
-                }
-            }
-            if let Some((_, counts)) = self.periods.iter_mut().rev().find(|p| p.0 == period) {
+            let buckets = self.buckets;
+            if let Some(counts) = self.periods.at(period, || vec![0; buckets]) {
                 counts[bucket] += n;
             }
         }
@@ -39,7 +35,7 @@ impl Enrolled {
     /// Counts and designed shares of each period whose shares are known.
     pub fn strata<'a>(&'a self, book: &Booking<'a>) -> Vec<(&'a [u64], &'a [f64])> {
         let allocation = book.allocation;
-        self.periods.iter().filter_map(|(period, counts)| Some((counts.as_slice(), allocation.weights(*period)?))).collect()
+        self.periods.iter().filter_map(|(period, counts)| Some((counts.as_slice(), allocation.weights(period)?))).collect()
     }
 }
 

@@ -31,7 +31,8 @@ const VIEW_EVERY: Duration = Duration::from_secs(1);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Pause between attempts to write while the store fails.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pause between checkpoints at least, in times of what the last one took: judging waits meanwhile, and that must stay a small part.
+/// Pause between checkpoints at least, in times of what it took to write the last one down: judging waits meanwhile, and that must stay a
+/// small part. Waiting for a database that is locked does not count: afterwards the next checkpoint is all the more due.
 const CHECKPOINT_PAUSE: u32 = 20;
 /// What the last records may take at the end.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -419,6 +420,7 @@ impl Session<'_> {
             Ok(fleet) => fleet,
             Err(reason) => return self.give_up(reason),
         };
+        let pause = self.court.checkpoint_every.max(writing.elapsed() * CHECKPOINT_PAUSE);
         let made_at = clock::now();
         let checkpoint = Checkpoint {
             version: super::recovery::VERSION,
@@ -432,7 +434,7 @@ impl Session<'_> {
             self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
             self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }
-        self.next_checkpoint = Instant::now() + self.court.checkpoint_every.max(writing.elapsed() * CHECKPOINT_PAUSE);
+        self.next_checkpoint = Instant::now() + pause;
         self.barrier.pending = false;
         self.barrier.reported.clear();
         for message in std::mem::take(&mut self.barrier.held) {

@@ -58,6 +58,8 @@ fn a_database_that_is_locked_until_the_end_costs_no_decision() {
     database.execute_batch("BEGIN IMMEDIATE").unwrap();
     kafka.write("all", &service.records(9_000, 25_000));
     unwritable(&mut daemon);
+    // A checkpoint may be what waits for the lock: the decision must have been made, and tried in vain.
+    holds("the decision is made", || daemon.logged("above the limit"));
     daemon.ask_to_stop();
     holds("it drains", || daemon.logged("SIGTERM: draining"));
     // The decision's last attempt; the last checkpoint comes next.

@@ -1,7 +1,7 @@
 //! Acting: how a breach or an operator's request becomes a decision, and what that changes.
 
 use super::stop::{Confirmation, Stop};
-use super::{Alarm, Guard, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
+use super::{Alarm, Guard, Hypothesis, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
 use crate::engine::time::{Millis, Pane};
@@ -44,12 +44,12 @@ pub struct Operator {
 
 impl Judge {
     /// A criterion of a guardrail is met: decide once, unless an operator holds.
-    pub(super) fn trip(&mut self, index: usize, bucket: usize, now: Millis, alarm: Alarm, out: &mut Output) {
+    pub(super) fn trip(&mut self, of: Hypothesis, now: Millis, alarm: Alarm, out: &mut Output) {
         let plan = std::sync::Arc::clone(&self.plan);
-        let guardrail = &plan.guardrails[index];
-        let name = &plan.buckets[bucket].name;
+        let guardrail = &plan.guardrails[of.guardrail];
+        let name = &plan.buckets[of.bucket].name;
         if self.held(guardrail.on_breach) {
-            if !std::mem::replace(&mut self.state.guards[index][bucket].withheld, true) {
+            if !std::mem::replace(&mut self.guard_mut(of).withheld, true) {
                 let text = format!("{} of {name} is in breach; a hold withholds {}", guardrail.name, guardrail.on_breach.name());
                 self.log(now, LogKind::Withheld, None, text, out);
             }
@@ -65,16 +65,17 @@ impl Judge {
         decision.log_e_value = alarm.log_e;
         decision.test = alarm.test.to_owned();
         decision.since = alarm.since.min(now);
-        decision.exposed_units = self.state.traffic[bucket].units;
+        decision.exposed_units = self.state.traffic[of.bucket].units;
         decision.evidence = alarm.evidence;
         decision.reason = alarm.reason;
-        self.state.guards[index][bucket].tripped = Some(decision.decision.clone());
-        self.enforce(&mut decision, &[bucket], Pane::of(now - 1, self.pane_ms));
+        self.guard_mut(of).tripped = Some(decision.decision.clone());
+        self.enforce(&mut decision, &[of.bucket], Pane::of(now - 1, self.pane_ms));
         self.put_in_force(decision, out);
     }
 
     /// What a limit that is exceeded says. `label` names the event, where a single one decides.
-    pub(super) fn limit_alarm(&self, index: usize, bucket: usize, now: Millis, reading: &Reading, label: Option<&str>) -> Alarm {
+    pub(super) fn limit_alarm(&self, of: Hypothesis, now: Millis, reading: &Reading, label: Option<&str>) -> Alarm {
+        let Hypothesis { guardrail: index, bucket } = of;
         let (guardrail, pane) = (&self.plan.guardrails[index], Pane::of(now - 1, self.pane_ms));
         let alpha = (-self.limit_threshold()).exp();
         let value = match reading.evidence {
@@ -98,7 +99,7 @@ impl Judge {
             margin: guardrail.limit,
             unit: guardrail.unit.clone(),
             values,
-            since: self.state.guards[index][bucket].beyond_since.map_or(now, |p| p.start(self.pane_ms)),
+            since: self.guard(of).beyond_since.map_or(now, |p| p.start(self.pane_ms)),
             reason,
         }
     }
@@ -180,9 +181,9 @@ impl Judge {
         let bucket = self.plan.bucket(&decision.bucket);
         if decision.criterion != "confirm_within"
             && let Some(bucket) = bucket
-            && let Some(index) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
+            && let Some(guardrail) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
         {
-            self.state.guards[index][bucket].tripped = id;
+            self.guard_mut(Hypothesis { guardrail, bucket }).tripped = id;
         } else if let Some(check) = self.plan.quality.iter().position(|q| q.kind.name() == decision.guardrail) {
             self.state.quality.checks[check].tripped = id;
         }

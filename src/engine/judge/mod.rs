@@ -86,6 +86,13 @@ struct State {
 /// How long after a change of allocation the exposures may follow the old shares or the new ones.
 const SPREADING_MS: Millis = 30_000;
 
+/// What is tested: a guardrail's criterion in a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hypothesis {
+    guardrail: usize,
+    bucket: usize,
+}
+
 /// One guardrail of one bucket.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Guard {
@@ -293,18 +300,19 @@ impl Judge {
         let log_threshold = self.limit_threshold();
         for index in 0..self.plan.guardrails.len() {
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
-                if self.state.guards[index][bucket].tripped.is_some() {
+                let of = Hypothesis { guardrail: index, bucket };
+                if self.guard(of).tripped.is_some() {
                     continue;
                 }
                 // Most of the time all is well, and then evidence need not be weighed.
                 if self.beyond(index, bucket, pane) == Some(false) {
-                    let guard = &mut self.state.guards[index][bucket];
+                    let guard = self.guard_mut(of);
                     (guard.beyond_since, guard.tripping_since, guard.withheld) = (None, None, false);
                     continue;
                 }
                 let Some(reading) = self.read(index, bucket, pane) else { continue };
                 let trips = reading.over >= log_threshold;
-                let guard = &mut self.state.guards[index][bucket];
+                let guard = self.guard_mut(of);
                 guard.beyond_since = reading.beyond.then(|| guard.beyond_since.unwrap_or(pane));
                 guard.tripping_since = trips.then(|| guard.tripping_since.unwrap_or(pane));
                 let Some(since) = guard.tripping_since else {
@@ -312,8 +320,8 @@ impl Judge {
                     continue;
                 };
                 if (pane.0 - since.0) * self.pane_ms >= self.plan.guardrails[index].hold {
-                    let alarm = self.limit_alarm(index, bucket, pane.end(self.pane_ms), &reading, None);
-                    self.trip(index, bucket, pane.end(self.pane_ms), alarm, out);
+                    let alarm = self.limit_alarm(of, pane.end(self.pane_ms), &reading, None);
+                    self.trip(of, pane.end(self.pane_ms), alarm, out);
                 }
             }
         }
@@ -331,9 +339,18 @@ impl Judge {
             }
             let evidence = Evidence::Count { count: 1, allowed: 0 };
             let reading = Reading { n: 1, over: f64::INFINITY, under: 0.0, beyond: true, test: "count", evidence };
-            let alarm = self.limit_alarm(index, bucket, urgent.at, &reading, Some(&urgent.label));
-            self.trip(index, bucket, urgent.at, alarm, out);
+            let of = Hypothesis { guardrail: index, bucket };
+            let alarm = self.limit_alarm(of, urgent.at, &reading, Some(&urgent.label));
+            self.trip(of, urgent.at, alarm, out);
         }
+    }
+
+    fn guard(&self, of: Hypothesis) -> &Guard {
+        &self.state.guards[of.guardrail][of.bucket]
+    }
+
+    fn guard_mut(&mut self, of: Hypothesis) -> &mut Guard {
+        &mut self.state.guards[of.guardrail][of.bucket]
     }
 
     fn read(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<Reading> {
@@ -387,7 +404,7 @@ impl Judge {
         if let Some(units) = self.of_units(guardrail, bucket) {
             return units.rate();
         }
-        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(guardrail) {
+        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(Hypothesis { guardrail, bucket }) {
             return means.mean(bucket).map(|(_, mean)| mean);
         }
         let window = &self.state.windows[self.window_of[guardrail]][bucket];

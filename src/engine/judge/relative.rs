@@ -6,7 +6,7 @@
 
 use super::act::show;
 use super::budget::has_detector;
-use super::{Alarm, Judge, interval};
+use super::{Alarm, Hypothesis, Judge, interval};
 use crate::engine::decision::{Evidence, MeanStratum, Output};
 use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest};
 use crate::engine::plan::{Guardrail, Margin, Method, Statistic};
@@ -97,23 +97,22 @@ impl Judge {
                 continue;
             }
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
-                if self.state.guards[index][bucket].tripped.is_some() || self.untold(index, bucket).is_some() {
+                let of = Hypothesis { guardrail: index, bucket };
+                if self.guard(of).tripped.is_some() || self.untold(of).is_some() {
                     continue;
                 }
                 let look = match self.plan.method {
-                    Method::Sequential => {
-                        self.whole_life(index, bucket, f64::INFINITY).filter(Look::trips).or_else(|| self.change(index, bucket))
-                    }
-                    Method::Bayesian if slot_closes => self.whole_life(index, bucket, f64::NEG_INFINITY),
-                    Method::FixedHorizon if self.horizon() == Some(pane) => self.whole_life(index, bucket, f64::NEG_INFINITY),
+                    Method::Sequential => self.whole_life(of, f64::INFINITY).filter(Look::trips).or_else(|| self.change(of)),
+                    Method::Bayesian if slot_closes => self.whole_life(of, f64::NEG_INFINITY),
+                    Method::FixedHorizon if self.horizon() == Some(pane) => self.whole_life(of, f64::NEG_INFINITY),
                     Method::Bayesian | Method::FixedHorizon => None,
                 };
                 match look.filter(Look::trips) {
                     Some(look) => {
-                        let alarm = self.alarm(index, bucket, pane, look);
-                        self.trip(index, bucket, pane.end(self.pane_ms), alarm, out);
+                        let alarm = self.alarm(of, pane, look);
+                        self.trip(of, pane.end(self.pane_ms), alarm, out);
                     }
-                    None if slot_closes && self.plan.method == Method::Sequential => self.note(index, bucket),
+                    None if slot_closes && self.plan.method == Method::Sequential => self.note(of),
                     None => {}
                 }
             }
@@ -121,10 +120,10 @@ impl Judge {
     }
 
     /// Keeps in mind what is shown between slots: the highest evidence so far, and whether the margin is proved.
-    fn note(&mut self, index: usize, bucket: usize) {
-        let look = self.whole_life(index, bucket, self.state.guards[index][bucket].max_log_e);
-        let safe = self.margin_holds(index, bucket);
-        let guard = &mut self.state.guards[index][bucket];
+    fn note(&mut self, of: Hypothesis) {
+        let look = self.whole_life(of, self.guard(of).max_log_e);
+        let safe = self.margin_holds(of);
+        let guard = self.guard_mut(of);
         guard.safe = safe;
         if let Some(Found::LogE(log_e)) = look.map(|l| l.found) {
             guard.max_log_e = guard.max_log_e.max(log_e);
@@ -138,26 +137,26 @@ impl Judge {
     }
 
     /// Why nothing can be said now; `None` when the tests may speak.
-    pub(super) fn untold(&self, index: usize, bucket: usize) -> Option<String> {
+    pub(super) fn untold(&self, of: Hypothesis) -> Option<String> {
         if self.srm_fails() {
             return Some("the sample ratio is wrong: comparisons with the baseline are held".into());
         }
-        for b in [bucket, self.plan.baseline()] {
+        for b in [of.bucket, self.plan.baseline()] {
             let (size, least) = (self.state.traffic[b].size(), self.plan.min_units);
             if size < least {
                 return Some(format!("{} has {size} units of the {least} that a comparison needs", self.plan.buckets[b].name));
             }
         }
-        let SignalEvidence::Share(shares) = self.evidence_of(index)? else { return None };
-        let counted = shares.total(bucket).n.min(shares.total(self.plan.baseline()).n);
-        (counted == 0).then(|| match self.plan.signals[self.plan.guardrails[index].signal].is_per_user() {
+        let SignalEvidence::Share(shares) = self.evidence_of(of)? else { return None };
+        let counted = shares.total(of.bucket).n.min(shares.total(self.plan.baseline()).n);
+        (counted == 0).then(|| match self.plan.signals[self.plan.guardrails[of.guardrail].signal].is_per_user() {
             true => "no exposed unit in one of the buckets: the metric is per unit and needs exposures".into(),
             false => "no observation in one of the buckets".into(),
         })
     }
 
-    pub(super) fn evidence_of(&self, index: usize) -> Option<&SignalEvidence> {
-        self.state.evidence[self.plan.guardrails[index].signal].as_ref()
+    pub(super) fn evidence_of(&self, of: Hypothesis) -> Option<&SignalEvidence> {
+        self.state.evidence[self.plan.guardrails[of.guardrail].signal].as_ref()
     }
 
     pub(super) fn booking(&self) -> Booking<'_> {
@@ -166,25 +165,25 @@ impl Judge {
     }
 
     /// Levels of the test of the whole life, and of each start of the detector.
-    fn levels(&self, index: usize) -> (f64, f64) {
+    fn levels(&self, of: Hypothesis) -> (f64, f64) {
         let each = self.budget.each(self.rejected());
         match self.plan.method {
-            Method::Sequential => (self.budget.whole_life(each, self.plan.guardrails[index].statistic), self.budget.change(each)),
+            Method::Sequential => (self.budget.whole_life(each, self.plan.guardrails[of.guardrail].statistic), self.budget.change(each)),
             Method::Bayesian | Method::FixedHorizon => (each, 0.0),
         }
     }
 
     /// What the log e-value of the test over the whole life must reach.
-    pub(super) fn whole_life_threshold(&self, index: usize) -> f64 {
-        -self.levels(index).0.ln()
+    pub(super) fn whole_life_threshold(&self, of: Hypothesis) -> f64 {
+        -self.levels(of).0.ln()
     }
 
     /// The test over the whole life. Of a quantile, one for each period of allocation, which share the level in the order of their
     /// beginning: the most convincing speaks. Rates and quantiles, which are dear, are left out unless they may reach `floor` or trip.
-    pub(super) fn whole_life(&self, index: usize, bucket: usize, floor: f64) -> Option<Look> {
-        let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).0);
+    pub(super) fn whole_life(&self, of: Hypothesis, floor: f64) -> Option<Look> {
+        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.levels(of).0);
         let (margin, book) = (guardrail.max_increase?, self.booking());
-        match self.evidence_of(index)? {
+        match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
                 // Counts of buckets of different size cannot be compared: per exposed unit, or per designed share.
                 let size = |b: usize| match self.state.traffic[b].units {
@@ -212,7 +211,7 @@ impl Judge {
                 Some(self.look(sample, alpha, Some(values), None))
             }
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(index, margin)?;
+                let test = self.spread_test(of, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let one = |period: usize| {
                     let level = alpha * period_share(period);
@@ -227,11 +226,11 @@ impl Judge {
     }
 
     /// The test started anew: the most convincing start, if it trips.
-    fn change(&self, index: usize, bucket: usize) -> Option<Look> {
-        let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).1);
+    fn change(&self, of: Hypothesis) -> Option<Look> {
+        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.levels(of).1);
         let (margin, needed) = (guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?, -alpha.ln());
         let book = self.booking();
-        match self.evidence_of(index)? {
+        match self.evidence_of(of)? {
             SignalEvidence::Share(shares) => {
                 let test = share_test(guardrail, margin);
                 let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, needed));
@@ -241,7 +240,7 @@ impl Judge {
                 Some(self.look(Sample::Share { strata: vec![s], test }, alpha, Some(values), Some(found.since)))
             }
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(index, margin)?;
+                let test = self.spread_test(of, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 spread.periods().find_map(|period| {
                     let (since, pair, by) = spread.best_suffix(period, t, c, &test, needed, needed).filter(|(.., by)| by.ready)?;
@@ -253,16 +252,16 @@ impl Judge {
     }
 
     /// When what the whole life shows seems to have begun: the most convincing start of the detector, whether or not it trips.
-    fn onset(&self, index: usize, bucket: usize) -> Option<Pane> {
-        let (guardrail, book) = (&self.plan.guardrails[index], self.booking());
+    fn onset(&self, of: Hypothesis) -> Option<Pane> {
+        let (guardrail, bucket, book) = (&self.plan.guardrails[of.guardrail], of.bucket, self.booking());
         let margin = guardrail.max_increase?;
-        match self.evidence_of(index)? {
+        match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
                 let deff = || shares.clustering(bucket, book.baseline, 1.0).rate;
                 Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), deff, 1.0)?.since)
             }
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(index, margin)?;
+                let test = self.spread_test(of, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 Some(spread.best_suffix(spread.periods().last()?, t, c, &test, 1.0, 1.0)?.0)
             }
@@ -271,9 +270,9 @@ impl Judge {
     }
 
     /// Whether the confidence sequence of the whole life lies inside the margin: the same tests, their sides exchanged.
-    fn margin_holds(&self, index: usize, bucket: usize) -> bool {
-        let (guardrail, alpha) = (&self.plan.guardrails[index], self.levels(index).0);
-        let (Some(margin), Some(evidence)) = (guardrail.max_increase, self.evidence_of(index)) else { return false };
+    fn margin_holds(&self, of: Hypothesis) -> bool {
+        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.levels(of).0);
+        let (Some(margin), Some(evidence)) = (guardrail.max_increase, self.evidence_of(of)) else { return false };
         let (book, needed) = (self.booking(), -alpha.ln());
         match evidence {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
@@ -294,7 +293,7 @@ impl Judge {
                 means::log_e(&sums.strata(bucket, &book), contrast(guardrail, margin).reversed(), means::MIN_UNITS) >= needed
             }
             SignalEvidence::Spread(spread) => {
-                let Some(test) = self.spread_test(index, margin) else { return false };
+                let Some(test) = self.spread_test(of, margin) else { return false };
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
                 let Some(period) = spread.periods().last() else { return false };
@@ -306,13 +305,13 @@ impl Judge {
     }
 
     /// Design effect of the bucket's observations in the test of the whole life; `None` where they are independent by design.
-    pub(super) fn design_effect(&self, index: usize, bucket: usize) -> Option<f64> {
-        let (guardrail, needed) = (&self.plan.guardrails[index], -self.levels(index).0.ln());
+    pub(super) fn design_effect(&self, of: Hypothesis) -> Option<f64> {
+        let (guardrail, bucket, needed) = (&self.plan.guardrails[of.guardrail], of.bucket, -self.levels(of).0.ln());
         let baseline = self.plan.baseline();
-        match self.evidence_of(index)? {
+        match self.evidence_of(of)? {
             SignalEvidence::Share(shares) => shares.batches(bucket).map(|_| shares.clustering(bucket, baseline, needed).rate),
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(index, guardrail.max_increase?)?;
+                let test = self.spread_test(of, guardrail.max_increase?)?;
                 let (t, c) = sides(guardrail, bucket, baseline);
                 Some(spread.clustering(spread.periods().last()?, t, c, &test, needed).bucket)
             }
@@ -321,8 +320,8 @@ impl Judge {
     }
 
     /// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.
-    fn spread_test(&self, index: usize, margin: Margin) -> Option<SpreadTest> {
-        let (guardrail, level) = (&self.plan.guardrails[index], self.tests[index].as_ref()?);
+    fn spread_test(&self, of: Hypothesis, margin: Margin) -> Option<SpreadTest> {
+        let (guardrail, level) = (&self.plan.guardrails[of.guardrail], self.tests[of.guardrail].as_ref()?);
         let Statistic::Quantile { ppm } = guardrail.statistic else { return None };
         let (r_ppm, d) = match margin {
             Margin::Relative(r) => ((r * 1e6).round() as i64, 0),
@@ -341,12 +340,12 @@ impl Judge {
     }
 
     /// What a look that trips says.
-    fn alarm(&self, index: usize, bucket: usize, pane: Pane, look: Look) -> Alarm {
-        let guardrail = &self.plan.guardrails[index];
+    fn alarm(&self, of: Hypothesis, pane: Pane, look: Look) -> Alarm {
+        let guardrail = &self.plan.guardrails[of.guardrail];
         let interval = look.interval(guardrail);
-        let reason = self.reason(guardrail, bucket, &look, interval);
+        let reason = self.reason(of, &look, interval);
         let began = self.state.first_cohort.or(self.state.began);
-        let since = look.since.or_else(|| self.onset(index, bucket)).or(began).unwrap_or(pane);
+        let since = look.since.or_else(|| self.onset(of)).or(began).unwrap_or(pane);
         Alarm {
             criterion: if guardrail.primary { "stop_on_negative" } else { "max_increase" },
             test: look.test,
@@ -367,7 +366,8 @@ impl Judge {
         }
     }
 
-    fn reason(&self, guardrail: &Guardrail, bucket: usize, look: &Look, interval: Option<[f64; 2]>) -> String {
+    fn reason(&self, of: Hypothesis, look: &Look, interval: Option<[f64; 2]>) -> String {
+        let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], of.bucket);
         let (name, baseline) = (&self.plan.buckets[bucket].name, &self.plan.buckets[self.plan.baseline()].name);
         let unit = compared_unit(guardrail);
         let [c, t] = look.values;
@@ -378,8 +378,9 @@ impl Judge {
         };
         let shown = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| show(v, unit));
         let word = if guardrail.higher_is_worse { "above" } else { "below" };
-        let of = if guardrail.statistic == Statistic::PerUnit { format!("units with {}", guardrail.name) } else { guardrail.name.clone() };
-        let mut text = format!("{of} of {name} is {}, {baseline} {}", shown(t), shown(c));
+        let what =
+            if guardrail.statistic == Statistic::PerUnit { format!("units with {}", guardrail.name) } else { guardrail.name.clone() };
+        let mut text = format!("{what} of {name} is {}, {baseline} {}", shown(t), shown(c));
         if let Some(change) = change {
             text += &format!(": {change}");
         }

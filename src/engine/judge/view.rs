@@ -1,7 +1,7 @@
 //! The Judge's state as people and controllers see it.
 
 use super::act::show;
-use super::{Judge, interval, limit};
+use super::{Hypothesis, Judge, interval, limit};
 use crate::engine::decision::Verdict;
 use crate::engine::evidence::SignalEvidence;
 use crate::engine::plan::{Margin, QualityKind, Signal, Statistic};
@@ -24,7 +24,8 @@ impl Judge {
         let baseline = self.plan.baseline();
         let tested = || (0..self.plan.buckets.len()).filter(move |b| *b != baseline);
         let each = (0..self.plan.guardrails.len()).flat_map(|g| tested().map(move |b| (g, b)));
-        let guardrails: Vec<GuardrailState> = each.map(|(g, b)| self.guardrail(g, b, pane, closely)).collect();
+        let guardrails: Vec<GuardrailState> =
+            each.map(|(guardrail, bucket)| self.guardrail(Hypothesis { guardrail, bucket }, pane, closely)).collect();
         let verdict = guardrails.iter().map(|g| g.verdict).max_by_key(|v| rank(*v)).unwrap_or(Verdict::NoData);
         let holds = self.holds();
         let stop = self.state.stops.iter().any(Option::is_some);
@@ -109,23 +110,24 @@ impl Judge {
         }
     }
 
-    fn guardrail(&self, index: usize, bucket: usize, pane: Pane, closely: bool) -> GuardrailState {
+    fn guardrail(&self, of: Hypothesis, pane: Pane, closely: bool) -> GuardrailState {
+        let Hypothesis { guardrail: index, bucket } = of;
         let (plan, baseline) = (&self.plan.guardrails[index], self.plan.baseline());
-        let (windows, guard) = (&self.state.windows[self.window_of[index]], &self.state.guards[index][bucket]);
+        let (windows, guard) = (&self.state.windows[self.window_of[index]], self.guard(of));
         let reading = self.read(index, bucket, pane);
-        let look = plan.max_increase.filter(|_| closely).and_then(|_| self.whole_life(index, bucket, f64::NEG_INFINITY));
+        let look = plan.max_increase.filter(|_| closely).and_then(|_| self.whole_life(of, f64::NEG_INFINITY));
         let [mut baseline_value, mut bucket_value] = [baseline, bucket].map(|b| self.value(index, b, pane));
         if plan.primary {
             [baseline_value, bucket_value] = look.as_ref().map_or([baseline_value, bucket_value], |l| l.values);
         }
-        let (verdict, reason) = self.verdict(index, bucket, pane, reading.as_ref());
+        let (verdict, reason) = self.verdict(of, pane, reading.as_ref());
         let evidence = match (&look, &reading) {
             (Some(look), _) => Some(look.evidence()),
             (None, Some(reading)) if plan.max_increase.is_none() => Some(reading.evidence.clone()),
             _ => None,
         };
         let (log_e_value, log_threshold) = match plan.max_increase {
-            Some(_) => (Some(guard.max_log_e), Some(self.whole_life_threshold(index))),
+            Some(_) => (Some(guard.max_log_e), Some(self.whole_life_threshold(of))),
             None => (reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()), plan.limit.map(|_| self.limit_threshold())),
         };
         let interval = match (&look, &reading) {
@@ -150,11 +152,11 @@ impl Judge {
             evidence,
             limit: plan.limit,
             max_increase: plan.max_increase,
-            n: self.observations(index, bucket, pane),
-            baseline_n: self.observations(index, baseline, pane),
+            n: self.observations(of, pane),
+            baseline_n: self.observations(Hypothesis { bucket: baseline, ..of }, pane),
             log_e_value,
             log_threshold,
-            design_effect: plan.max_increase.and_then(|_| self.design_effect(index, bucket)),
+            design_effect: plan.max_increase.and_then(|_| self.design_effect(of)),
             observation: match (plan.statistic, self.plan.signals[plan.signal].is_per_user()) {
                 (_, true) => "unit",
                 (Statistic::Share, false) if matches!(self.plan.signals[plan.signal], Signal::Abandonment { .. }) => "workflow",
@@ -167,19 +169,21 @@ impl Judge {
     }
 
     /// Observations behind a guardrail's value.
-    fn observations(&self, index: usize, bucket: usize, pane: Pane) -> u64 {
+    fn observations(&self, of: Hypothesis, pane: Pane) -> u64 {
+        let Hypothesis { guardrail: index, bucket } = of;
         if let Some(units) = self.of_units(index, bucket) {
             return units.n;
         }
-        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(index) {
+        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(of) {
             return means.mean(bucket).map_or(0, |(n, _)| n);
         }
         limit::observations(&self.plan.guardrails[index], &self.state.windows[self.window_of[index]][bucket], self.seen(bucket), pane)
     }
 
     /// The verdict of one guardrail of one bucket, and why.
-    fn verdict(&self, index: usize, bucket: usize, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
-        let (plan, guard) = (&self.plan.guardrails[index], &self.state.guards[index][bucket]);
+    fn verdict(&self, of: Hypothesis, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
+        let Hypothesis { guardrail: index, bucket } = of;
+        let (plan, guard) = (&self.plan.guardrails[index], self.guard(of));
         if let Some(id) = &guard.tripped {
             return (Verdict::Breach, format!("breached: see {id}"));
         }
@@ -190,7 +194,7 @@ impl Judge {
             return (Verdict::NoData, "no record arrives: what was known is stale".into());
         }
         let seen = self.state.traffic[bucket].last_pane().is_some_and(|last| pane.0 - last.0 < (plan.window / self.pane_ms).max(1));
-        let n = self.observations(index, bucket, pane);
+        let n = self.observations(of, pane);
         let counts = matches!(plan.statistic, Statistic::Count | Statistic::Exposures);
         if !seen || (n == 0 && !counts) {
             return (Verdict::NoData, format!("nothing in the last {} s", plan.window / 1_000));
@@ -212,7 +216,7 @@ impl Judge {
             Margin::Relative(r) => format!("{}% {word} the baseline", 100.0 * r),
             Margin::Absolute(d) => format!("{} {word} the baseline", show(d, &plan.unit)),
         };
-        match self.untold(index, bucket) {
+        match self.untold(of) {
             Some(why) => (Verdict::Watching, format!("{shown}: {why}")),
             None if guard.safe && limit_holds => (Verdict::Safe, format!("{shown}: proved to be less than {against}")),
             None => (Verdict::Watching, format!("{shown}; at most {against} is allowed, no evidence either way")),

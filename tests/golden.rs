@@ -8,12 +8,13 @@ mod support;
 
 use guardraild::engine::decision::{Action, Decision, Verdict};
 use guardraild::engine::plan::Settings;
+use guardraild::engine::state::Stage;
 use guardraild::ingest::decode::Limits;
 use guardraild::rules;
 use guardraild::tools::backtest::{self, Summary};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use support::{bucket_of, exposure, request, unit_event, workflow};
+use support::{bucket_of, control, exposure, request, unit_event, workflow};
 
 /// Users of a case; even ones are in control.
 const USERS: u32 = 12;
@@ -157,6 +158,23 @@ fn tickets_per_exposed_unit() {
     let lines = merged(traffic(15, |_, _| true, |_, _| (100.0, false)), tickets);
     let (decisions, _) = golden("tickets", &lines);
     assert_eq!((decisions.len(), decisions[0].test.as_str()), (1, "poisson"));
+}
+
+/// A canary of every tenth user, then everybody: the baseline is empty, limits are watched for two minutes more, and then nothing acts.
+#[test]
+fn a_ramp_to_full_is_watched_and_done() {
+    let phase = control("phase", 60_000, r#","phase":"all""#);
+    let users = (0..240i64).flat_map(|second| (0..10u32).map(move |i| (second, second as u32 * 10 + i)));
+    let traffic = users.flat_map(|(second, user)| {
+        let (ms, treated) = (second * 1_000 + i64::from(user % 10) * 50, second >= 60 || user.is_multiple_of(10));
+        // Errors in the watch, and slow requests after it.
+        let latency = if second >= 190 { 5_000.0 } else { 100.0 };
+        let errs = treated && (100..130).contains(&second) && user.is_multiple_of(3);
+        [exposure(ms, user, "exp", if treated { "treatment" } else { "control" }), request(ms + 5, user, latency, errs)]
+    });
+    let (decisions, summary) = golden("ramp_to_full", &merged(vec![phase], traffic));
+    assert_eq!((decisions.len(), decisions[0].guardrail.as_str(), decisions[0].phase), (1, "error_rate", 1));
+    assert_eq!(summary.experiments[0].rollout.stage, Stage::Done);
 }
 
 #[test]

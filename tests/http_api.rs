@@ -5,7 +5,7 @@
 use guardraild::clock;
 use guardraild::config::Config;
 use guardraild::engine::decision::{Action, Mode, Verdict};
-use guardraild::engine::state::ExperimentState;
+use guardraild::engine::state::{ExperimentState, RolloutState};
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::telemetry::Metrics;
@@ -163,6 +163,9 @@ fn state(name: &str, verdict: Verdict) -> ExperimentState {
         records: 0,
         rejected: 0,
         decisions: vec![],
+        rollout: RolloutState::default(),
+        phases: vec![],
+        whole_life: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Commands that talk to a running daemon: `get`, `explain`, `hold`, `resume`, `rollback`, `kill`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+use crate::engine::decision::Timestamp;
 use clap::{Args, ValueEnum};
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -190,6 +191,7 @@ fn experiment(state: &Value) -> String {
         state["phase"],
         state["records"]
     ));
+    out.extend(stage(&state["rollout"]));
     for hold in rows(state, "holds") {
         out.push(format!("held by {}: {}", text(&hold["by"]), text(&hold["reason"])));
     }
@@ -207,7 +209,56 @@ fn experiment(state: &Value) -> String {
     for row in rows(state, "quality") {
         out.push(format!("{:<8} {}: {}", text(&row["verdict"]), text(&row["check"]), text(&row["reason"])));
     }
+    // The only phase that there has been is the whole life.
+    let visits = rows(state, "phases").filter(|_| state["phases"].as_array().is_some_and(|all| all.len() > 1));
+    for seen in visits.chain([&state["whole_life"]]).filter(|seen| !seen.is_null()) {
+        let name = match (seen["phase"].as_u64(), seen["name"].as_str()) {
+            (None, _) => "whole life".to_owned(),
+            (Some(_), Some(_)) => text(&seen["name"]),
+            (Some(phase), None) => format!("phase {phase}"),
+        };
+        out.extend(rows(seen, "buckets").map(|bucket| format!("{name}, {}", figures(bucket))));
+    }
     out.join("\n")
+}
+
+/// Where the rollout stands.
+fn stage(rollout: &Value) -> Option<String> {
+    let since = rollout["phase_since"].as_i64()?;
+    let mut out = format!("{}, in this phase since {}", text(&rollout["stage"]), Timestamp(since));
+    let moment = |key: &str| rollout[key].as_i64().map(Timestamp);
+    if let Some(due) = moment("phase_due") {
+        out += &format!(", {} {due}", if rollout["phase_ready"] == true { "ready for the next since" } else { "planned until" });
+    }
+    if let Some(until) = moment("warming_until") {
+        out += &format!(", warming up until {until}");
+    }
+    if let Some(full) = moment("full_since") {
+        out += &format!("; full since {full}");
+    }
+    if let Some(until) = moment("watched_until") {
+        out += &format!(", watched until {until}");
+    }
+    Some(out)
+}
+
+/// What a bucket has seen in a phase.
+fn figures(bucket: &Value) -> String {
+    let weight = bucket["weight"].as_f64().map(|w| format!(" ({:.1}%)", 100.0 * w)).unwrap_or_default();
+    let value = |metric: &Value| match (metric["value"].as_f64(), metric["unit"].as_str()) {
+        (None, _) => "no value".to_owned(),
+        (Some(value), Some("%")) => format!("{:.2}%", 100.0 * value),
+        (Some(value), unit) => format!("{value:.3} {}", unit.unwrap_or_default()).trim_end().to_owned(),
+    };
+    let metrics = rows(bucket, "metrics").map(|m| format!(", {} {}", text(&m["metric"]), value(m)));
+    format!(
+        "{}{weight}: {} units, {} exposures, {} events{}",
+        text(&bucket["bucket"]),
+        bucket["exposed_units"],
+        bucket["exposures"],
+        bucket["events"],
+        metrics.collect::<String>()
+    )
 }
 
 fn decision(d: &Value) -> String {
@@ -287,5 +338,22 @@ mod tests {
         let shown = experiment(&state);
         assert!(shown.contains("bucket b: 3 units, 0.0 exposures/s; rollback by d-1, confirmed"), "{shown}");
         assert!(shown.contains("breach   b error_rate: breached: see d-1"), "{shown}");
+        assert!(!shown.contains("whole life"), "{shown}");
+    }
+
+    #[test]
+    fn the_phases_are_shown_with_their_figures() {
+        let bucket = json!({"bucket": "b", "weight": 0.2, "exposed_units": 3, "exposures": 4, "events": 5,
+            "metrics": [{"metric": "error_rate", "unit": "%", "value": 0.25}, {"metric": "latency_p95", "unit": "ms", "value": null}]});
+        let rollout = json!({"stage": "full", "phase_since": 0, "phase_due": 60_000, "phase_ready": true, "full_since": 1_000, "watched_until": 2_000});
+        let state = json!({"rollout": rollout, "phases": [{"phase": 0, "name": "canary", "buckets": [bucket]}, {"phase": 4, "name": null, "buckets": [bucket]}],
+            "whole_life": {"phase": null, "name": null, "buckets": [bucket]}});
+        let shown = experiment(&state);
+        assert!(
+            shown.contains("full, in this phase since 1970-01-01T00:00:00Z, ready for the next since 1970-01-01T00:01:00Z; full since"),
+            "{shown}"
+        );
+        assert!(shown.contains("canary, b (20.0%): 3 units, 4 exposures, 5 events, error_rate 25.00%, latency_p95 no value"), "{shown}");
+        assert!(shown.contains("\nphase 4, b") && shown.contains("\nwhole life, b"), "{shown}");
     }
 }

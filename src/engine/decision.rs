@@ -283,6 +283,12 @@ pub struct LogEntry {
 pub enum LogKind {
     Launch,
     Phase,
+    /// The baseline has no traffic beyond the holdback any more.
+    FullRollout,
+    /// The full rollout has been watched for as long as the rule says: nothing is judged any more.
+    WatchOver,
+    /// The end date has come.
+    Ended,
     Decision,
     Confirmed,
     Resolved,

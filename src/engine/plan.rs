@@ -50,8 +50,14 @@ pub struct Plan {
     /// Records outside `starts..ends` are counted `inactive`.
     pub starts: Option<Millis>,
     pub ends: Option<Millis>,
-    /// Names of the rollout's phases, in order; empty when the rule names none.
-    pub phases: Vec<String>,
+    /// The rollout's phases, in order; empty when the rule names none.
+    pub phases: Vec<Phase>,
+    /// Share of eligible traffic that stays in the baseline bucket when the rollout is full, 0..1.
+    pub holdback: f64,
+    /// How long the full rollout is watched; `None`: until the experiment ends.
+    pub watch_after_full: Option<Millis>,
+    /// What is observed so soon after the start, or after a phase has begun, counts for no limit on a share or quantile, and for no comparison.
+    pub warm_up: Millis,
     /// What partials carry for each bucket.
     pub signals: Vec<Signal>,
     pub guardrails: Vec<Guardrail>,
@@ -81,6 +87,12 @@ impl Plan {
         self.buckets.iter().position(|b| b.baseline).unwrap_or(0)
     }
 
+    /// Designed shares at the start, by bucket.
+    pub fn first_weights(&self) -> Vec<f64> {
+        let of_phase = self.phases.first().and_then(|phase| phase.weights.clone());
+        of_phase.unwrap_or_else(|| self.buckets.iter().map(|b| b.weight).collect())
+    }
+
     pub fn bucket(&self, name: &str) -> Option<usize> {
         self.buckets.iter().position(|b| b.name == name)
     }
@@ -90,6 +102,18 @@ impl Plan {
         let text = format!("{} {:?} {:?} {:?} {:?}", self.revision, self.buckets, self.signals, self.guardrails, self.quality);
         xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
+}
+
+/// A step of the ramp.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    pub name: String,
+    /// Share of eligible traffic, 0..=1.
+    pub traffic: f64,
+    /// Planned length.
+    pub span: Option<Millis>,
+    /// Shares of the buckets where the phase's event gives none; `None` leaves them as they were.
+    pub weights: Option<Vec<f64>>,
 }
 
 /// An arm of the experiment.

@@ -35,6 +35,89 @@ pub struct ExperimentState {
     pub rejected: u64,
     /// Ids of decisions in force, newest last.
     pub decisions: Vec<String>,
+    pub rollout: RolloutState,
+    /// What each phase has seen, oldest first; empty in lists of all experiments.
+    pub phases: Vec<PhaseState>,
+    /// All phases together; `null` in lists of all experiments.
+    pub whole_life: Option<PhaseState>,
+}
+
+/// Where the rollout stands, and what is planned.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct RolloutState {
+    pub stage: Stage,
+    /// When the present phase began, and when its planned length is over, ms since the epoch.
+    pub phase_since: Option<Millis>,
+    pub phase_due: Option<Millis>,
+    /// Its planned length is over: for information, nothing ramps by itself.
+    pub phase_ready: bool,
+    /// What is observed before is not judged.
+    pub warming_until: Option<Millis>,
+    /// Since when the baseline has had no traffic beyond the holdback.
+    pub full_since: Option<Millis>,
+    /// When the watch of the full rollout ends, where the rule says so.
+    pub watched_until: Option<Millis>,
+    pub holdback: f64,
+    /// As the rule plans them.
+    pub phases: Vec<PlannedPhase>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// No record yet.
+    #[default]
+    Planned,
+    Running,
+    /// The baseline has no traffic beyond the holdback.
+    Full,
+    /// The full rollout has been watched to its end.
+    Done,
+    /// The end date has come.
+    Ended,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PlannedPhase {
+    pub name: String,
+    /// Share of eligible traffic.
+    pub traffic: f64,
+    /// Planned length, ms.
+    pub for_ms: Option<Millis>,
+}
+
+/// What one visit of a phase has seen, or all of them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhaseState {
+    /// `null` for the whole life.
+    pub phase: Option<u32>,
+    pub name: Option<String>,
+    /// ms since the epoch; `null` before the first record, and until the phase ends.
+    pub since: Option<Millis>,
+    pub until: Option<Millis>,
+    pub buckets: Vec<PhaseBucket>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhaseBucket {
+    pub bucket: String,
+    /// Designed share; `null` for the whole life.
+    pub weight: Option<f64>,
+    /// Units exposed for the first time.
+    pub exposed_units: u64,
+    pub exposures: u64,
+    pub events: u64,
+    pub metrics: Vec<PhaseMetric>,
+}
+
+/// A metric over a whole phase, whatever the windows of its guardrails.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PhaseMetric {
+    pub metric: String,
+    pub unit: String,
+    /// Observations.
+    pub n: u64,
+    pub value: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

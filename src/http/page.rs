@@ -4,7 +4,7 @@ use super::App;
 use super::error::Failure;
 use crate::clock;
 use crate::engine::decision::{Mode, Timestamp, Verdict};
-use crate::engine::state::{ExperimentState, GuardrailState};
+use crate::engine::state::{ExperimentState, GuardrailState, Stage};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -35,7 +35,7 @@ pub async fn status(State(app): State<App>, headers: HeaderMap) -> Result<Respon
          <meta name=\"viewport\" content=\"width=device-width\"><link rel=\"stylesheet\" href=\"/assets/status.css\">\
          <script src=\"/assets/status.js\" defer></script></head><body><h1>guardraild</h1><main id=\"state\">{banner}\
          <p>{} experiments, {} records, at {} ({age})</p>\
-         <table><thead><tr><th>Experiment<th>Verdict<th>Why<th>Worst guardrail<th>Exposed<th>Holds</thead><tbody>{rows}</tbody></table>{more}\
+         <table><thead><tr><th>Experiment<th>Phase<th>Verdict<th>Why<th>Worst guardrail<th>Exposed<th>Holds</thead><tbody>{rows}</tbody></table>{more}\
          </main></body></html>",
         view.experiments.len(),
         view.counts.records(),
@@ -67,13 +67,26 @@ fn row(state: &ExperimentState) -> String {
     let exposed: Vec<_> = state.buckets.iter().map(|b| format!("{}: {}", escape(&b.bucket), b.exposed_units)).collect();
     let holds: Vec<_> = state.holds.iter().map(|hold| format!("{}: {}", escape(&hold.by), escape(&hold.reason))).collect();
     format!(
-        "<tr class=\"{class}\"><td>{}{mode}<td>{icon} {word}<td>{}<td>{}<td>{}<td>{}</tr>",
+        "<tr class=\"{class}\"><td>{}{mode}<td>{}<td>{icon} {word}<td>{}<td>{}<td>{}<td>{}</tr>",
         escape(&state.experiment),
+        phase(state),
         escape(&state.reason),
         worst.map(guardrail).unwrap_or_default(),
         exposed.join("<br>"),
         holds.join("<br>"),
     )
+}
+
+fn phase(state: &ExperimentState) -> String {
+    let name = state.phase_name.as_deref().map_or_else(|| state.phase.to_string(), escape);
+    match state.rollout.stage {
+        Stage::Planned => "not begun".to_owned(),
+        Stage::Running if state.rollout.phase_ready => format!("{name}, ready for the next"),
+        Stage::Running => name,
+        Stage::Full => format!("{name}: full"),
+        Stage::Done => format!("{name}: done"),
+        Stage::Ended => format!("{name}: ended"),
+    }
 }
 
 fn guardrail(state: &GuardrailState) -> String {

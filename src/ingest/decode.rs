@@ -266,11 +266,12 @@ impl Decoder {
         }
     }
 
-    /// The shares of a phase: finite, not negative, of no more buckets than an experiment may have.
+    /// The shares of a phase: finite, not negative, of no more buckets than an experiment may have. None are given where the rule says them, or
+    /// they stay.
     fn weights<'a>(&self, value: Value<'a>) -> Result<SmallVec<[(Text<'a>, f64); 4]>, Reject> {
         let text = match value {
             Value::Object(text) => text,
-            Value::Absent => return Err(Reject::MissingField),
+            Value::Absent => return Ok(SmallVec::new()),
             _ => return Err(Reject::WrongType),
         };
         let mut weights: SmallVec<[(Text<'a>, f64); 4]> = SmallVec::new();

@@ -46,5 +46,6 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2604", "`stop_on_negative` on a mean without a guardrail on a conversion rate (warning)"),
     ("GR2605", "a mean of events that may be several of one user (warning)"),
     ("GR2606", "no expected rate of a common outcome (note)"),
+    ("GR2607", "a full rollout without a holdback and without a limit: nothing can be watched (warning)"),
     ("GR2801", "two files for one experiment"),
 ];

@@ -105,7 +105,12 @@ static OVERVIEW: Section = Section {
         key("feature_area", Text, "payments", "Part of the product."),
         key("workflow", Name, "purchase", "The workflow that is changed."),
         key("hypothesis", Shape::Section(&HYPOTHESIS), "", "If we change this, that improves by so much."),
-        key("type", Word(&["ab", "multivariate", "phased_rollout", "interleaving"]), "ab", "Kind of experiment."),
+        key(
+            "type",
+            Word(&["ab", "multivariate", "phased_rollout", "interleaving"]),
+            "ab",
+            "Kind of experiment. Of a `phased_rollout`, `rollout.phases` say the shares of the buckets. Default `ab`.",
+        ),
         key("starts", Timestamp, "2026-12-01T09:00:00Z", "Records before it are counted `inactive`."),
         key("ends", Timestamp, "2026-12-15T09:00:00Z", "Records from it on are counted `inactive`."),
     ],
@@ -199,7 +204,7 @@ static ELIGIBILITY: Section = Section {
         key("population", MapOf(&List(&Scalar)), "{region: [eu, uk]}", "Attributes that a unit must have."),
         key("exclude", MapOf(&List(&Scalar)), "{tenant_id: [t-restricted]}", "Units that must not take part."),
         key("assignment", Shape::Section(&ASSIGNMENT), "", "How the flag service assigns."),
-        key("holdback", Percent, "5%", "Share of traffic kept out for long-term comparison."),
+        key("holdback", Percent, "5%", "Share of traffic that stays in the baseline bucket, whatever the phase: for long-term comparison."),
     ],
 };
 
@@ -233,15 +238,31 @@ static ROLLOUT: Section = Section {
     name: "`rollout`",
     keys: &[
         key("phases", List(&Shape::Section(&PHASE)), "", "Steps of the ramp, in order."),
-        key("watch_after_full", Duration, "24h", "How long the full rollout stays watched."),
+        key(
+            "watch_after_full",
+            Duration,
+            "24h",
+            "How long the rollout is watched once the baseline has no traffic but the holdback. Default: until the end.",
+        ),
+        key(
+            "warm_up",
+            Duration,
+            "5m",
+            "What is observed so soon after the start, and after a phase begins, is not judged (counts are). Default: none.",
+        ),
     ],
 };
 
 static PHASE: Section = Section {
     name: "a phase",
     keys: &[
-        required("traffic", Percent, "25%", "Share of eligible traffic in the experiment."),
-        key("for", Duration, "6h", "Planned length."),
+        required(
+            "traffic",
+            Percent,
+            "25%",
+            "Share of eligible traffic: of a `phased_rollout`, what the other buckets get and the baseline does not; else what takes part.",
+        ),
+        key("for", Duration, "6h", "Planned length: then it is shown as ready for the next. Nothing ramps by itself."),
         key("name", Name, "canary", "Default: `phase` and its number."),
     ],
 };

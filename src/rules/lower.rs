@@ -5,7 +5,7 @@ use super::metric::{BUILT_IN, Metric};
 use super::quantity::{duration, number, percent};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
-use super::{RuleSet, custom, guardrails, quality, sense};
+use super::{RuleSet, custom, guardrails, quality, rollout, sense};
 use crate::engine::decision::{Action, Mode};
 use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan};
 use crate::engine::time::Millis;
@@ -45,9 +45,10 @@ pub fn lower(
     let guardrails = guardrails::read(&context, faults);
     let quality = quality::read(&context, fields, faults);
     let unconfirmed = unconfirmed(&context, faults);
-    let phases = phases(root.get("rollout"), faults);
+    let rollout = rollout::read(&context, faults);
     check_references(&context, faults);
     sense::check(&context, ends, faults);
+    sense::check_watch(&context, &rollout, faults);
     let analysis = root.get("analysis");
     if faults.has_errors() {
         return None;
@@ -58,7 +59,10 @@ pub fn lower(
         buckets: context.buckets,
         starts,
         ends,
-        phases,
+        phases: rollout.phases,
+        holdback: rollout.holdback,
+        watch_after_full: rollout.watch_after_full,
+        warm_up: rollout.warm_up,
         signals: guardrails.signals,
         guardrails: guardrails.guardrails,
         quality,
@@ -220,20 +224,6 @@ fn unconfirmed(context: &Context<'_>, faults: &mut Faults) -> Vec<Action> {
     }
     let page = context.routes.contains_key(&Action::Page);
     vec![if page { Action::Page } else { Action::Notify }]
-}
-
-fn phases(rollout: Option<&Node>, faults: &mut Faults) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for (i, phase) in rollout.and_then(|r| r.get("phases")).map_or(&[][..], Node::list).iter().enumerate() {
-        let given = phase.get("name").and_then(|n| Some((n, n.text()?)));
-        let name = given.map_or_else(|| format!("phase {}", i + 1), |(_, text)| text.to_owned());
-        if names.contains(&name) {
-            let span = given.map_or(&phase.span, |(node, _)| &node.span);
-            faults.error(span, "GR2105", format!("two phases are called {}", quote(&name)), "choose another name");
-        }
-        names.push(name);
-    }
-    names
 }
 
 /// Names of metrics and buckets in sections that act later.

@@ -16,6 +16,7 @@ mod metric;
 mod planning;
 mod quality;
 pub(crate) mod quantity;
+mod rollout;
 mod routes;
 mod sense;
 
@@ -26,7 +27,7 @@ pub(crate) mod yaml;
 pub use diagnostic::{Diagnostic, Severity};
 pub use load::{Loaded, Parsed, load, parse_str};
 pub(crate) use metric::BUILT_IN;
-pub use planning::{Phase as PlannedPhase, Planning};
+pub use planning::Planning;
 
 use crate::engine::decision::Action;
 use crate::engine::plan::Plan;

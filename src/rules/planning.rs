@@ -1,6 +1,6 @@
 //! What a rule file says for planning alone: figures that the engine does not need, and `simulate` does.
 
-use super::lower::{instant, share, span};
+use super::lower::{instant, share};
 use super::quantity::{Quantity, per_day};
 use super::yaml::{self, Node};
 use crate::engine::time::Millis;
@@ -21,17 +21,8 @@ pub struct Planning {
     pub units_per_day: Option<f64>,
     /// `overview.ends` less `overview.starts`.
     pub length: Option<Millis>,
-    pub phases: Vec<Phase>,
     /// Attributes of `analysis.segments.by`.
     pub segments: Vec<String>,
-}
-
-/// A step of the ramp.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Phase {
-    /// Share of eligible traffic in the experiment, 0..=1.
-    pub traffic: f64,
-    pub span: Option<Millis>,
 }
 
 impl Planning {
@@ -45,7 +36,6 @@ impl Planning {
         let name = of_primary("metric").and_then(Node::text);
         let metric = name.and_then(|name| root.get("metrics")?.get(name));
         let of_metric = |key: &str| metric.and_then(|m| m.get(key)).and_then(Node::text);
-        let phases = root.get("rollout").and_then(|r| r.get("phases")).map_or(&[][..], Node::list);
         let by = root.get("analysis").and_then(|a| a.get("segments")).and_then(|s| s.get("by")).map_or(&[][..], Node::list);
         Planning {
             primary: name.map(str::to_owned),
@@ -58,14 +48,9 @@ impl Planning {
             power: of_primary("power").and_then(share),
             units_per_day: of_primary("expected_units").and_then(Node::text).and_then(per_day),
             length: end("starts").zip(end("ends")).map(|(starts, ends)| ends - starts),
-            phases: phases.iter().filter_map(phase).collect(),
             segments: by.iter().filter_map(|n| n.text().map(str::to_owned)).collect(),
         }
     }
-}
-
-fn phase(node: &Node) -> Option<Phase> {
-    Some(Phase { traffic: node.get("traffic").and_then(share)?, span: node.get("for").and_then(span) })
 }
 
 #[cfg(test)]
@@ -80,7 +65,6 @@ mod tests {
         assert_eq!(planning.primary_baseline, Some(0.3));
         assert_eq!((planning.mde, planning.power, planning.units_per_day), (Some(0.01), Some(0.9), Some(120_000.0)));
         assert_eq!(planning.length, Some(14 * 86_400_000));
-        assert_eq!(planning.phases[1], Phase { traffic: 0.25, span: Some(6 * 3_600_000) });
         assert_eq!(planning.segments, ["region", "device"]);
         assert_eq!(Planning::of("guardrail: v1"), Planning::default());
     }

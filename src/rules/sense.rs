@@ -3,8 +3,9 @@
 use super::diagnostic::{Faults, quote};
 use super::lower::Context;
 use super::metric::{Measure, Metric, built_in};
+use super::rollout::Rollout;
 use super::yaml::{Entry, Node};
-use crate::engine::plan::{Signal, Statistic, Unit};
+use crate::engine::plan::{Phase, Signal, Statistic, Unit};
 use crate::engine::time::Millis;
 
 /// A metric that is compared with the baseline bucket or bounded, and where the file says so.
@@ -43,6 +44,18 @@ pub(super) fn check(context: &Context<'_>, ends: Option<Millis>, faults: &mut Fa
     check_primary(context, &watched, faults);
     for entry in context.root.get("metrics").map_or(&[][..], Node::entries) {
         check_metric(entry, &watched, faults);
+    }
+}
+
+/// When a rollout is full and nothing is held back there is no baseline to compare with: only limits are left.
+pub(super) fn check_watch(context: &Context<'_>, rollout: &Rollout, faults: &mut Faults) {
+    let full = |phase: &Phase| phase.weights.as_ref().is_some_and(|w| context.buckets.iter().zip(w).any(|(b, w)| b.baseline && *w <= 0.0));
+    let limits = context.root.get("guardrails").map_or(&[][..], Node::list).iter().any(|g| g.get("limit").is_some());
+    let watch = context.root.get("rollout").and_then(|r| r.get("watch_after_full"));
+    if let Some(watch) = watch.filter(|_| !limits && !faults.has_errors() && rollout.phases.iter().any(full)) {
+        let fault = faults.at(&watch.span, "GR2607", "nothing to watch after the full rollout");
+        let fault = fault.with_label("the baseline has no traffic then, and no guardrail has a `limit`");
+        faults.push(fault.with_help("add a `limit`, or `eligibility.holdback: 5%` to compare with").as_warning());
     }
 }
 

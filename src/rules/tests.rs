@@ -57,7 +57,9 @@ fn the_whole_file_is_compiled() {
     let (rule, fields) = good(&whole());
     let plan = &rule.plan;
     assert_eq!(plan.starts, Some(1_796_115_600_000));
-    assert_eq!(plan.phases, ["canary", "phase 2", "phase 3", "phase 4"]);
+    assert_eq!(plan.phases.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["canary", "phase 2", "phase 3", "phase 4"]);
+    assert_eq!((plan.phases[1].traffic, plan.phases[1].span, &plan.phases[1].weights), (0.25, Some(6 * 3_600_000), &None));
+    assert_eq!((plan.holdback, plan.watch_after_full, plan.warm_up), (0.05, Some(86_400_000), 300_000));
     let names: Vec<_> = plan.guardrails.iter().map(|g| (g.name.as_str(), g.on_breach)).collect();
     assert_eq!(
         names,

@@ -112,6 +112,11 @@ pub fn unit_event(event: &str, ms: i64, user: u32, more: &str) -> String {
     format!(r#"{{"event":"{event}","ts":{ts},"tenant_id":"t","user_id":"u{user}"{more}}}"#)
 }
 
+/// A control event of the experiment `exp`.
+pub fn control(event: &str, ms: i64, more: &str) -> String {
+    format!(r#"{{"event":"{event}","ts":{},"experiment":"exp"{more}}}"#, START + ms)
+}
+
 /// Even users are in control, odd ones in treatment.
 pub fn bucket_of(user: u32) -> &'static str {
     if user.is_multiple_of(2) { "control" } else { "treatment" }

@@ -75,7 +75,7 @@ pub struct Booking<'a> {
 }
 
 /// Units of `part` by cohort: pane of the cohort, and how many.
-fn enrolled(pane: Pane, part: &BucketPartial) -> impl Iterator<Item = (Pane, u64)> + '_ {
+pub fn enrolled(pane: Pane, part: &BucketPartial) -> impl Iterator<Item = (Pane, u64)> + '_ {
     let before: u64 = part.enrolled_before.iter().map(|(_, n)| n).sum();
     let now = part.new_units.saturating_sub(before);
     std::iter::once((pane, now))

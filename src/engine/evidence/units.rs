@@ -60,12 +60,12 @@ impl Volume {
         Volume { units: vec![0; buckets], strata: vec![Vec::new(); buckets] }
     }
 
-    /// Adds one pane. The share is that of the units exposed before it.
-    pub fn add(&mut self, parts: &[BucketPartial], baseline: usize) {
+    /// Adds one pane. The share is that of the units exposed before it; where events are not `compared`, units count alone.
+    pub fn add(&mut self, parts: &[BucketPartial], baseline: usize, compared: bool) {
         let events_c = parts.get(baseline).map_or(0, |p| p.events) as f64;
         for (bucket, part) in parts.iter().enumerate().take(self.strata.len()) {
             let (t, c) = (self.units[bucket] as f64, self.units[baseline] as f64);
-            if bucket == baseline || t.min(c) < MIN_UNITS {
+            if bucket == baseline || t.min(c) < MIN_UNITS || !compared {
                 continue;
             }
             let (w, strata) = (t / (t + c), &mut self.strata[bucket]);
@@ -96,7 +96,7 @@ mod tests {
         let mut volume = Volume::new(2);
         let part = |new_units, events| BucketPartial { new_units, events, ..BucketPartial::default() };
         for (units, events) in [(99, 9), (1, 5), (0, 7), (0, 3), (300, 2), (0, 1)] {
-            volume.add(&[part(99.min(units).max(u64::from(units == 1)), events), part(units, 2 * events)], 0);
+            volume.add(&[part(99.min(units).max(u64::from(units == 1)), events), part(units, 2 * events)], 0, true);
         }
         let strata: Vec<_> = volume.strata(1).iter().map(|s| (s.w, s.x_t, s.x_c)).collect();
         assert_eq!(strata, [(0.5, 24.0, 12.0), (400.0 / 599.0, 2.0, 1.0)]);

@@ -227,11 +227,16 @@ impl Judge {
             Operation::Resume => Ok(self.resume(operator, out)),
             Operation::Act(action) => self.act(*action, operator, out),
             Operation::Phase { phase, weights } => {
-                let index = phase.parse().ok().or_else(|| self.plan.phases.iter().position(|p| p == phase).map(|i| i as u32));
-                if index.is_none() {
-                    return Err(format!("no phase `{phase}`: give its index or one of {:?}", self.plan.phases));
+                let names: Vec<&str> = self.plan.phases.iter().map(|p| p.name.as_str()).collect();
+                let named = names.iter().position(|name| name == phase).map(|i| i as u32);
+                let numbered = || phase.parse().ok().filter(|i| names.is_empty() || (*i as usize) < names.len());
+                let Some(index) = named.or_else(numbered) else {
+                    return Err(format!("no phase `{phase}`: give its index, counted from 0, or one of {names:?}"));
+                };
+                if let Some((unknown, _)) = weights.iter().find(|(name, _)| self.plan.bucket(name).is_none()) {
+                    return Err(format!("no bucket `{unknown}`"));
                 }
-                self.move_to(operator.at, index, weights, by, out);
+                self.move_to(operator.at, Some(index), weights, by, out);
                 Ok(format!("phase is now {phase}"))
             }
             Operation::Annotate => {
@@ -300,35 +305,16 @@ impl Judge {
             n => Ok(format!("{} decided for {n} bucket{}", action.name(), if n == 1 { "" } else { "s" })),
         }
     }
-
-    /// The rollout moved to phase `index`, with new weights if given.
-    pub(super) fn move_to(&mut self, at: Millis, index: Option<u32>, weights: &[(String, f64)], by: Option<String>, out: &mut Output) {
-        let Some(index) = index else {
-            self.log(at, LogKind::Phase, by, "a phase that the rule does not name: ignored".into(), out);
-            return;
-        };
-        self.state.phase = index;
-        let mut text = format!("phase {index}");
-        if let Some(name) = self.plan.phases.get(index as usize) {
-            let _ = write!(text, " ({name})");
-        }
-        for (bucket, share) in weights {
-            if let Some(bucket) = self.plan.bucket(bucket).filter(|_| (0.0..=1.0).contains(share)) {
-                self.state.weights[bucket] = *share;
-                let _ = write!(text, ", {} {:.0}%", self.plan.buckets[bucket].name, 100.0 * share);
-            }
-        }
-        let spreading = (SPREADING_MS / self.pane_ms).max(1);
-        if self.state.allocation.change(Pane::of(at, self.pane_ms), &self.state.weights, spreading) {
-            text.push_str(": the allocation changes, units exposed from now on are compared among themselves");
-        }
-        self.log(at, LogKind::Phase, by, text, out);
-    }
 }
 
 fn change(baseline: Option<f64>, bucket: Option<f64>) -> Option<f64> {
     let (baseline, bucket) = (baseline?, bucket?);
     (baseline != 0.0).then_some(bucket / baseline - 1.0)
+}
+
+/// A share: `5%`, `23.75%`.
+pub(super) fn percent(share: f64) -> String {
+    format!("{}%", (share * 1e4).round() / 100.0)
 }
 
 /// A value in its unit: `518 ms`, `12.5%`, `3`.

@@ -6,8 +6,10 @@ mod act;
 mod budget;
 mod interval;
 mod limit;
+mod phases;
 mod quality;
 mod relative;
+mod rollout;
 mod stop;
 mod traffic;
 mod view;
@@ -24,6 +26,7 @@ use super::time::{Millis, Pane};
 use budget::Budget;
 use limit::Reading;
 use quality::Quality;
+use rollout::Rollout;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,6 +67,7 @@ struct State {
     stops: Vec<Option<Stop>>,
     phase: u32,
     weights: Vec<f64>,
+    rollout: Rollout,
     epoch: u32,
     hold: Option<OperatorHold>,
     records: u64,
@@ -156,7 +160,8 @@ impl Judge {
             quality: Quality::new(&plan),
             stops: vec![None; buckets],
             phase: 0,
-            weights: plan.buckets.iter().map(|b| b.weight).collect(),
+            weights: plan.first_weights(),
+            rollout: Rollout::new(&plan),
             epoch: 0,
             hold: None,
             records: 0,
@@ -164,7 +169,7 @@ impl Judge {
             last_record: None,
             began: None,
             stale_to: None,
-            allocation: Allocation::new(plan.buckets.iter().map(|b| b.weight).collect()),
+            allocation: Allocation::new(plan.first_weights()),
             evidence: evidence(&plan, pane_ms),
             enrolled: Enrolled::new(buckets),
             volume: Volume::new(buckets),
@@ -188,8 +193,11 @@ impl Judge {
         self.advance(Pane(pane.0 - 1), out);
         let first = self.state.records == 0 && partial.records > 0;
         if first {
-            let text = "first record: the experiment is being watched".to_owned();
-            self.log(pane.end(self.pane_ms), LogKind::Launch, None, text, out);
+            self.launch(pane, out);
+        }
+        // A phase begins with the pane that tells of it.
+        for control in &partial.controls {
+            self.control(control, out);
         }
         self.state.records += partial.records;
         self.state.rejected += partial.rejected;
@@ -199,7 +207,9 @@ impl Judge {
         }
         for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
             self.state.traffic[bucket].add(pane, part);
+            self.state.rollout.phases.add(pane, bucket, part, &self.plan);
         }
+        let warming = self.state.rollout.is_warming(pane);
         let stale = self.state.stale_to.is_some_and(|to| pane <= to);
         for (index, &window) in self.window_of.iter().enumerate().filter(|_| !stale) {
             // Guardrails may share a window: the first of them fills it.
@@ -207,36 +217,38 @@ impl Judge {
                 continue;
             }
             let signal = self.plan.guardrails[index].signal;
+            if warming && !matches!(self.plan.signals[signal], Signal::Count { .. }) {
+                continue;
+            }
             for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
                 if let Some(cell) = part.cells.get(signal).filter(|c| **c != Cell::Empty) {
                     self.state.windows[window][bucket].add(pane, cell);
                 }
             }
         }
-        for control in &partial.controls {
-            self.control(control, out);
-        }
-        if !stale {
-            self.weigh(pane, partial);
+        // Nothing of the warm-up of the start counts against the baseline.
+        if !stale && (!warming || self.state.first_cohort.is_some()) {
+            self.weigh(pane, partial, warming);
         }
         self.tick(pane, true, out);
     }
 
-    /// Adds a pane to what the tests against the baseline are given.
-    fn weigh(&mut self, pane: Pane, partial: &PanePartial) {
+    /// Adds a pane to what the tests against the baseline are given. While a phase is warming up, what is counted by unit goes on: its
+    /// cohorts know when they were exposed.
+    fn weigh(&mut self, pane: Pane, partial: &PanePartial, warming: bool) {
         let first_cohort = *self.state.first_cohort.get_or_insert(pane);
-        let (slot, baseline) = (self.budget.slot, self.plan.baseline());
+        let (slot, baseline, frozen) = (self.budget.slot, self.plan.baseline(), self.is_frozen());
         let State { allocation, evidence, enrolled, volume, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot, baseline };
         for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
             enrolled.add(pane, bucket, part, &book);
             for (signal, evidence) in evidence.iter_mut().enumerate() {
-                if let Some(evidence) = evidence {
+                if let Some(evidence) = evidence.as_mut().filter(|_| !warming || self.plan.signals[signal].is_per_user()) {
                     evidence.add(pane, bucket, part, part.cells.get(signal), &book);
                 }
             }
         }
-        volume.add(&partial.buckets, baseline);
+        volume.add(&partial.buckets, baseline, !frozen);
     }
 
     /// Event time has come to the end of `pane` without further records of the experiment.
@@ -263,7 +275,8 @@ impl Judge {
             return Some(next);
         }
         let horizon = self.horizon().filter(|horizon| *horizon >= next);
-        self.silence_deadline().map(|deadline| deadline.max(next)).into_iter().chain(horizon).min()
+        let deadlines = self.silence_deadline().into_iter().chain(self.next_milestone()).map(|deadline| deadline.max(next));
+        deadlines.chain(horizon).min()
     }
 
     /// Closes `pane`: windows, tests, quality, confirmations.
@@ -283,6 +296,15 @@ impl Judge {
             self.log(now, LogKind::Operator, None, "hold expired: actions are live again".into(), out);
             changed = true;
         }
+        if !self.state.rollout.is_done() {
+            self.judge(pane, changed, out);
+        }
+        self.watch_awaited();
+        self.watch_stops(pane, out);
+        self.milestones(pane, out);
+    }
+
+    fn judge(&mut self, pane: Pane, changed: bool, out: &mut Output) {
         let pending = self.state.guards.iter().flatten().any(|g| g.tripping_since.is_some() && g.tripped.is_none());
         if changed || pending {
             self.judge_limits(pane, out);
@@ -291,8 +313,6 @@ impl Judge {
         if changed || self.horizon() == Some(pane) {
             self.judge_relative(pane, out);
         }
-        self.watch_awaited();
-        self.watch_stops(pane, out);
     }
 
     fn judge_limits(&mut self, pane: Pane, out: &mut Output) {
@@ -330,6 +350,9 @@ impl Judge {
     /// A single event that may decide at once.
     pub fn urgent(&mut self, urgent: &Urgent, out: &mut Output) {
         let bucket = urgent.bucket as usize;
+        if self.state.rollout.is_done() {
+            return;
+        }
         for index in 0..self.plan.guardrails.len() {
             let guardrail = &self.plan.guardrails[index];
             let zero = guardrail.statistic == Statistic::Count && guardrail.limit == Some(0.0);
@@ -421,7 +444,7 @@ impl Judge {
             Control::Phase { at, phase, weights } => {
                 let index = match phase {
                     PhaseName::Index(index) => Some(*index),
-                    PhaseName::Name(name) => self.plan.phases.iter().position(|p| p == name).map(|i| i as u32),
+                    PhaseName::Name(name) => self.plan.phases.iter().position(|p| p.name == *name).map(|i| i as u32),
                 };
                 self.move_to(*at, index, weights, None, out);
             }

@@ -218,7 +218,7 @@ impl Judge {
     /// Milliseconds without a record at the end of `pane`; `None` before there is anything to miss, and after the experiment's end.
     pub(super) fn silent_for(&self, pane: Pane) -> Option<Millis> {
         let now = pane.end(self.pane_ms);
-        if self.plan.ends.is_some_and(|ends| now > ends) {
+        if self.state.rollout.is_done() || self.plan.ends.is_some_and(|ends| now > ends) {
             return None;
         }
         Some(now - self.heard_last()?)
@@ -233,6 +233,9 @@ impl Judge {
 
     /// The pane at whose end silence will have lasted too long.
     pub(super) fn silence_deadline(&self) -> Option<Pane> {
+        if self.state.rollout.is_done() {
+            return None;
+        }
         let silence = self.plan.quality.iter().zip(&self.state.quality.checks).find_map(|(check, state)| match check.kind {
             QualityKind::Silence { after } if !state.failing => Some(after),
             _ => None,

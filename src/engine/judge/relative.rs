@@ -147,6 +147,9 @@ impl Judge {
                 return Some(format!("{} has {size} units of the {least} that a comparison needs", self.plan.buckets[b].name));
             }
         }
+        if let Some(why) = self.without_traffic(of.bucket) {
+            return Some(why);
+        }
         let SignalEvidence::Share(shares) = self.evidence_of(of)? else { return None };
         let counted = shares.total(of.bucket).n.min(shares.total(self.plan.baseline()).n);
         (counted == 0).then(|| match self.plan.signals[self.plan.guardrails[of.guardrail].signal].is_per_user() {

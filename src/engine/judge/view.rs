@@ -5,7 +5,7 @@ use super::{Hypothesis, Judge, interval, limit};
 use crate::engine::decision::Verdict;
 use crate::engine::evidence::SignalEvidence;
 use crate::engine::plan::{Margin, QualityKind, Signal, Statistic};
-use crate::engine::state::{BucketState, ExperimentState, GuardrailState, HoldState, QualityState, StopState};
+use crate::engine::state::{BucketState, ExperimentState, GuardrailState, HoldState, QualityState, RolloutState, StopState};
 use crate::engine::time::Pane;
 
 impl Judge {
@@ -30,13 +30,14 @@ impl Judge {
         let holds = self.holds();
         let stop = self.state.stops.iter().any(Option::is_some);
         let small = self.state.traffic.iter().position(|t| t.size() < self.plan.min_units);
-        let (go, reason) = self.go(verdict, &holds, small, &guardrails);
+        let rollout = self.rollout();
+        let (go, reason) = self.go(verdict, &holds, small, &guardrails, &rollout);
         ExperimentState {
             experiment: self.plan.experiment.clone(),
             revision: self.plan.revision,
             mode: self.plan.mode,
             phase: self.state.phase,
-            phase_name: self.plan.phases.get(self.state.phase as usize).cloned(),
+            phase_name: self.plan.phases.get(self.state.phase as usize).map(|p| p.name.clone()),
             verdict,
             go,
             stop,
@@ -50,12 +51,25 @@ impl Judge {
             records: self.state.records,
             rejected: self.state.rejected,
             decisions: self.in_force.keys().cloned().collect(),
+            rollout,
+            phases: if closely { self.state.rollout.phases.view(&self.plan) } else { Vec::new() },
+            whole_life: closely.then(|| self.state.rollout.phases.whole_life(&self.plan)),
         }
     }
 
-    fn go(&self, verdict: Verdict, holds: &[HoldState], small: Option<usize>, guardrails: &[GuardrailState]) -> (bool, String) {
+    fn go(
+        &self,
+        verdict: Verdict,
+        holds: &[HoldState],
+        small: Option<usize>,
+        guardrails: &[GuardrailState],
+        rollout: &RolloutState,
+    ) -> (bool, String) {
         if let Some((bucket, stop)) = self.state.stops.iter().enumerate().find_map(|(b, s)| Some((b, s.as_ref()?))) {
             return (false, format!("{} of {} ({})", stop.action.name(), self.plan.buckets[bucket].name, stop.confirmation.name()));
+        }
+        if let Some(why) = self.not_now(rollout).filter(|_| verdict != Verdict::Breach) {
+            return (false, why);
         }
         if let Some(bad) = guardrails.iter().find(|g| g.verdict == verdict && matches!(verdict, Verdict::Breach | Verdict::NoData)) {
             return (false, format!("{} of {}: {}", bad.guardrail, bad.bucket, bad.reason));
@@ -69,7 +83,7 @@ impl Judge {
         }
         match guardrails.is_empty() {
             true => (false, "the rule has no guardrails".into()),
-            false => (true, "no guardrail is in breach and data is fresh".into()),
+            false => (true, format!("no guardrail is in breach and data is fresh{}", self.outlook(rollout))),
         }
     }
 

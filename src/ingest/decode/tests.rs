@@ -37,6 +37,11 @@ fn the_examples_of_the_contract_decode() {
     let phase = d.decode(phase.as_bytes()).unwrap();
     let weights = smallvec::smallvec![("control".into(), 0.75), ("treatment".into(), 0.25)];
     assert_eq!(phase.kind, Kind::Phase { phase: PhaseRef::Index(1), weights });
+    let bare = r#"{"event":"phase","ts":1764666002000,"experiment":"x","phase":"canary"}"#;
+    assert_eq!(
+        d.decode(bare.as_bytes()).unwrap().kind,
+        Kind::Phase { phase: PhaseRef::Name("canary".into()), weights: Default::default() }
+    );
     let flag = r#"{"event":"compliance_flag","ts":1764666001000,"experiment":"x","bucket":"b","flag":"missing_consent"}"#;
     assert_eq!(d.decode(flag.as_bytes()).unwrap().kind, Kind::ComplianceFlag { flag: "missing_consent".into() });
 }

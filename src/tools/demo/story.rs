@@ -226,7 +226,7 @@ mod tests {
     use super::*;
     use crate::engine::decision::{Action, Mode};
     use crate::engine::outcome::Outcome;
-    use crate::engine::state::{BucketState, StopState};
+    use crate::engine::state::{BucketState, RolloutState, StopState};
     use serde_json::json;
 
     const FAULT: Millis = 1_764_666_010_000;
@@ -288,6 +288,9 @@ mod tests {
             records,
             rejected: 0,
             decisions: Vec::new(),
+            rollout: RolloutState::default(),
+            phases: Vec::new(),
+            whole_life: None,
         };
         let mut view = View { experiments: vec![experiment], ..View::default() };
         (0..records).for_each(|_| view.counts.add(Outcome::Accepted));

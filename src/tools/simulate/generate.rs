@@ -163,8 +163,9 @@ impl<'s> Generator<'s> {
         let goes_on = self.phase + 1 == phases.len();
         self.phase_end = if goes_on { Millis::MAX } else { planned.span.map_or(Millis::MAX, |span| self.now + span) };
         let own: Vec<f64> = self.spec.plan.buckets.iter().map(|b| b.weight).collect();
-        self.announce = self.phase != before || planned.weights.as_ref().is_some_and(|w| *w != own);
-        self.shares = cumulated(planned.weights.clone().unwrap_or(own).into_iter());
+        let weights = planned.weights.clone().unwrap_or(own);
+        self.announce = self.phase != before || weights != self.spec.plan.first_weights();
+        self.shares = cumulated(weights.into_iter());
         self.next_arrival = self.now as f64 + self.wait();
     }
 

@@ -4,7 +4,7 @@ use super::draw::normal_quantile;
 use super::sample::{metric_value, variance};
 use super::spec::Spec;
 use super::study::Detection;
-use super::traffic::{Model, Traffic, metric_name};
+use super::traffic::{Model, Phase, Traffic, metric_name};
 use crate::engine::plan::{Signal, Statistic, Unit};
 use serde::Serialize;
 
@@ -72,7 +72,9 @@ impl SampleSize {
                 (rate, rate * (1.0 - rate), (rate * (1.0 + mde)).min(1.0) * (1.0 - (rate * (1.0 + mde)).min(1.0)))
             }
         };
-        let weights = spec.traffic.phases.last().and_then(|p| p.weights.clone());
+        // A phase that leaves a bucket without traffic compares nothing.
+        let compares = |p: &&Phase| p.weights.as_ref().is_none_or(|w| w.iter().all(|share| *share > 0.0));
+        let weights = spec.traffic.phases.iter().rfind(compares).and_then(|p| p.weights.clone());
         let weights = weights.unwrap_or_else(|| plan.buckets.iter().map(|b| b.weight).collect());
         let total = fixed_horizon(&weights, plan.baseline(), (own, other), baseline * mde, plan.alpha, power);
         let stratum = |segment: String, share: f64| Stratum {
@@ -131,7 +133,6 @@ mod tests {
 
     #[test]
     fn a_ramp_takes_its_time() {
-        use crate::tools::simulate::Phase;
         let text = std::fs::read_to_string("rules/search-ranking.yaml").unwrap();
         let plan = crate::rules::parse_str("r", &text, &mut Default::default(), None).rule.unwrap().plan;
         let mut traffic = Traffic::of(&plan, &Default::default());

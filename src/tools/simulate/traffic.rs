@@ -1,7 +1,7 @@
 //! What the traffic of an experiment is assumed to be.
 
 use super::draw::Z95;
-use crate::engine::plan::{Plan, Signal, Statistic, Unit};
+use crate::engine::plan::{self, Plan, Signal, Statistic, Unit};
 use crate::engine::time::Millis;
 use crate::rules::Planning;
 use serde::Serialize;
@@ -171,8 +171,13 @@ impl Traffic {
             }
             metrics.insert(name, metric);
         }
-        let phases: Vec<Phase> =
-            planning.phases.iter().map(|p| Phase { traffic: p.traffic, span: p.span, weights: None }).filter(|p| p.traffic > 0.0).collect();
+        // Where the phases say the shares of the buckets, all of the traffic takes part.
+        let phase = |p: &plan::Phase| Phase {
+            traffic: if p.weights.is_some() { 1.0 } else { p.traffic },
+            span: p.span,
+            weights: p.weights.clone(),
+        };
+        let phases: Vec<Phase> = plan.phases.iter().map(phase).filter(|p| p.traffic > 0.0).collect();
         let halves = |name: &String| (name.clone(), vec![("a".to_owned(), 0.5), ("b".to_owned(), 0.5)]);
         assumed.extend(planning.segments.iter().map(|s| format!("segments.{s}")));
         Traffic {

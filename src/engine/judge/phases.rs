@@ -1,0 +1,260 @@
+//! What each phase of the rollout has seen: figures for people, which decide nothing.
+//!
+//! A unit, a workflow and what a unit adds up to belong to the phase in which the unit was exposed first or the workflow began;
+//! requests and other events to the phase in which they were read.
+
+use crate::engine::evidence::enrolled;
+use crate::engine::histogram::{SparseBins, upper_edge};
+use crate::engine::pane::{BucketPartial, Cell};
+use crate::engine::plan::{Guardrail, Plan, Statistic};
+use crate::engine::state::{PhaseBucket, PhaseMetric, PhaseState};
+use crate::engine::time::{Millis, Pane};
+use serde::{Deserialize, Serialize};
+
+/// Visits of phases that are kept apart; older ones count for the whole life only.
+const MAX_VISITS: usize = 16;
+
+/// See the module.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Phases {
+    /// What older visits came to, by bucket.
+    before: Vec<Tally>,
+    /// In the order of time, at least one; the first begins whenever anything does.
+    visits: Vec<Visit>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Visit {
+    phase: u32,
+    /// First pane that may belong to it.
+    from: Pane,
+    /// When it began: of the first visit, when the first record came.
+    since: Option<Millis>,
+    weights: Vec<f64>,
+    /// By bucket.
+    tallies: Vec<Tally>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Tally {
+    units: u64,
+    exposures: u64,
+    events: u64,
+    /// By signal; grows with the first cell.
+    figures: Vec<Figure>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Figure {
+    /// Observations: events, or workflows begun.
+    n: u64,
+    /// Hits among them; where the observation is the unit, units with a hit.
+    x: u64,
+    sum: f64,
+    values: Values,
+}
+
+/// Values by bin at 2 significant digits, by bin: enough to read a quantile off within 1%.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Values(Vec<(u16, u64)>);
+
+impl Phases {
+    pub fn new(plan: &Plan) -> Phases {
+        let tallies = vec![Tally::default(); plan.buckets.len()];
+        let first = Visit { phase: 0, from: Pane(i64::MIN), since: None, weights: plan.first_weights(), tallies: tallies.clone() };
+        Phases { before: tallies, visits: vec![first] }
+    }
+
+    /// When the present phase began; `None` before the first record.
+    pub fn since(&self) -> Option<Millis> {
+        self.visits.last()?.since
+    }
+
+    /// The first record has come.
+    pub fn launch(&mut self, at: Millis) {
+        if let Some(visit) = self.visits.last_mut() {
+            visit.since.get_or_insert(at);
+        }
+    }
+
+    /// A phase begins with `from`.
+    pub fn begin(&mut self, phase: u32, at: Millis, from: Pane, weights: Vec<f64>) {
+        let tallies = vec![Tally::default(); self.before.len()];
+        self.visits.push(Visit { phase, from, since: Some(at), weights, tallies });
+        if self.visits.len() > MAX_VISITS {
+            let oldest = self.visits.remove(0);
+            self.before.iter_mut().zip(&oldest.tallies).for_each(|(into, from)| into.merge(from));
+        }
+    }
+
+    pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, plan: &Plan) {
+        let now = self.at(pane, bucket);
+        now.exposures += part.exposures;
+        now.events += part.events;
+        for (cohort, n) in enrolled(pane, part) {
+            self.at(cohort, bucket).units += n;
+        }
+        for (index, (cell, signal)) in part.cells.iter().zip(&plan.signals).enumerate() {
+            let of_units = signal.is_per_user();
+            match cell {
+                Cell::Empty => {}
+                Cell::Distribution { bins, .. } => self.at(pane, bucket).figure(index).values.add(bins),
+                Cell::Rate { seen, .. } if of_units => {
+                    seen.iter().for_each(|o| self.at(Pane(pane.0 - i64::from(o.age)), bucket).figure(index).x += 1);
+                }
+                Cell::Rate { n, x, .. } => {
+                    let figure = self.at(pane, bucket).figure(index);
+                    figure.n += n;
+                    figure.x += x;
+                }
+                Cell::Count { n, .. } => self.at(pane, bucket).figure(index).n += n,
+                Cell::Moments { parts, .. } if of_units => {
+                    for (age, _, sums) in parts {
+                        self.at(Pane(pane.0 - i64::from(*age)), bucket).figure(index).sum += sums.y;
+                    }
+                }
+                Cell::Moments { n, sum, .. } => {
+                    let figure = self.at(pane, bucket).figure(index);
+                    figure.n += n;
+                    figure.sum += sum;
+                }
+                Cell::Workflows { started, abandoned, .. } => {
+                    self.at(pane, bucket).figure(index).n += started;
+                    abandoned.iter().for_each(|(begun, x)| self.at(*begun, bucket).figure(index).x += x);
+                }
+            }
+        }
+    }
+
+    /// The tally of the phase that `pane` belongs to.
+    fn at(&mut self, pane: Pane, bucket: usize) -> &mut Tally {
+        match self.visits.partition_point(|v| v.from <= pane) {
+            0 => &mut self.before[bucket],
+            after => &mut self.visits[after - 1].tallies[bucket],
+        }
+    }
+
+    /// Each visit, oldest first.
+    pub fn view(&self, plan: &Plan) -> Vec<PhaseState> {
+        let ends = self.visits.iter().skip(1).map(|next| next.since).chain([None]);
+        let state = |(visit, until): (&Visit, Option<Millis>)| PhaseState {
+            phase: Some(visit.phase),
+            name: plan.phases.get(visit.phase as usize).map(|p| p.name.clone()),
+            since: visit.since,
+            until,
+            buckets: shown(&visit.tallies, Some(&visit.weights), plan),
+        };
+        self.visits.iter().zip(ends).map(state).collect()
+    }
+
+    /// All phases together, those that are not kept apart any more too.
+    pub fn whole_life(&self, plan: &Plan) -> PhaseState {
+        let mut sum = self.before.clone();
+        for visit in &self.visits {
+            sum.iter_mut().zip(&visit.tallies).for_each(|(into, from)| into.merge(from));
+        }
+        PhaseState { phase: None, name: None, since: self.visits[0].since, until: None, buckets: shown(&sum, None, plan) }
+    }
+}
+
+impl Tally {
+    fn figure(&mut self, signal: usize) -> &mut Figure {
+        if self.figures.len() <= signal {
+            self.figures.resize_with(signal + 1, Figure::default);
+        }
+        &mut self.figures[signal]
+    }
+
+    fn merge(&mut self, from: &Tally) {
+        self.units += from.units;
+        self.exposures += from.exposures;
+        self.events += from.events;
+        for (signal, more) in from.figures.iter().enumerate() {
+            let figure = self.figure(signal);
+            figure.n += more.n;
+            figure.x += more.x;
+            figure.sum += more.sum;
+            more.values.0.iter().for_each(|(bin, n)| figure.values.count(*bin, *n));
+        }
+    }
+
+    /// Observations, and the value that they come to.
+    fn read(&self, guardrail: &Guardrail, of_units: bool) -> (u64, Option<f64>) {
+        let nothing = Figure::default();
+        let figure = self.figures.get(guardrail.signal).unwrap_or(&nothing);
+        let n = if of_units || guardrail.statistic == Statistic::PerUnit { self.units } else { figure.n };
+        let of = |x: f64| (n, (n > 0).then(|| x / n as f64));
+        match guardrail.statistic {
+            Statistic::Quantile { ppm } => (figure.values.len(), figure.values.quantile(ppm).map(|edge| edge as f64 / 1_000.0)),
+            Statistic::Share => of(figure.x as f64),
+            Statistic::PerUnit => of(figure.n as f64),
+            Statistic::Count | Statistic::Exposures => (figure.n, Some(figure.n as f64)),
+            Statistic::Mean => of(figure.sum),
+        }
+    }
+}
+
+impl Values {
+    fn add(&mut self, bins: &SparseBins) {
+        // The last of 8 neighbours stands for all of them.
+        bins.iter().for_each(|(bin, n)| self.count(if bin < 1_024 { bin } else { bin | 7 }, n));
+    }
+
+    fn count(&mut self, bin: u16, n: u64) {
+        match self.0.binary_search_by_key(&bin, |(b, _)| *b) {
+            Ok(at) => self.0[at].1 += n,
+            Err(at) => self.0.insert(at, (bin, n)),
+        }
+    }
+
+    fn len(&self) -> u64 {
+        self.0.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Upper edge of the bin that holds the quantile, in thousandths.
+    fn quantile(&self, ppm: u32) -> Option<u64> {
+        let wanted = (u128::from(self.len()) * u128::from(ppm)).div_ceil(1_000_000) as u64;
+        let mut below = 0;
+        let holds = |(_, n): &&(u16, u64)| {
+            below += n;
+            below >= wanted.max(1)
+        };
+        self.0.iter().find(holds).map(|(bin, _)| upper_edge(*bin))
+    }
+}
+
+/// The buckets, with one value for each statistic of a signal that a guardrail asks for.
+fn shown(tallies: &[Tally], weights: Option<&[f64]>, plan: &Plan) -> Vec<PhaseBucket> {
+    let first = |(i, g): &(usize, &Guardrail)| !plan.guardrails[..*i].iter().any(|e| (e.signal, e.statistic) == (g.signal, g.statistic));
+    let metric = |tally: &Tally, g: &Guardrail| {
+        let (n, value) = tally.read(g, plan.signals[g.signal].is_per_user());
+        PhaseMetric { metric: g.name.clone(), unit: g.unit.clone(), n, value }
+    };
+    let bucket = |(i, tally): (usize, &Tally)| PhaseBucket {
+        bucket: plan.buckets[i].name.clone(),
+        weight: weights.map(|w| w[i]),
+        exposed_units: tally.units,
+        exposures: tally.exposures,
+        events: tally.events,
+        metrics: plan.guardrails.iter().enumerate().filter(first).map(|(_, g)| metric(tally, g)).collect(),
+    };
+    tallies.iter().enumerate().map(bucket).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::histogram::bin_of;
+
+    #[test]
+    fn quantiles_are_read_off_within_a_percent() {
+        let mut values = Values::default();
+        let all: Vec<u64> = (1..=1_000).map(|i| i * 731).collect();
+        values.add(&SparseBins::from_samples(&mut all.iter().map(|v| bin_of(*v)).collect()));
+        for (ppm, exact) in [(500_000, all[499]), (950_000, all[949]), (999_999, all[999])] {
+            let read = values.quantile(ppm).unwrap();
+            assert!(read >= exact && read as f64 <= exact as f64 * 1.01, "{ppm}: {read} for {exact}");
+        }
+        assert!(values.0.len() < 700 && Values::default().quantile(500_000).is_none());
+    }
+}

@@ -5,7 +5,7 @@
 
 use super::decision::{Decision, Output};
 use super::judge::{Judge, Operator};
-use super::pane::{BucketPartial, Cell, Emission, PaneBatch, PanePartial};
+use super::pane::{CellId, Emission, PaneBatch, Pool, Seen};
 use super::plan::Catalog;
 use super::state::ExperimentState;
 use super::time::{Millis, Pane};
@@ -17,13 +17,18 @@ pub struct Fleet {
     judges: Vec<Judge>,
     /// Of each judge's plan.
     signatures: Vec<u64>,
+    /// First cell of each judge's plan, and where those of the last one end.
+    cells: Vec<CellId>,
     partitions: BTreeMap<i32, Progress>,
-    /// Partials of panes that have not been judged, and the partition that each is from.
-    pending: BTreeMap<Pane, Vec<(i32, PanePartial)>>,
+    /// What partitions have seen in panes that have not been judged.
+    pending: Pending,
     /// Last pane judged.
     judged: Option<Pane>,
     pane_ms: Millis,
 }
+
+/// By pane, and by partition: one entry for each pane that it has closed.
+type Pending = BTreeMap<Pane, BTreeMap<i32, Vec<Seen>>>;
 
 /// How far a partition has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +44,8 @@ enum Progress {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     experiments: Vec<(String, u64, Vec<u8>)>,
-    pending: BTreeMap<Pane, Vec<(i32, PanePartial)>>,
+    cells: Vec<CellId>,
+    pending: Pending,
     judged: Option<Pane>,
 }
 
@@ -47,7 +53,8 @@ impl Fleet {
     pub fn new(catalog: &Catalog, pane_ms: Millis) -> Fleet {
         let judges = catalog.plans.iter().map(|plan| Judge::new(std::sync::Arc::clone(plan), pane_ms)).collect();
         let signatures = catalog.signatures.clone();
-        Fleet { judges, signatures, partitions: BTreeMap::new(), pending: BTreeMap::new(), judged: None, pane_ms }
+        let cells = catalog.cells.clone();
+        Fleet { judges, signatures, cells, partitions: BTreeMap::new(), pending: BTreeMap::new(), judged: None, pane_ms }
     }
 
     /// A partition will be read: nothing is judged beyond it from now on.
@@ -82,10 +89,10 @@ impl Fleet {
     }
 
     fn take_pane(&mut self, batch: PaneBatch, out: &mut Output) {
-        // A partition that joins late may close panes that have been judged: its partials count in the next one.
+        // A partition that joins late may close panes that have been judged: what it saw counts in the next one.
         let pane = self.judged.map_or(batch.pane, |judged| batch.pane.max(Pane(judged.0 + 1)));
-        if !batch.partials.is_empty() {
-            self.pending.entry(pane).or_default().extend(batch.partials.into_iter().map(|partial| (batch.partition, partial)));
+        if !batch.seen.is_empty() {
+            self.pending.entry(pane).or_default().entry(batch.partition).or_default().push(batch.seen);
         }
         let progress = self.partitions.entry(batch.partition).or_insert(Progress::Waiting);
         *progress = match *progress {
@@ -109,11 +116,11 @@ impl Fleet {
         let start = (out.decisions.len(), out.notices.len(), out.log.len());
         let mut ready = self.pending.split_off(&Pane(passed.0 + 1));
         std::mem::swap(&mut ready, &mut self.pending);
-        for (pane, partials) in ready {
-            for partial in merged(partials) {
-                if let Some(judge) = self.judges.get_mut(partial.experiment as usize) {
-                    judge.pane(pane, &partial, out);
-                }
+        for (pane, seen) in ready {
+            // In the order of partitions, not that of arrival: sums of floats depend on it.
+            let pool = Pool::of(seen.into_values().flatten());
+            for (experiment, partial) in pool.partials(&self.cells) {
+                self.judges[experiment].pane(pane, &partial, out);
             }
         }
         for judge in &mut self.judges {
@@ -177,7 +184,7 @@ impl Fleet {
     pub fn snapshot(&self) -> Result<Vec<u8>, String> {
         let of = |(judge, signature): (&Judge, &u64)| Ok((judge.plan().experiment.clone(), *signature, judge.snapshot()?));
         let experiments = self.judges.iter().zip(&self.signatures).map(of).collect::<Result<_, String>>()?;
-        let saved = Saved { experiments, pending: self.pending.clone(), judged: self.judged };
+        let saved = Saved { experiments, cells: self.cells.clone(), pending: self.pending.clone(), judged: self.judged };
         postcard::to_stdvec(&saved).map_err(|e| format!("the judges' state cannot be written down: {e}"))
     }
 
@@ -193,94 +200,14 @@ impl Fleet {
                 new_index.insert(old as u32, index as u32);
             }
         }
-        for (pane, partials) in saved.pending {
-            let kept = partials.into_iter().filter_map(|(partition, mut partial)| {
-                partial.experiment = *new_index.get(&partial.experiment)?;
-                Some((partition, partial))
+        for (pane, partitions) in saved.pending {
+            let kept = partitions.into_iter().map(|(partition, seen)| {
+                let seen = seen.into_iter().map(|seen| seen.remap(&saved.cells, &fleet.cells, |e| new_index.get(&e).copied()));
+                (partition, seen.collect())
             });
             fleet.pending.insert(pane, kept.collect());
         }
         fleet.judged = saved.judged;
         Ok(fleet)
-    }
-}
-
-/// One partial for each experiment, in order. Partitions are added in their order, not that of arrival: sums of floats depend on it.
-fn merged(mut partials: Vec<(i32, PanePartial)>) -> Vec<PanePartial> {
-    // Partials are large, and there may be tens of thousands: their places are sorted instead.
-    let mut order: Vec<(u32, i32, usize)> = partials.iter().enumerate().map(|(i, (p, partial))| (partial.experiment, *p, i)).collect();
-    order.sort_unstable();
-    let mut out: Vec<PanePartial> = Vec::new();
-    for (_, _, index) in order {
-        let partial = std::mem::take(&mut partials[index].1);
-        match out.last_mut() {
-            Some(last) if last.experiment == partial.experiment => merge(last, partial),
-            _ => out.push(partial),
-        }
-    }
-    out
-}
-
-/// Adds a partial of the same experiment and pane.
-fn merge(into: &mut PanePartial, from: PanePartial) {
-    into.records += from.records;
-    into.rejected += from.rejected;
-    into.controls.extend(from.controls);
-    if into.buckets.is_empty() {
-        into.buckets = from.buckets;
-        return;
-    }
-    for (into, from) in into.buckets.iter_mut().zip(from.buckets) {
-        merge_bucket(into, from);
-    }
-}
-
-fn merge_bucket(into: &mut BucketPartial, from: BucketPartial) {
-    into.exposures += from.exposures;
-    into.new_units += from.new_units;
-    into.mixed_units += from.mixed_units;
-    into.events += from.events;
-    into.enrolled_before.extend(from.enrolled_before);
-    if into.cells.is_empty() {
-        into.cells = from.cells;
-        return;
-    }
-    for (into, from) in into.cells.iter_mut().zip(from.cells) {
-        merge_cell(into, from);
-    }
-}
-
-fn merge_cell(into: &mut Cell, from: Cell) {
-    match (into, from) {
-        (Cell::Distribution { bins, clamped, seen }, Cell::Distribution { bins: more, clamped: also, seen: others }) => {
-            bins.merge(more);
-            *clamped += also;
-            seen.extend(others);
-        }
-        (Cell::Rate { n, x, seen }, Cell::Rate { n: dn, x: dx, seen: others }) => {
-            *n += dn;
-            *x += dx;
-            seen.extend(others);
-        }
-        (Cell::Count { n, seen }, Cell::Count { n: more, seen: others }) => {
-            *n += more;
-            seen.extend(others);
-        }
-        (Cell::Moments { n, sum, parts }, Cell::Moments { n: dn, sum: ds, parts: others }) => {
-            *n += dn;
-            *sum += ds;
-            parts.extend(others);
-        }
-        (
-            Cell::Workflows { started, abandoned, seen, lost },
-            Cell::Workflows { started: more, abandoned: flips, seen: others, lost: gone },
-        ) => {
-            *started += more;
-            abandoned.extend(flips);
-            seen.extend(others);
-            lost.extend(gone);
-        }
-        (into @ Cell::Empty, from) => *into = from,
-        (_, _) => {}
     }
 }

@@ -61,6 +61,13 @@ impl SparseBins {
         SparseBins(out)
     }
 
+    /// `n` values in one bin.
+    pub fn single(bin: u16, n: u64) -> SparseBins {
+        let full = std::iter::repeat_n((bin, u16::MAX), (n / u64::from(u16::MAX)) as usize);
+        let rest = (n % u64::from(u16::MAX)) as u16;
+        SparseBins(full.chain((rest > 0).then_some((bin, rest))).collect())
+    }
+
     /// Adds the counts of `other`.
     pub fn merge(&mut self, other: SparseBins) {
         if self.0.is_empty() {

@@ -1,8 +1,8 @@
 //! The pure half of guardraild: records and time in, decisions out.
 //!
 //! Nothing here reads a clock, a file, a socket or a random number; `tests/tidy.rs` holds that fence. The path of a record:
-//! [`event::Event`] -> [`aggregate::Aggregator`] (one per input partition) -> [`pane::PanePartial`] -> [`fleet::Fleet`]
-//! (sequences the partials of all partitions) -> [`judge::Judge`] (one per experiment) -> [`decision::Decision`].
+//! [`event::Event`] -> [`aggregate::Aggregator`] (one per input partition) -> [`pane::PaneBatch`] -> [`fleet::Fleet`]
+//! (sequences the panes of all partitions) -> [`judge::Judge`] (one per experiment) -> [`decision::Decision`].
 
 pub mod aggregate;
 pub mod decision;

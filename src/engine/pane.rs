@@ -1,8 +1,12 @@
-//! What an Aggregator says of one closed pane. Partials of the same pane merge in any order.
+//! What an Aggregator says of one closed pane, and what a Judge reads.
+//!
+//! A pane is a flat list of [`Observation`]s, one for each record and signal: what a pane costs follows from its records, not from the
+//! number of experiments. The [`crate::engine::fleet`] sorts the lists of all partitions by [`CellId`] into a [`Pool`].
 
 use super::histogram::SparseBins;
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Everything that one partition saw in one pane.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,54 +15,83 @@ pub struct PaneBatch {
     pub pane: Pane,
     /// Largest event time seen in the partition when the pane closed.
     pub watermark: Millis,
-    /// One for each experiment that had records, by experiment.
-    pub partials: Vec<PanePartial>,
+    pub seen: Seen,
 }
 
-/// One experiment in one pane.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct PanePartial {
-    /// Index into [`super::plan::Catalog::plans`].
-    pub experiment: u32,
-    /// Records accepted for the experiment.
-    pub records: u64,
-    /// Records refused that name the experiment.
-    pub rejected: u64,
-    pub buckets: Vec<BucketPartial>,
-    pub controls: Vec<Control>,
-}
+/// A bucket's traffic ([`super::plan::Plan::traffic_cell`]), or one of its signals ([`super::plan::Plan::signal_cell`]), counted over all
+/// plans of the [`super::plan::Catalog`]: those of one experiment follow each other.
+pub type CellId = u32;
 
-/// One bucket of an experiment in one pane.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct BucketPartial {
-    pub exposures: u64,
-    /// Units exposed to the experiment for the first time, here to this bucket.
-    pub new_units: u64,
-    /// Units exposed to this bucket that belong to another one.
-    pub mixed_units: u64,
-    /// Records other than exposures.
-    pub events: u64,
-    /// Of the units exposed for the first time, those that do not belong to this pane's cohort: age of theirs, and how many.
-    pub enrolled_before: Vec<(u32, u64)>,
-    /// One for each of [`super::plan::Plan::signals`]; empty when none has seen anything.
-    pub cells: Vec<Cell>,
-}
-
-/// One observation, as the tests against the baseline need it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// One thing that happened: a record to a bucket's traffic, or an event to a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Observation {
+    pub cell: CellId,
     /// How many panes before this one the unit was exposed for the first time; 0 for a record that names its bucket itself.
     pub age: u32,
-    /// Which of the [`BATCHES`] batches its unit hashes to, or [`NO_UNIT`].
-    pub batch: u8,
-    /// Bin of a distribution; of a rate, 1 for a hit; 0 otherwise.
+    /// Of traffic, one of [`traffic`]; of a distribution, its bin and perhaps [`CLAMPED`]; of a rate or count, [`HIT`] and [`FIRST_HIT`];
+    /// 0 otherwise.
     pub value: u16,
+    /// Which of the [`BATCHES`] batches its unit hashes to, or [`NO_UNIT`].
+    pub batch: u16,
 }
+
+/// What a record is to the traffic of a bucket.
+pub mod traffic {
+    /// Not an exposure.
+    pub const EVENT: u16 = 0;
+    /// An exposure of a unit that has been exposed to the bucket before, or cannot be remembered.
+    pub const EXPOSURE: u16 = 1;
+    /// The first exposure of a unit to the experiment; the age is that of its cohort.
+    pub const FIRST_EXPOSURE: u16 = 2;
+    /// The first exposure to this bucket of a unit that belongs to another one.
+    pub const MIXED_EXPOSURE: u16 = 3;
+    /// A control record: of the experiment, of no bucket.
+    pub const CONTROL: u16 = 4;
+    /// A refused record that names the experiment.
+    pub const REFUSED: u16 = 5;
+}
+
+/// In the value of a distribution, beside the bin: it was moved to the nearest bound of the histogram.
+pub const CLAMPED: u16 = 1 << 15;
+/// In the value of a rate: the event is a hit. Every event of a count is one.
+pub const HIT: u16 = 1;
+/// In the value of a rate or count whose observation is the unit: the unit's first hit.
+pub const FIRST_HIT: u16 = 2;
 
 /// Batches of units in which clustering is measured (Rao and Scott 1992: variance between batches against that of independent trials).
 pub const BATCHES: usize = 64;
 /// [`Observation::batch`] of a record without a unit.
-pub const NO_UNIT: u8 = u8::MAX;
+pub const NO_UNIT: u16 = u16::MAX;
+
+impl Observation {
+    /// Bin of a distribution.
+    pub fn bin(self) -> u16 {
+        self.value & !CLAMPED
+    }
+
+    pub fn is_clamped(self) -> bool {
+        self.value & CLAMPED != 0
+    }
+
+    pub fn is_hit(self) -> bool {
+        self.value & HIT != 0
+    }
+
+    pub fn is_first_hit(self) -> bool {
+        self.value & FIRST_HIT != 0
+    }
+}
+
+/// A workflow that turned out abandoned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abandoned {
+    pub cell: CellId,
+    /// Pane in which its start was counted.
+    pub begun: Pane,
+    /// Age of its unit's cohort at the start, and the unit's batch.
+    pub age: u32,
+    pub batch: u16,
+}
 
 /// Sums over the units of one cohort (or over events): of a value y, and of a covariate x.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -80,38 +113,309 @@ impl std::ops::AddAssign for Sums {
     }
 }
 
-/// The sufficient statistics of one signal.
+/// What observations for which there was no room have in common: windows count them, tests against the baseline do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Surplus {
+    pub cell: CellId,
+    /// As of the [`Observation`]; of a workflow, whether it was abandoned.
+    pub value: u16,
+    /// Of traffic, as of the [`Observation`]; of an abandoned workflow, how many panes ago it began; 0 otherwise.
+    pub age: u32,
+}
+
+/// What happened in a pane, in the order of arrival.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub enum Cell {
-    #[default]
-    Empty,
-    Distribution {
-        bins: SparseBins,
-        /// Values moved to the nearest bound of the histogram.
-        clamped: u64,
-        seen: Vec<Observation>,
-    },
-    /// Of events: all of them in `seen`. Of units: those with their first hit.
-    Rate { n: u64, x: u64, seen: Vec<Observation> },
-    Count {
-        n: u64,
-        /// Units with their first event.
-        seen: Vec<Observation>,
-    },
-    Moments {
-        n: u64,
-        sum: f64,
-        /// By age of the cohort: number of observations begun, and what the sums grew by.
-        parts: Vec<(u32, u64, Sums)>,
-    },
-    Workflows {
-        started: u64,
-        /// Pane of the start, and how many of the workflows begun there turned out abandoned.
-        abandoned: Vec<(Pane, u64)>,
-        /// Starts, and abandoned ones with the pane of their start; ages are those at the start.
-        seen: Vec<Observation>,
-        lost: Vec<(Pane, Observation)>,
-    },
+pub struct Seen {
+    pub observations: Vec<Observation>,
+    pub abandoned: Vec<Abandoned>,
+    /// By cell.
+    pub sums: BTreeMap<CellId, Vec<Part>>,
+    /// What came after [`SEEN_MAX`].
+    pub surplus: BTreeMap<Surplus, u64>,
+    /// By index of the experiment.
+    pub controls: Vec<(u32, Control)>,
+}
+
+/// Observations, and abandoned workflows, of one partition and pane that are kept singly: a pane may never close.
+pub const SEEN_MAX: usize = 1 << 21;
+
+impl Seen {
+    /// Takes in an observation of a signal.
+    pub fn see(&mut self, o: Observation) {
+        self.keep(o, 0);
+    }
+
+    /// Takes in a record to the traffic of a bucket.
+    pub fn pass(&mut self, o: Observation) {
+        self.keep(o, o.age);
+    }
+
+    fn keep(&mut self, o: Observation, age: u32) {
+        if self.observations.len() < SEEN_MAX {
+            self.observations.push(o);
+        } else {
+            *self.surplus.entry(Surplus { cell: o.cell, value: o.value, age }).or_default() += 1;
+        }
+    }
+
+    /// A workflow that was counted as started before turned out abandoned; `open` is this pane.
+    pub fn abandon(&mut self, lost: Abandoned, open: Pane) {
+        if self.abandoned.len() < SEEN_MAX {
+            self.abandoned.push(lost);
+        } else {
+            let age = panes_between(lost.begun, open);
+            *self.surplus.entry(Surplus { cell: lost.cell, value: HIT, age }).or_default() += 1;
+        }
+    }
+
+    /// Takes in a value of a mean: observations begun by it, and what the sums grew by.
+    pub fn add(&mut self, cell: CellId, part: Part) {
+        let parts = self.sums.entry(cell).or_default();
+        match parts.iter_mut().rev().take(8).find(|p| p.age == part.age) {
+            Some(own) => {
+                own.n += part.n;
+                own.sums += part.sums;
+            }
+            None => parts.push(part),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        let Seen { observations, abandoned, sums, surplus, controls } = self;
+        observations.is_empty() && abandoned.is_empty() && sums.is_empty() && surplus.is_empty() && controls.is_empty()
+    }
+
+    /// Renumbers experiments after a restart, and their cells, of which the first were `old` and are `new`; what has no number any more
+    /// is dropped.
+    pub fn remap(self, old: &[CellId], new: &[CellId], experiment: impl Fn(u32) -> Option<u32>) -> Seen {
+        let cell = |cell: CellId| {
+            let index = old.partition_point(|first| *first <= cell).checked_sub(1)?;
+            let first = new.get(experiment(index as u32)? as usize)?;
+            Some(first + (cell - old[index]))
+        };
+        Seen {
+            observations: self.observations.into_iter().filter_map(|o| Some(Observation { cell: cell(o.cell)?, ..o })).collect(),
+            abandoned: self.abandoned.into_iter().filter_map(|a| Some(Abandoned { cell: cell(a.cell)?, ..a })).collect(),
+            sums: self.sums.into_iter().filter_map(|(id, parts)| Some((cell(id)?, parts))).collect(),
+            surplus: self.surplus.into_iter().filter_map(|(s, n)| Some((Surplus { cell: cell(s.cell)?, ..s }, n))).collect(),
+            controls: self.controls.into_iter().filter_map(|(e, control)| Some((experiment(e)?, control))).collect(),
+        }
+    }
+}
+
+/// From an earlier pane to a later one.
+pub fn panes_between(earlier: Pane, later: Pane) -> u32 {
+    u32::try_from(later.0 - earlier.0).unwrap_or(0)
+}
+
+/// One pane of all partitions: by cell, then by partition, then in the order of arrival.
+#[derive(Default)]
+pub struct Pool {
+    observations: Vec<Observation>,
+    abandoned: Vec<Abandoned>,
+    sums: Vec<(CellId, Part)>,
+    surplus: Vec<(Surplus, u64)>,
+    controls: Vec<(u32, Control)>,
+}
+
+/// Sums of values that one partition has seen of a cohort.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Of the cohort.
+    pub age: u32,
+    /// Observations begun.
+    pub n: u64,
+    pub sums: Sums,
+}
+
+/// One experiment in one pane.
+pub struct PanePartial<'p> {
+    cells: Vec<Cell<'p>>,
+    controls: &'p [(u32, Control)],
+}
+
+/// What a cell holds of one pane.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cell<'p> {
+    pub observations: &'p [Observation],
+    pub abandoned: &'p [Abandoned],
+    pub sums: &'p [(CellId, Part)],
+    pub surplus: &'p [(Surplus, u64)],
+}
+
+/// The traffic of a bucket in one pane.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BucketPartial {
+    pub exposures: u64,
+    /// Units exposed to the experiment for the first time, here to this bucket.
+    pub new_units: u64,
+    /// Units exposed to this bucket that belong to another one.
+    pub mixed_units: u64,
+    /// Records other than exposures.
+    pub events: u64,
+    /// Of the units exposed for the first time, those that do not belong to this pane's cohort: age of theirs, and how many.
+    pub enrolled_before: Vec<(u32, u64)>,
+    /// Control records, and refused ones that name the experiment: of the first bucket, on behalf of all.
+    pub controls: u64,
+    pub refused: u64,
+}
+
+impl Pool {
+    /// Takes in what partitions have seen. Their order is kept: sums of floats depend on it.
+    pub fn of(partitions: impl IntoIterator<Item = Seen>) -> Pool {
+        let mut pool = Pool::default();
+        for seen in partitions {
+            pool.observations.extend(seen.observations);
+            pool.abandoned.extend(seen.abandoned);
+            pool.sums.extend(seen.sums.into_iter().flat_map(|(cell, parts)| parts.into_iter().map(move |part| (cell, part))));
+            pool.surplus.extend(seen.surplus);
+            pool.controls.extend(seen.controls);
+        }
+        sort_by_cell(&mut pool.observations);
+        pool.abandoned.sort_by_key(|a| a.cell);
+        pool.sums.sort_by_key(|(cell, _)| *cell);
+        pool.surplus.sort_by_key(|(s, _)| s.cell);
+        pool.controls.sort_by_key(|(experiment, _)| *experiment);
+        pool
+    }
+
+    /// Splits into experiments, whose first cells are `firsts` (and one more, where the last one ends); those that saw nothing are left
+    /// out.
+    pub fn partials<'p>(&'p self, firsts: &'p [CellId]) -> impl Iterator<Item = (usize, PanePartial<'p>)> + 'p {
+        let mut rest = Cell { observations: &self.observations, abandoned: &self.abandoned, sums: &self.sums, surplus: &self.surplus };
+        let mut controls = self.controls.as_slice();
+        firsts.windows(2).enumerate().filter_map(move |(experiment, span)| {
+            let mut own = rest.split_before(span[1]);
+            let (mine, others) = controls.split_at(controls.partition_point(|(e, _)| *e as usize <= experiment));
+            controls = others;
+            (!own.is_empty()).then(|| {
+                let cells = (span[0]..span[1]).map(|cell| own.split_before(cell + 1)).collect();
+                (experiment, PanePartial { cells, controls: mine })
+            })
+        })
+    }
+}
+
+impl<'p> PanePartial<'p> {
+    /// What the cell of this index among those of its plan holds.
+    pub fn cell(&self, index: usize) -> Cell<'p> {
+        self.cells.get(index).copied().unwrap_or_default()
+    }
+
+    /// Control events, in the order of partitions.
+    pub fn controls(&self) -> impl Iterator<Item = &'p Control> {
+        self.controls.iter().map(|(_, control)| control)
+    }
+}
+
+impl<'p> Cell<'p> {
+    /// Takes off what belongs to cells before this one.
+    fn split_before(&mut self, cell: CellId) -> Cell<'p> {
+        fn take<'p, T>(list: &mut &'p [T], before: impl Fn(&T) -> bool) -> &'p [T] {
+            let (own, rest) = list.split_at(list.partition_point(before));
+            *list = rest;
+            own
+        }
+        Cell {
+            observations: take(&mut self.observations, |o| o.cell < cell),
+            abandoned: take(&mut self.abandoned, |a| a.cell < cell),
+            sums: take(&mut self.sums, |(c, _)| *c < cell),
+            surplus: take(&mut self.surplus, |(s, _)| s.cell < cell),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.observations.is_empty() && self.abandoned.is_empty() && self.surplus.is_empty()
+    }
+
+    /// The cell as the traffic of a bucket.
+    pub fn traffic(&self) -> BucketPartial {
+        let mut part = BucketPartial::default();
+        self.observations.iter().for_each(|o| part.add(o.value, o.age, 1));
+        self.surplus.iter().for_each(|(s, n)| part.add(s.value, s.age, *n));
+        part
+    }
+
+    /// Observations, and hits among them.
+    pub fn share(&self) -> (u64, u64) {
+        let hits = self.observations.iter().filter(|o| o.is_hit()).count() as u64;
+        let surplus = self.surplus.iter().fold((0, 0), |(n, x), (s, more)| (n + more, x + more * u64::from(s.value & HIT)));
+        (self.observations.len() as u64 + surplus.0, hits + surplus.1)
+    }
+
+    /// Values by bin, and how many of them were clamped.
+    pub fn bins(&self) -> (SparseBins, u64) {
+        let mut bins = SparseBins::from_samples(&mut self.observations.iter().map(|o| o.bin()).collect());
+        let mut clamped = self.observations.iter().filter(|o| o.is_clamped()).count() as u64;
+        for (s, n) in self.surplus {
+            bins.merge(SparseBins::single(s.value & !CLAMPED, *n));
+            clamped += if s.value & CLAMPED == 0 { 0 } else { *n };
+        }
+        (bins, clamped)
+    }
+
+    /// Workflows started; and those abandoned, by the pane in which they began.
+    pub fn workflows(&self, pane: Pane) -> (u64, impl Iterator<Item = (Pane, u64)> + 'p) {
+        let single = self.abandoned.iter().map(|a| (a.begun, 1));
+        let surplus = self.surplus.iter().filter(|(s, _)| s.value == HIT);
+        let started: u64 = self.surplus.iter().filter(|(s, _)| s.value != HIT).map(|(_, n)| n).sum();
+        let abandoned = single.chain(surplus.map(move |(s, n)| (Pane(pane.0 - i64::from(s.age)), *n)));
+        (self.observations.len() as u64 + started, abandoned)
+    }
+}
+
+impl BucketPartial {
+    fn add(&mut self, what: u16, age: u32, n: u64) {
+        match what {
+            traffic::EVENT => self.events += n,
+            traffic::CONTROL => self.controls += n,
+            traffic::REFUSED => self.refused += n,
+            exposure => {
+                self.exposures += n;
+                self.mixed_units += if exposure == traffic::MIXED_EXPOSURE { n } else { 0 };
+                if exposure == traffic::FIRST_EXPOSURE {
+                    self.enrol(age, n);
+                }
+            }
+        }
+    }
+
+    fn enrol(&mut self, age: u32, units: u64) {
+        self.new_units += units;
+        if age > 0 {
+            match self.enrolled_before.iter_mut().find(|(a, _)| *a == age) {
+                Some((_, n)) => *n += units,
+                None => self.enrolled_before.push((age, units)),
+            }
+        }
+    }
+}
+
+/// A stable sort. Cells are few for the observations of a busy pane, so that they are dealt out digit by digit: the price is two passes,
+/// whatever the number of experiments.
+fn sort_by_cell(observations: &mut Vec<Observation>) {
+    const DIGIT: u32 = 8;
+    let highest = observations.iter().map(|o| o.cell).max().unwrap_or(0);
+    if observations.len() < 1 << DIGIT {
+        observations.sort_by_key(|o| o.cell);
+        return;
+    }
+    let mut dealt = observations.clone();
+    for shift in (0..u32::BITS - highest.leading_zeros()).step_by(DIGIT as usize) {
+        let digit = |o: &Observation| (o.cell >> shift) as usize & ((1 << DIGIT) - 1);
+        let mut next = [0_usize; 1 << DIGIT];
+        observations.iter().for_each(|o| next[digit(o)] += 1);
+        let mut before = 0;
+        for place in &mut next {
+            before += std::mem::replace(place, before);
+        }
+        for o in observations.iter() {
+            let place = &mut next[digit(o)];
+            dealt[*place] = *o;
+            *place += 1;
+        }
+        std::mem::swap(observations, &mut dealt);
+    }
 }
 
 /// A control event, in the order of arrival.
@@ -142,4 +446,68 @@ pub struct Urgent {
 pub enum Emission {
     Pane(PaneBatch),
     Urgent(Urgent),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn o(cell: CellId, age: u32, value: u16) -> Observation {
+        Observation { cell, age, value, batch: 0 }
+    }
+
+    #[test]
+    fn partials_hold_what_is_theirs_in_the_order_of_partitions() {
+        let mut seen = [Seen::default(), Seen::default()];
+        [o(4, 0, 1), o(0, 0, traffic::EVENT), o(3, 2, traffic::FIRST_EXPOSURE), o(4, 0, 2)].into_iter().for_each(|o| seen[0].see(o));
+        seen[1].see(o(4, 0, 3));
+        seen[1].abandon(Abandoned { cell: 9, begun: Pane(1), age: 0, batch: 0 }, Pane(5));
+        seen[1].add(4, Part { age: 0, n: 1, sums: Sums { y: 2.0, ..Sums::default() } });
+        seen[0].controls.push((2, Control::Annotation { at: 0, text: "t".into(), author: None }));
+        let pool = Pool::of(seen);
+        // Cells 0 to 2, 3 to 5, none, 6 to 9.
+        let found: Vec<_> = pool.partials(&[0, 3, 6, 6, 10]).collect();
+        assert_eq!(found.iter().map(|(experiment, _)| *experiment).collect::<Vec<_>>(), [0, 1, 3]);
+        let second = &found[1].1;
+        assert_eq!(second.cell(1).observations.iter().map(|o| o.value).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(second.cell(1).sums.len(), 1);
+        let traffic = second.cell(0).traffic();
+        assert_eq!((traffic.exposures, traffic.new_units, traffic.enrolled_before), (1, 1, vec![(2, 1)]));
+        assert_eq!(found[2].1.cell(3).workflows(Pane(5)).1.collect::<Vec<_>>(), [(Pane(1), 1)]);
+    }
+
+    #[test]
+    fn a_pane_that_never_closes_is_bounded_and_counts_all() {
+        let mut seen = Seen::default();
+        for i in 0..SEEN_MAX + 300 {
+            seen.see(o(1, i as u32, [HIT, 0, 0][i % 3]));
+            seen.pass(o(0, 7, traffic::FIRST_EXPOSURE));
+        }
+        assert_eq!((seen.observations.len(), seen.surplus.len()), (SEEN_MAX, 3));
+        let pool = Pool::of([seen]);
+        let (_, partial) = pool.partials(&[0, 2]).next().unwrap();
+        assert_eq!(partial.cell(1).share(), ((SEEN_MAX + 300) as u64, (SEEN_MAX + 300).div_ceil(3) as u64));
+        assert_eq!(partial.cell(0).traffic().enrolled_before, [(7, (SEEN_MAX + 300) as u64)]);
+    }
+
+    #[test]
+    fn a_restart_with_other_experiments_finds_the_same_cells() {
+        let mut seen = Seen::default();
+        [o(1, 0, 0), o(4, 0, 1), o(8, 0, 2)].into_iter().for_each(|o| seen.see(o));
+        // The first experiment is gone, the third has moved before the second.
+        let seen = seen.remap(&[0, 3, 6, 9], &[0, 3, 6], |old| [None, Some(1), Some(0)][old as usize]);
+        assert_eq!(seen.observations, [o(4, 0, 1), o(2, 0, 2)]);
+    }
+
+    proptest! {
+        #[test]
+        fn sorting_is_stable(cells in prop::collection::vec(0..70_000u32, 0..2_000), scale in 1..400u32) {
+            let mut sorted: Vec<Observation> = cells.iter().enumerate().map(|(i, cell)| o(cell / scale, i as u32, 0)).collect();
+            let mut expected = sorted.clone();
+            expected.sort_by_key(|o| o.cell);
+            sort_by_cell(&mut sorted);
+            prop_assert_eq!(sorted, expected);
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use super::decision::{Action, Mode};
 use super::event::FieldId;
+use super::pane::CellId;
 use super::time::Millis;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -12,12 +13,19 @@ pub struct Catalog {
     pub plans: Vec<Arc<Plan>>,
     /// [`Plan::signature`] of each plan: every partition's checkpoint asks for all of them.
     pub signatures: Vec<u64>,
+    /// First cell of each plan, and where those of the last one end.
+    pub cells: Vec<CellId>,
     pub fields: FieldTable,
 }
 
 impl Catalog {
     pub fn new(plans: Vec<Arc<Plan>>, fields: FieldTable) -> Catalog {
-        Catalog { signatures: plans.iter().map(|plan| plan.signature()).collect(), plans, fields }
+        let ends = plans.iter().scan(0, |end, plan| {
+            *end += plan.cells();
+            Some(*end)
+        });
+        let cells = std::iter::once(0).chain(ends).collect();
+        Catalog { signatures: plans.iter().map(|plan| plan.signature()).collect(), cells, plans, fields }
     }
 }
 
@@ -95,6 +103,21 @@ impl Plan {
 
     pub fn bucket(&self, name: &str) -> Option<usize> {
         self.buckets.iter().position(|b| b.name == name)
+    }
+
+    /// Cells of a pane: for each bucket its traffic, then its signals.
+    pub fn cells(&self) -> CellId {
+        (self.buckets.len() * (1 + self.signals.len())) as CellId
+    }
+
+    /// Index of a bucket's traffic among the plan's cells.
+    pub fn traffic_cell(&self, bucket: usize) -> usize {
+        bucket * (1 + self.signals.len())
+    }
+
+    /// Index of a bucket's signal among the plan's cells.
+    pub fn signal_cell(&self, bucket: usize, signal: usize) -> usize {
+        self.traffic_cell(bucket) + 1 + signal
     }
 
     /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.

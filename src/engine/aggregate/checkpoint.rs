@@ -2,11 +2,11 @@
 
 use super::ids::Ids;
 use super::keys::Key;
-use super::open::Open;
 use super::tallies::Changes;
 use super::units::Assignment;
 use super::workflows::Workflows;
-use super::{Aggregator, Catalog, Counts, Millis, Settings};
+use super::{Aggregator, Catalog, Counts, Millis, Seen, Settings};
+use crate::engine::pane::CellId;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -23,9 +23,10 @@ pub struct Snapshot {
 struct StateRef<'a> {
     /// Name of each experiment, and a digest of what its open pane depends on.
     experiments: Vec<(&'a str, u64)>,
+    /// First cell of each, and where those of the last one end.
+    cells: &'a [CellId],
     watermark: Option<Millis>,
-    open: &'a [Open],
-    touched: &'a [u32],
+    open: &'a Seen,
     workflows: &'a Workflows,
     ids: &'a Ids,
     counts: &'a Counts,
@@ -36,9 +37,9 @@ struct StateRef<'a> {
 #[derive(Deserialize)]
 struct State {
     experiments: Vec<(String, u64)>,
+    cells: Vec<CellId>,
     watermark: Option<Millis>,
-    open: Vec<Open>,
-    touched: Vec<u32>,
+    open: Seen,
     workflows: Workflows,
     ids: Ids,
     counts: Counts,
@@ -66,9 +67,9 @@ impl Aggregator {
         };
         let state = encode(&StateRef {
             experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),
+            cells: &self.catalog.cells,
             watermark: self.watermark,
             open: &self.open,
-            touched: &self.touched,
             workflows: &self.workflows,
             ids: &self.ids,
             counts: &self.counts,
@@ -90,12 +91,7 @@ impl Aggregator {
         let mut new = Aggregator::new(partition, catalog, settings);
         let old: State = decode(state)?;
         let same: Vec<Option<u32>> = old.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();
-        for (open, target) in old.open.into_iter().zip(&same) {
-            if let Some(target) = target {
-                new.open[*target as usize] = open;
-            }
-        }
-        new.touched = old.touched.iter().filter_map(|e| *same.get(*e as usize)?).collect();
+        new.open = old.open.remap(&old.cells, &new.catalog.cells, |e| *same.get(e as usize)?);
         new.workflows = old.workflows;
         new.workflows.remap(|e| *same.get(e as usize)?);
         new.watermark = old.watermark;

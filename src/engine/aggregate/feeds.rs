@@ -1,6 +1,7 @@
 //! Which signals of which experiments an event feeds: plans turned round, so that a record costs a look-up and no search.
 
 use crate::engine::event::{Event, Kind, Scalar};
+use crate::engine::pane::CellId;
 use crate::engine::plan::{Catalog, Hit, Match, Plan, Signal, Source, Statistic, Value};
 use std::sync::Arc;
 
@@ -8,6 +9,8 @@ use std::sync::Arc;
 pub struct Feeds {
     pub plan: Arc<Plan>,
     pub signature: u64,
+    /// The plan's first cell.
+    first: CellId,
     /// Signals fed by requests, tickets, flags, outcomes and other events; indices into `plan.signals`.
     request: Vec<u16>,
     ticket: Vec<u16>,
@@ -26,13 +29,15 @@ pub struct Feeds {
 
 impl Feeds {
     pub fn of(catalog: &Catalog) -> Vec<Feeds> {
-        catalog.plans.iter().zip(&catalog.signatures).map(|(plan, signature)| Feeds::new(plan, *signature)).collect()
+        let plans = catalog.plans.iter().zip(&catalog.signatures).zip(&catalog.cells);
+        plans.map(|((plan, signature), first)| Feeds::new(plan, *signature, *first)).collect()
     }
 
-    fn new(plan: &Arc<Plan>, signature: u64) -> Feeds {
+    fn new(plan: &Arc<Plan>, signature: u64, first: CellId) -> Feeds {
         let mut feeds = Feeds {
             plan: Arc::clone(plan),
             signature,
+            first,
             request: Vec::new(),
             ticket: Vec::new(),
             flag: Vec::new(),
@@ -60,6 +65,14 @@ impl Feeds {
         let zero = |g: &&crate::engine::plan::Guardrail| g.statistic == Statistic::Count && g.limit == Some(0.0);
         feeds.urgent = plan.guardrails.iter().filter(zero).map(|g| g.signal as u16).collect();
         feeds
+    }
+
+    pub fn traffic_cell(&self, bucket: usize) -> CellId {
+        self.first + self.plan.traffic_cell(bucket) as CellId
+    }
+
+    pub fn signal_cell(&self, bucket: usize, signal: usize) -> CellId {
+        self.first + self.plan.signal_cell(bucket, signal) as CellId
     }
 
     /// Signals that an event of this kind may feed.

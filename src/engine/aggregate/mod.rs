@@ -17,14 +17,16 @@ pub use checkpoint::Snapshot;
 
 use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
-use super::pane::{BATCHES, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Urgent};
+use super::pane::{
+    Abandoned, BATCHES, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Seen, Urgent, panes_between, traffic,
+};
 use super::plan::{Catalog, Settings, Signal};
 use super::time::{Millis, Pane};
 use feeds::Feeds;
 use hashbrown::HashMap;
 use ids::Ids;
 use keys::Key;
-use open::{Mark, Memory, Open};
+use open::{Mark, Memory};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use tallies::Tallies;
@@ -45,15 +47,14 @@ struct Target {
 /// See the module.
 pub struct Aggregator {
     partition: i32,
+    catalog: Arc<Catalog>,
     settings: Settings,
     names: HashMap<String, u32, foldhash::fast::FixedState>,
     feeds: Vec<Feeds>,
     /// Largest event time seen, or advanced to.
     watermark: Option<Millis>,
-    /// Open accumulators, one for each experiment.
-    open: Vec<Open>,
-    /// Experiments that the open pane has touched.
-    touched: Vec<u32>,
+    /// The open pane.
+    open: Seen,
     units: Units,
     tallies: Tallies,
     workflows: Workflows,
@@ -73,10 +74,9 @@ impl Aggregator {
             partition,
             settings,
             names: catalog.plans.iter().enumerate().map(|(i, p)| (p.experiment.clone(), i as u32)).collect(),
-            open: feeds.iter().map(|_| Open::default()).collect(),
+            open: Seen::default(),
             feeds,
             watermark: None,
-            touched: Vec::new(),
             units: Units::default(),
             tallies: Tallies::default(),
             workflows: Workflows::default(),
@@ -85,6 +85,7 @@ impl Aggregator {
             span: None,
             units_dropped: 0,
             out: Vec::new(),
+            catalog,
         }
     }
 
@@ -184,9 +185,6 @@ impl Aggregator {
         self.span = Some(self.span.map_or((event.ts, event.ts), |(a, b)| (a.min(event.ts), b.max(event.ts))));
         let unit = unit(event);
         for &target in &targets {
-            if self.open[target.experiment as usize].record() {
-                self.touched.push(target.experiment);
-            }
             self.book(target, unit, event);
         }
         if let Kind::Workflow { step, workflow, workflow_id } = &event.kind {
@@ -255,60 +253,65 @@ impl Aggregator {
     }
 
     fn reject(&mut self, experiment: u32) {
-        if self.open[experiment as usize].reject() {
-            self.touched.push(experiment);
-        }
+        let cell = self.feeds[experiment as usize].traffic_cell(0);
+        self.open.pass(Observation { cell, age: 0, value: traffic::REFUSED, batch: NO_UNIT });
     }
 
     fn book(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) {
         let Target { experiment, bucket, .. } = target;
-        if let Some(control) = control(event) {
-            self.open[experiment as usize].control(control);
-            return;
-        }
-        if event.kind == Kind::Exposure {
-            self.expose(target, unit, event.ts);
-        }
+        let (value, age) = match (control(event), &event.kind) {
+            (Some(control), _) => {
+                self.open.controls.push((experiment, control));
+                (traffic::CONTROL, 0)
+            }
+            (None, Kind::Exposure) => self.expose(target, unit, event.ts),
+            (None, _) => (traffic::EVENT, 0),
+        };
         let mark = self.mark(target, unit);
         let feeds = &self.feeds[experiment as usize];
-        let cells = self.open[experiment as usize].bucket(&feeds.plan, usize::from(bucket));
-        if event.kind != Kind::Exposure {
-            cells.events += 1;
-        }
+        let bucket = usize::from(bucket);
+        self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch });
         for signal in feeds.signals(&event.kind) {
             let memory = Memory { tallies: &mut self.tallies, max: self.settings.units_max };
-            let booked = cells.book(feeds, usize::from(signal), event, mark, memory);
-            if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[usize::from(bucket)].baseline {
+            let booked = open::book(&mut self.open, feeds, (bucket, usize::from(signal)), event, mark, memory);
+            if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[bucket].baseline {
                 let label = match &event.kind {
                     Kind::ComplianceFlag { flag } => flag.to_string(),
                     kind => kind.name().to_owned(),
                 };
-                let (bucket, signal) = (u32::from(bucket), u32::from(signal));
+                let (bucket, signal) = (bucket as u32, u32::from(signal));
                 self.out.push(Emission::Urgent(Urgent { experiment, bucket, signal, at: event.ts, label }));
             }
         }
     }
 
-    fn expose(&mut self, target: Target, unit: Option<Key>, ts: Millis) {
+    /// What an exposure is to the traffic of its bucket, and the age of its unit's cohort if it is the first.
+    fn expose(&mut self, target: Target, unit: Option<Key>, ts: Millis) -> (u16, u32) {
         let Target { experiment, bucket, .. } = target;
         let pane_ms = self.settings.pane;
-        let open_pane = Pane::of(self.watermark.unwrap_or(ts), pane_ms);
-        let cells = self.open[experiment as usize].bucket(&self.feeds[experiment as usize].plan, usize::from(bucket));
-        cells.exposures += 1;
-        match unit.map(|unit| self.units.expose(unit, experiment, bucket, ts, pane_ms, self.settings.units_max)) {
-            Some(Exposed::First) => cells.enrol(age(open_pane, Pane::of(ts, pane_ms))),
-            Some(Exposed::Mixed) => cells.mixed_units += 1,
-            Some(Exposed::Full) => self.units_dropped += 1,
-            Some(Exposed::Again) | None => {}
+        let Some(unit) = unit else { return (traffic::EXPOSURE, 0) };
+        match self.units.expose(unit, experiment, bucket, ts, pane_ms, self.settings.units_max) {
+            Exposed::First => (traffic::FIRST_EXPOSURE, panes_between(Pane::of(ts, pane_ms), self.open_pane(ts))),
+            Exposed::Mixed => (traffic::MIXED_EXPOSURE, 0),
+            Exposed::Again => (traffic::EXPOSURE, 0),
+            Exposed::Full => {
+                self.units_dropped += 1;
+                (traffic::EXPOSURE, 0)
+            }
         }
+    }
+
+    /// The pane that is open; that of `ts` before the first record.
+    fn open_pane(&self, ts: Millis) -> Pane {
+        Pane::of(self.watermark.unwrap_or(ts), self.settings.pane)
     }
 
     /// Where a record belongs in the tests against the baseline. A record that was joined belongs to its unit's cohort, one that names its
     /// bucket itself to the cohort of now; where the unit is the observation, it must be known to be exposed in any case.
     fn mark(&self, target: Target, unit: Option<Key>) -> Mark {
         let pane_ms = self.settings.pane;
-        let open_pane = Pane::of(self.watermark.unwrap_or(0), pane_ms);
-        let batch = unit.map_or(NO_UNIT, |unit| (unit >> 32) as u8 % BATCHES as u8);
+        let open_pane = self.open_pane(0);
+        let batch = unit.map_or(NO_UNIT, |unit| ((unit >> 32) % BATCHES as u64) as u16);
         let cohort = match target.cohort {
             Some(cohort) => Some(cohort),
             None if self.feeds[target.experiment as usize].per_user => unit
@@ -317,63 +320,56 @@ impl Aggregator {
                 .map(|seen| seen.cohort(pane_ms)),
             None => None,
         };
-        let member = unit.zip(cohort).map(|(unit, cohort)| (unit, age(open_pane, cohort)));
-        Mark { age: target.cohort.map_or(0, |cohort| age(open_pane, cohort)), batch, member }
+        let member = unit.zip(cohort).map(|(unit, cohort)| (unit, panes_between(cohort, open_pane)));
+        Mark { age: target.cohort.map_or(0, |cohort| panes_between(cohort, open_pane)), batch, member }
     }
 
     fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets, unit: Option<Key>) {
-        let pane = Pane::of(self.watermark.unwrap_or(ts), self.settings.pane);
+        let pane = self.open_pane(ts);
         for &target in targets {
             let Target { experiment, bucket, .. } = target;
-            let mark = self.mark(target, unit);
-            let seen = Observation { age: mark.age, batch: mark.batch, value: 0 };
+            let Mark { age, batch, .. } = self.mark(target, unit);
             let feeds = &self.feeds[experiment as usize];
             for &signal in &feeds.workflow {
                 let Signal::Abandonment { within, workflow: only } = &feeds.plan.signals[usize::from(signal)] else { continue };
                 if only.as_deref().is_some_and(|only| only != workflow) {
                     continue;
                 }
-                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within), seen };
+                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within), age, batch };
                 let started = self.workflows.start(key, watcher, self.settings.pane, self.settings.workflows_max);
-                let cells = self.open[experiment as usize].bucket(&feeds.plan, usize::from(bucket));
                 if !matches!(started, Started::Again | Started::Dropped) {
-                    cells.workflow_started(&feeds.plan, usize::from(signal), seen);
+                    let cell = feeds.signal_cell(usize::from(bucket), usize::from(signal));
+                    self.open.see(Observation { cell, age, value: 0, batch });
                 }
                 if started == Started::Abandoned {
-                    cells.workflow_abandoned(&feeds.plan, usize::from(signal), pane, seen);
+                    book_abandoned(&self.feeds, &mut self.open, watcher, pane);
                 }
             }
         }
     }
 
     fn workflow_ended(&mut self, key: Key, abandoned: bool, ts: Millis) {
+        let open_pane = self.open_pane(ts);
         let keep = Pane::of(self.watermark.unwrap_or(ts).saturating_add(self.settings.lateness), self.settings.pane);
         for watcher in self.workflows.end(key, abandoned, ts, keep, self.settings.workflows_max) {
-            book_abandoned(&self.feeds, &mut self.open, &mut self.touched, watcher);
+            book_abandoned(&self.feeds, &mut self.open, watcher, open_pane);
         }
     }
 
     /// Emits the open pane.
     fn close(&mut self, pane: Pane, watermark: Millis) {
-        let (feeds, open, touched) = (&self.feeds, &mut self.open, &mut self.touched);
-        self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, open, touched, watcher));
-        self.touched.sort_unstable();
-        let partials = self.touched.drain(..).map(|e| self.open[e as usize].close(e)).collect();
-        self.out.push(Emission::Pane(PaneBatch { partition: self.partition, pane, watermark, partials }));
+        let (feeds, open) = (&self.feeds, &mut self.open);
+        self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, open, watcher, pane));
+        // The next pane is likely to hold as much.
+        let next = Seen { observations: Vec::with_capacity(self.open.observations.len()), ..Seen::default() };
+        let seen = std::mem::replace(&mut self.open, next);
+        self.out.push(Emission::Pane(PaneBatch { partition: self.partition, pane, watermark, seen }));
     }
 }
 
-fn book_abandoned(feeds: &[Feeds], open: &mut [Open], touched: &mut Vec<u32>, watcher: Watcher) {
-    let (plan, open) = (&feeds[watcher.experiment as usize].plan, &mut open[watcher.experiment as usize]);
-    if open.touch() {
-        touched.push(watcher.experiment);
-    }
-    open.bucket(plan, usize::from(watcher.bucket)).workflow_abandoned(plan, usize::from(watcher.signal), watcher.pane, watcher.seen);
-}
-
-/// Panes from the cohort to the open pane.
-fn age(open: Pane, cohort: Pane) -> u32 {
-    u32::try_from(open.0 - cohort.0).unwrap_or(0)
+fn book_abandoned(feeds: &[Feeds], open: &mut Seen, watcher: Watcher, pane: Pane) {
+    let cell = feeds[watcher.experiment as usize].signal_cell(usize::from(watcher.bucket), usize::from(watcher.signal));
+    open.abandon(Abandoned { cell, begun: watcher.pane, age: watcher.age, batch: watcher.batch }, pane);
 }
 
 /// The key of the event's unit, if it names one.

@@ -1,7 +1,6 @@
 //! Workflows in progress: begun, and neither completed nor abandoned yet. A timer abandons what exceeds its limit.
 
 use super::keys::{Key, KeyMap};
-use crate::engine::pane::Observation;
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -17,8 +16,9 @@ pub struct Watcher {
     pub pane: Pane,
     /// Last instant at which a completion counts.
     pub deadline: Millis,
-    /// As it was counted at the start.
-    pub seen: Observation,
+    /// Age of the unit's cohort, and its batch, as they were counted at the start.
+    pub age: u32,
+    pub batch: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     fn watcher(pane: i64, deadline: Millis) -> Watcher {
-        Watcher { experiment: 0, bucket: 1, signal: 0, pane: Pane(pane), deadline, seen: Observation { age: 0, batch: 0, value: 0 } }
+        Watcher { experiment: 0, bucket: 1, signal: 0, pane: Pane(pane), deadline, age: 0, batch: 0 }
     }
 
     fn expired(flows: &mut Workflows, pane: i64) -> usize {

@@ -13,7 +13,7 @@ pub struct Batches {
 }
 
 impl Batches {
-    pub fn add(&mut self, batch: u8, n: u64, x: u64) {
+    pub fn add(&mut self, batch: u16, n: u64, x: u64) {
         if batch == NO_UNIT {
             self.anonymous += n;
             return;
@@ -48,7 +48,7 @@ fn coarse(value: u64) -> usize {
 }
 
 impl CoarseBatches {
-    pub fn add(&mut self, batch: u8, value: u64) {
+    pub fn add(&mut self, batch: u16, value: u64) {
         if batch == NO_UNIT {
             self.anonymous += 1;
             return;

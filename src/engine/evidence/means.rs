@@ -2,7 +2,7 @@
 
 use super::periods::Periods;
 use super::{Booking, enrolled};
-use crate::engine::pane::{BucketPartial, Cell, Sums};
+use crate::engine::pane::{BucketPartial, Cell, Part, Sums};
 use crate::engine::stats::means::{Arm, Covariate, Stratum};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
@@ -32,7 +32,7 @@ impl Means {
         Means { buckets, per_user, periods: Periods::new(MAX_PERIODS), adjusted: false }
     }
 
-    pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
+    pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Cell<'_>, book: &Booking<'_>) {
         if self.per_user {
             for (cohort, n) in enrolled(pane, part).filter(|(cohort, _)| *cohort >= book.first_cohort) {
                 if let Some(arm) = self.arm(book.allocation.period(cohort), bucket) {
@@ -40,8 +40,7 @@ impl Means {
                 }
             }
         }
-        let Some(Cell::Moments { parts, .. }) = cell else { return };
-        for &(age, n, sums) in parts {
+        for &(_, Part { age, n, sums }) in cell.sums {
             let cohort = Pane(pane.0 - i64::from(age));
             if self.per_user && cohort < book.first_cohort {
                 continue;
@@ -87,8 +86,9 @@ mod tests {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
         let mut means = Means::new(2, true);
-        let cell = Cell::Moments { n: 2, sum: 8.0, parts: vec![(0, 0, Sums { y: 8.0, yy: 40.0, ..Sums::default() })] };
-        means.add(Pane(3), 1, &BucketPartial { new_units: 4, ..BucketPartial::default() }, Some(&cell), &book);
+        let sums = [(0, Part { age: 0, n: 0, sums: Sums { y: 8.0, yy: 40.0, ..Sums::default() } })];
+        let cell = Cell { sums: &sums, ..Cell::default() };
+        means.add(Pane(3), 1, &BucketPartial { new_units: 4, ..BucketPartial::default() }, cell, &book);
         assert_eq!((means.mean(1), means.mean(0)), (Some((4, 2.0)), None));
         assert_eq!(means.strata(1, &book)[0].t.n, 4);
     }

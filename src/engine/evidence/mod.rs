@@ -46,8 +46,8 @@ impl SignalEvidence {
         }
     }
 
-    /// Adds what a bucket's partial of `pane` holds. `book` says where each cohort belongs.
-    pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
+    /// Adds a bucket's traffic and its cell of `pane`. `book` says where each cohort belongs.
+    pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Cell<'_>, book: &Booking<'_>) {
         match self {
             SignalEvidence::Share(shares) => shares.add(pane, bucket, part, cell, book),
             SignalEvidence::Spread(spread) => spread.add(pane, bucket, cell, book),

@@ -4,7 +4,7 @@ use super::clusters::{Batches, Clustering, Counted};
 use super::periods::Periods;
 use super::slots::{Content, Slots};
 use super::{Booking, enrolled};
-use crate::engine::pane::{BucketPartial, Cell, Observation};
+use crate::engine::pane::{Abandoned, BucketPartial, Cell};
 use crate::engine::stats::rates::{self, Null, Stratum};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
@@ -77,9 +77,15 @@ struct Maturing {
 struct Waiting {
     bucket: u32,
     period: u32,
-    batch: u8,
+    batch: u16,
     n: u32,
     x: u32,
+}
+
+impl Waiting {
+    fn is(&self, bucket: usize, period: usize, batch: u16) -> bool {
+        (self.bucket as usize, self.period as usize, self.batch) == (bucket, period, batch)
+    }
 }
 
 /// Where a test stands that was started anew at some slot.
@@ -108,29 +114,25 @@ impl Shares {
         }
     }
 
-    pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Option<&Cell>, book: &Booking<'_>) {
+    pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Cell<'_>, book: &Booking<'_>) {
         if self.per_user {
             for (cohort, n) in enrolled(pane, part) {
                 self.count_units(cohort, bucket, Arm { n, x: 0 }, book);
             }
         }
-        match cell {
-            Some(Cell::Rate { seen, .. } | Cell::Count { seen, .. }) if self.per_user => {
-                for o in seen {
-                    self.count_units(Pane(pane.0 - i64::from(o.age)), bucket, Arm { n: 0, x: 1 }, book);
-                }
+        for o in cell.observations {
+            let cohort = Pane(pane.0 - i64::from(o.age));
+            if self.maturing.is_some() {
+                self.begin(pane, bucket, o.batch, book.allocation.period(cohort));
+            } else if !self.per_user {
+                let arm = Arm { n: 1, x: u64::from(o.is_hit()) };
+                self.count_events(pane, book.allocation.period(cohort), bucket, o.batch, arm, book);
+            } else if o.is_first_hit() {
+                self.count_units(cohort, bucket, Arm { n: 0, x: 1 }, book);
             }
-            Some(Cell::Rate { seen, .. } | Cell::Count { seen, .. }) => {
-                for o in seen {
-                    let period = book.allocation.period(Pane(pane.0 - i64::from(o.age)));
-                    self.count_events(pane, period, bucket, o.batch, Arm { n: 1, x: u64::from(o.value) }, book);
-                }
-            }
-            Some(Cell::Workflows { seen, lost, .. }) => {
-                seen.iter().for_each(|o| self.wait(pane, bucket, o, false, book));
-                lost.iter().for_each(|(begun, o)| self.wait(*begun, bucket, o, true, book));
-            }
-            _ => {}
+        }
+        for lost in cell.abandoned {
+            self.lose(lost, bucket, book.allocation.period(Pane(lost.begun.0 - i64::from(lost.age))));
         }
     }
 
@@ -173,7 +175,7 @@ impl Shares {
     }
 
     /// Events belong to the period of their unit's cohort, and in it to the stratum and the slot of now.
-    fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, batch: u8, arm: Arm, book: &Booking<'_>) {
+    fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, batch: u16, arm: Arm, book: &Booking<'_>) {
         self.batches[bucket].add(batch, arm.n, arm.x);
         let (expected, buckets) = (self.expected, self.buckets);
         let Some(period) = self.period(period) else { return };
@@ -191,17 +193,21 @@ impl Shares {
         self.periods.at(index, || Period { strata: vec![stratum()], slots: Slots::default() })
     }
 
-    fn wait(&mut self, begun: Pane, bucket: usize, o: &Observation, lost: bool, book: &Booking<'_>) {
+    /// A workflow has begun.
+    fn begin(&mut self, pane: Pane, bucket: usize, batch: u16, period: usize) {
         let Some(maturing) = &mut self.maturing else { return };
-        let period = book.allocation.period(Pane(begun.0 - i64::from(o.age))) as u32;
-        let same = |w: &&mut Waiting| (w.bucket as usize, w.period, w.batch) == (bucket, period, o.batch);
-        let waiting = if lost { maturing.begun.get_mut(&begun) } else { Some(maturing.begun.entry(begun).or_default()) };
-        let Some(waiting) = waiting else { return };
-        match (waiting.iter_mut().find(same), lost) {
-            (Some(w), true) => w.x = (w.x + 1).min(w.n),
-            (Some(w), false) => w.n += 1,
-            (None, true) => {}
-            (None, false) => waiting.push(Waiting { bucket: bucket as u32, period, batch: o.batch, n: 1, x: 0 }),
+        let waiting = maturing.begun.entry(pane).or_default();
+        match waiting.iter_mut().find(|w| w.is(bucket, period, batch)) {
+            Some(w) => w.n += 1,
+            None => waiting.push(Waiting { bucket: bucket as u32, period: period as u32, batch, n: 1, x: 0 }),
+        }
+    }
+
+    /// A workflow that waits turned out abandoned.
+    fn lose(&mut self, lost: &Abandoned, bucket: usize, period: usize) {
+        let waiting = self.maturing.as_mut().and_then(|maturing| maturing.begun.get_mut(&lost.begun));
+        if let Some(w) = waiting.and_then(|waiting| waiting.iter_mut().find(|w| w.is(bucket, period, lost.batch))) {
+            w.x = (w.x + 1).min(w.n);
         }
     }
 
@@ -310,6 +316,7 @@ impl ShareTest {
 mod tests {
     use super::*;
     use crate::engine::evidence::allocation::Allocation;
+    use crate::engine::pane::{FIRST_HIT, HIT, Observation};
 
     fn book(allocation: &Allocation) -> Booking<'_> {
         Booking { allocation, first_cohort: Pane(0), slot: 5, baseline: 0 }
@@ -319,21 +326,25 @@ mod tests {
         BucketPartial { new_units, ..BucketPartial::default() }
     }
 
-    fn hits(ages: &[u32]) -> Cell {
-        let seen = ages.iter().map(|&age| Observation { age, batch: 0, value: 1 }).collect();
-        Cell::Count { n: ages.len() as u64, seen }
+    /// Units of these ages have their first hit.
+    fn hits(ages: &[u32]) -> Vec<Observation> {
+        ages.iter().map(|&age| Observation { cell: 0, age, value: HIT | FIRST_HIT, batch: 0 }).collect()
+    }
+
+    fn cell(observations: &[Observation]) -> Cell<'_> {
+        Cell { observations, ..Cell::default() }
     }
 
     #[test]
     fn a_unit_stays_in_the_stratum_of_its_cohort() {
         let mut allocation = Allocation::new(vec![0.9, 0.1]);
         let mut shares = Shares::new(2, true, None, Some(0.2));
-        shares.add(Pane(0), 0, &part(300), None, &book(&allocation));
-        shares.add(Pane(0), 1, &part(30), None, &book(&allocation));
+        shares.add(Pane(0), 0, &part(300), cell(&[]), &book(&allocation));
+        shares.add(Pane(0), 1, &part(30), cell(&[]), &book(&allocation));
         shares.close(Pane(0), &book(&allocation));
         allocation.change(Pane(1), &[0.5, 0.5], 1);
-        shares.add(Pane(2), 0, &part(40), None, &book(&allocation));
-        shares.add(Pane(2), 1, &part(40), Some(&hits(&[2, 0])), &book(&allocation));
+        shares.add(Pane(2), 0, &part(40), cell(&[]), &book(&allocation));
+        shares.add(Pane(2), 1, &part(40), cell(&hits(&[2, 0])), &book(&allocation));
         let strata = shares.strata(1, &book(&allocation));
         let shown: Vec<_> = strata.iter().map(|s| (s.w, s.m, s.n_t, s.x_t, s.n_c)).collect();
         assert_eq!(shown[0], (0.1, 0.2, 30.0, 1.0, 300.0), "the late hit of the first cohort");
@@ -346,7 +357,7 @@ mod tests {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let mut shares = Shares::new(2, true, None, None);
         let since = Booking { first_cohort: Pane(10), ..book(&allocation) };
-        shares.add(Pane(12), 1, &part(3), Some(&hits(&[5, 1])), &since);
+        shares.add(Pane(12), 1, &part(3), cell(&hits(&[5, 1])), &since);
         assert_eq!(shares.total(1), Arm { n: 3, x: 1 });
     }
 
@@ -354,10 +365,10 @@ mod tests {
     fn workflows_wait_for_their_limit() {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let mut shares = Shares::new(2, false, Some(10), None);
-        let o = Observation { age: 0, batch: 4, value: 0 };
-        let cell = |seen: Vec<Observation>, lost: Vec<(Pane, Observation)>| Cell::Workflows { started: 0, abandoned: vec![], seen, lost };
-        shares.add(Pane(0), 1, &part(0), Some(&cell(vec![o, o, o], vec![])), &book(&allocation));
-        shares.add(Pane(3), 1, &part(0), Some(&cell(vec![o], vec![(Pane(0), o)])), &book(&allocation));
+        let o = Observation { cell: 0, age: 0, value: 0, batch: 4 };
+        let lost = [Abandoned { cell: 0, begun: Pane(0), age: 0, batch: 4 }];
+        shares.add(Pane(0), 1, &part(0), cell(&[o, o, o]), &book(&allocation));
+        shares.add(Pane(3), 1, &part(0), Cell { abandoned: &lost, ..cell(&[o]) }, &book(&allocation));
         shares.close(Pane(9), &book(&allocation));
         assert_eq!(shares.total(1), Arm::default(), "explicit abandonment waits like the rest");
         shares.close(Pane(10), &book(&allocation));
@@ -370,14 +381,12 @@ mod tests {
     fn a_late_regression_is_found_from_its_start() {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let mut shares = Shares::new(2, false, None, None);
-        let cell = |bad: u64| Cell::Rate {
-            n: 100,
-            x: bad,
-            seen: (0..100).map(|i| Observation { age: 0, batch: (i % 64) as u8, value: u16::from(i < bad) }).collect(),
+        let seen = |bad: u16| -> Vec<Observation> {
+            (0..100).map(|i| Observation { cell: 0, age: 0, value: if i < bad { HIT } else { 0 }, batch: i % 64 }).collect()
         };
         for pane in 0..2_000 {
-            shares.add(Pane(pane), 0, &part(0), Some(&cell(1)), &book(&allocation));
-            shares.add(Pane(pane), 1, &part(0), Some(&cell(if pane < 1_980 { 1 } else { 4 })), &book(&allocation));
+            shares.add(Pane(pane), 0, &part(0), cell(&seen(1)), &book(&allocation));
+            shares.add(Pane(pane), 1, &part(0), cell(&seen(if pane < 1_980 { 1 } else { 4 })), &book(&allocation));
             shares.close(Pane(pane), &book(&allocation));
         }
         let test = ShareTest { null: Null::absolute(0.005), higher_is_worse: true };

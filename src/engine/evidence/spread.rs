@@ -109,9 +109,9 @@ impl Spread {
         Spread { buckets, periods: Periods::new(MAX_PERIODS) }
     }
 
-    pub(super) fn add(&mut self, pane: Pane, bucket: usize, cell: Option<&Cell>, book: &Booking<'_>) {
-        let Some(Cell::Distribution { seen, .. }) = cell else { return };
-        let (mut from, mut rest) = (0, seen.as_slice());
+    pub(super) fn add(&mut self, pane: Pane, bucket: usize, cell: Cell<'_>, book: &Booking<'_>) {
+        let seen = cell.observations;
+        let (mut from, mut rest) = (0, seen);
         // Most observations of a pane belong to one period: those in a row are added together.
         while let Some(first) = rest.first() {
             let period = book.allocation.period(Pane(pane.0 - i64::from(first.age)));
@@ -127,11 +127,11 @@ impl Spread {
             let Some(period) = self.periods.at(period, fresh) else { continue };
             let arm = &mut period.arms[bucket];
             for o in own {
-                arm.bins.push(o.value);
-                arm.batches.add(o.batch, upper_edge(o.value));
+                arm.bins.push(o.bin());
+                arm.batches.add(o.batch, upper_edge(o.bin()));
             }
             if let Some(slot) = period.slots.at(pane, book.slot, || SlotArms(vec![SlotBins::default(); buckets])) {
-                own.iter().for_each(|o| slot.0[bucket].push(slot_bin(o.value)));
+                own.iter().for_each(|o| slot.0[bucket].push(slot_bin(o.bin())));
             }
         }
     }
@@ -264,11 +264,17 @@ mod tests {
     use crate::engine::stats::exceedance::Exceedance;
 
     /// `salt` deals the values to the batches.
-    fn cell(values: impl Iterator<Item = f64>, salt: usize) -> Cell {
-        let batch = |i: usize| ((i + salt).wrapping_mul(0x9e37_79b9) >> 13) as u8 % 64;
-        let seen: Vec<Observation> =
-            values.enumerate().map(|(i, v)| Observation { age: 0, batch: batch(i), value: bin_of(thousandths(v).0) }).collect();
-        Cell::Distribution { bins: SparseBins::default(), clamped: 0, seen }
+    fn seen(values: impl Iterator<Item = f64>, salt: usize) -> Vec<Observation> {
+        let batch = |i: usize| ((i + salt).wrapping_mul(0x9e37_79b9) >> 13) as u16 % 64;
+        values.enumerate().map(|(i, v)| Observation { batch: batch(i), ..of(0, bin_of(thousandths(v).0)) }).collect()
+    }
+
+    fn of(age: u32, value: u16) -> Observation {
+        Observation { cell: 0, age, value, batch: 0 }
+    }
+
+    fn cell(observations: &[Observation]) -> Cell<'_> {
+        Cell { observations, ..Cell::default() }
     }
 
     fn test(r_ppm: i64) -> SpreadTest {
@@ -283,8 +289,8 @@ mod tests {
         let mut spread = Spread::new(2);
         let values = |slow: f64| (0..200).map(move |i| slow * (20.0 + f64::from(i)));
         for pane in 0..1_000 {
-            spread.add(Pane(pane), 0, Some(&cell(values(1.0), pane as usize * 77)), &book);
-            spread.add(Pane(pane), 1, Some(&cell(values(if pane < 990 { 1.0 } else { 1.5 }), pane as usize * 77)), &book);
+            spread.add(Pane(pane), 0, cell(&seen(values(1.0), pane as usize * 77)), &book);
+            spread.add(Pane(pane), 1, cell(&seen(values(if pane < 990 { 1.0 } else { 1.5 }), pane as usize * 77)), &book);
         }
         let test = test(100_000);
         let by = spread.clustering(0, 1, 0, &test, 15.0);
@@ -303,9 +309,7 @@ mod tests {
         allocation.change(Pane(10), &[0.2, 0.8], 1);
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
         let mut spread = Spread::new(2);
-        let of = |age: u32| Observation { age, batch: 0, value: 900 };
-        let seen = vec![of(0), of(0), of(15), of(15), of(15), of(0)];
-        spread.add(Pane(20), 0, Some(&Cell::Distribution { bins: SparseBins::default(), clamped: 0, seen }), &book);
+        spread.add(Pane(20), 0, cell(&[0, 0, 15, 15, 15, 0].map(|age| of(age, 900))), &book);
         assert_eq!(spread.periods().collect::<Vec<_>>(), [0, 2]);
         let held: Vec<u64> = [0, 2].iter().map(|p| spread.pair(*p, 1, 0).unwrap().baseline.total()).collect();
         assert_eq!(held, [3, 3]);
@@ -318,8 +322,7 @@ mod tests {
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
         let mut spread = Spread::new(2);
         let mut read = |cohort: i64| {
-            let seen = vec![Observation { age: (200 - cohort) as u32, batch: 0, value: 900 }];
-            spread.add(Pane(200), 1, Some(&Cell::Distribution { bins: SparseBins::default(), clamped: 0, seen }), &book);
+            spread.add(Pane(200), 1, cell(&[of((200 - cohort) as u32, 900)]), &book);
             let held = |period| spread.pair(period, 1, 0).map_or(0, |pair| pair.bucket.total());
             spread.periods().map(held).sum::<u64>()
         };
@@ -334,8 +337,8 @@ mod tests {
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
         for (scale, r_ppm) in [(1.0, 0), (1.2, 100_000), (1.3, 0), (2.0, 200_000)] {
             let mut spread = Spread::new(2);
-            spread.add(Pane(0), 0, Some(&cell((0..900).map(|i| 5.0 + f64::from(i)), 0)), &book);
-            spread.add(Pane(0), 1, Some(&cell((0..900).map(|i| scale * (5.0 + f64::from(i))), 0)), &book);
+            spread.add(Pane(0), 0, cell(&seen((0..900).map(|i| 5.0 + f64::from(i)), 0)), &book);
+            spread.add(Pane(0), 1, cell(&seen((0..900).map(|i| scale * (5.0 + f64::from(i))), 0)), &book);
             let test = test(r_ppm);
             let by = spread.clustering(0, 1, 0, &test, 15.0);
             let exact = test.relative.log_e(spread.pair(0, 1, 0).unwrap().arms(by));

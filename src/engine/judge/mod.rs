@@ -19,7 +19,7 @@ use super::decision::{Action, Decision, Evidence, LogEntry, LogKind, Output};
 use super::evidence::allocation::Allocation;
 use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
 use super::histogram::thousandths;
-use super::pane::{Cell, Control, PanePartial, PhaseName, Urgent};
+use super::pane::{BucketPartial, Control, PanePartial, PhaseName, Urgent};
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
@@ -188,30 +188,45 @@ impl Judge {
         &self.plan
     }
 
-    /// Takes in the merged partial of a pane that all partitions have passed. Panes come in ascending order.
-    pub fn pane(&mut self, pane: Pane, partial: &PanePartial, out: &mut Output) {
+    /// Takes in a pane that all partitions have passed. Panes come in ascending order.
+    pub fn pane(&mut self, pane: Pane, partial: &PanePartial<'_>, out: &mut Output) {
         self.advance(Pane(pane.0 - 1), out);
-        let first = self.state.records == 0 && partial.records > 0;
+        let traffic: Vec<BucketPartial> =
+            (0..self.plan.buckets.len()).map(|bucket| partial.cell(self.plan.traffic_cell(bucket)).traffic()).collect();
+        let records: u64 = traffic.iter().map(|t| t.exposures + t.events + t.controls).sum();
+        let refused: u64 = traffic.iter().map(|t| t.refused).sum();
+        let first = self.state.records == 0 && records > 0;
         if first {
             self.launch(pane, out);
         }
         // A phase begins with the pane that tells of it.
-        for control in &partial.controls {
+        for control in partial.controls() {
             self.control(control, out);
         }
-        self.state.records += partial.records;
-        self.state.rejected += partial.rejected;
-        self.state.quality.add(pane, partial.records, partial.rejected);
-        if partial.records > 0 {
+        self.state.records += records;
+        self.state.rejected += refused;
+        self.state.quality.add(pane, records, refused);
+        if records > 0 {
             self.state.last_record = Some(pane);
         }
-        for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
+        for (bucket, part) in traffic.iter().enumerate() {
             self.state.traffic[bucket].add(pane, part);
-            self.state.rollout.phases.add(pane, bucket, part, &self.plan);
+            self.state.rollout.phases.add(pane, bucket, part, partial, &self.plan);
         }
         let warming = self.state.rollout.is_warming(pane);
-        let stale = self.state.stale_to.is_some_and(|to| pane <= to);
-        for (index, &window) in self.window_of.iter().enumerate().filter(|_| !stale) {
+        if self.state.stale_to.is_none_or(|to| pane > to) {
+            self.slide_in(pane, partial, warming);
+            // Nothing of the warm-up of the start counts against the baseline.
+            if !warming || self.state.first_cohort.is_some() {
+                self.weigh(pane, partial, &traffic, warming);
+            }
+        }
+        self.tick(pane, true, out);
+    }
+
+    /// Adds a pane to the windows; while a phase is warming up, to those of counts alone.
+    fn slide_in(&mut self, pane: Pane, partial: &PanePartial<'_>, warming: bool) {
+        for (index, &window) in self.window_of.iter().enumerate() {
             // Guardrails may share a window: the first of them fills it.
             if self.window_of[..index].contains(&window) {
                 continue;
@@ -220,35 +235,31 @@ impl Judge {
             if warming && !matches!(self.plan.signals[signal], Signal::Count { .. }) {
                 continue;
             }
-            for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
-                if let Some(cell) = part.cells.get(signal).filter(|c| **c != Cell::Empty) {
-                    self.state.windows[window][bucket].add(pane, cell);
+            for (bucket, window) in self.state.windows[window].iter_mut().enumerate() {
+                let cell = partial.cell(self.plan.signal_cell(bucket, signal));
+                if !cell.is_empty() {
+                    window.add(pane, cell);
                 }
             }
         }
-        // Nothing of the warm-up of the start counts against the baseline.
-        if !stale && (!warming || self.state.first_cohort.is_some()) {
-            self.weigh(pane, partial, warming);
-        }
-        self.tick(pane, true, out);
     }
 
     /// Adds a pane to what the tests against the baseline are given. While a phase is warming up, what is counted by unit goes on: its
     /// cohorts know when they were exposed.
-    fn weigh(&mut self, pane: Pane, partial: &PanePartial, warming: bool) {
+    fn weigh(&mut self, pane: Pane, partial: &PanePartial<'_>, traffic: &[BucketPartial], warming: bool) {
         let first_cohort = *self.state.first_cohort.get_or_insert(pane);
         let (slot, baseline, frozen) = (self.budget.slot, self.plan.baseline(), self.is_frozen());
         let State { allocation, evidence, enrolled, volume, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot, baseline };
-        for (bucket, part) in partial.buckets.iter().enumerate().take(self.plan.buckets.len()) {
+        for (bucket, part) in traffic.iter().enumerate() {
             enrolled.add(pane, bucket, part, &book);
             for (signal, evidence) in evidence.iter_mut().enumerate() {
                 if let Some(evidence) = evidence.as_mut().filter(|_| !warming || self.plan.signals[signal].is_per_user()) {
-                    evidence.add(pane, bucket, part, part.cells.get(signal), &book);
+                    evidence.add(pane, bucket, part, partial.cell(self.plan.signal_cell(bucket, signal)), &book);
                 }
             }
         }
-        volume.add(&partial.buckets, baseline, !frozen);
+        volume.add(traffic, baseline, !frozen);
     }
 
     /// Event time has come to the end of `pane` without further records of the experiment.

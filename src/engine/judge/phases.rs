@@ -5,8 +5,8 @@
 
 use crate::engine::evidence::enrolled;
 use crate::engine::histogram::{SparseBins, upper_edge};
-use crate::engine::pane::{BucketPartial, Cell};
-use crate::engine::plan::{Guardrail, Plan, Statistic};
+use crate::engine::pane::{BucketPartial, Cell, PanePartial};
+use crate::engine::plan::{Guardrail, Plan, Signal, Statistic, Unit};
 use crate::engine::state::{PhaseBucket, PhaseMetric, PhaseState};
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
@@ -87,41 +87,49 @@ impl Phases {
         }
     }
 
-    pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, plan: &Plan) {
+    /// Adds a bucket's traffic in `pane`, and what its signals hold.
+    pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, partial: &PanePartial<'_>, plan: &Plan) {
         let now = self.at(pane, bucket);
         now.exposures += part.exposures;
         now.events += part.events;
         for (cohort, n) in enrolled(pane, part) {
             self.at(cohort, bucket).units += n;
         }
-        for (index, (cell, signal)) in part.cells.iter().zip(&plan.signals).enumerate() {
-            let of_units = signal.is_per_user();
-            match cell {
-                Cell::Empty => {}
-                Cell::Distribution { bins, .. } => self.at(pane, bucket).figure(index).values.add(bins),
-                Cell::Rate { seen, .. } if of_units => {
-                    seen.iter().for_each(|o| self.at(Pane(pane.0 - i64::from(o.age)), bucket).figure(index).x += 1);
-                }
-                Cell::Rate { n, x, .. } => {
-                    let figure = self.at(pane, bucket).figure(index);
-                    figure.n += n;
-                    figure.x += x;
-                }
-                Cell::Count { n, .. } => self.at(pane, bucket).figure(index).n += n,
-                Cell::Moments { parts, .. } if of_units => {
-                    for (age, _, sums) in parts {
-                        self.at(Pane(pane.0 - i64::from(*age)), bucket).figure(index).sum += sums.y;
-                    }
-                }
-                Cell::Moments { n, sum, .. } => {
-                    let figure = self.at(pane, bucket).figure(index);
-                    figure.n += n;
-                    figure.sum += sum;
-                }
-                Cell::Workflows { started, abandoned, .. } => {
-                    self.at(pane, bucket).figure(index).n += started;
-                    abandoned.iter().for_each(|(begun, x)| self.at(*begun, bucket).figure(index).x += x);
-                }
+        for (index, signal) in plan.signals.iter().enumerate() {
+            let cell = partial.cell(plan.signal_cell(bucket, index));
+            if !cell.is_empty() {
+                self.add_cell(pane, bucket, (index, signal), cell);
+            }
+        }
+    }
+
+    fn add_cell(&mut self, pane: Pane, bucket: usize, (index, signal): (usize, &Signal), cell: Cell<'_>) {
+        let cohort = |age: u32| Pane(pane.0 - i64::from(age));
+        let (n, x) = cell.share();
+        match signal {
+            Signal::Distribution { .. } => self.at(pane, bucket).figure(index).values.add(&cell.bins().0),
+            Signal::Rate { unit: Unit::User, .. } => {
+                let hits = cell.observations.iter().filter(|o| o.is_first_hit());
+                hits.for_each(|o| self.at(cohort(o.age), bucket).figure(index).x += 1);
+            }
+            Signal::Rate { .. } => {
+                let figure = self.at(pane, bucket).figure(index);
+                figure.n += n;
+                figure.x += x;
+            }
+            Signal::Count { .. } => self.at(pane, bucket).figure(index).n += n,
+            Signal::Moments { unit: Unit::User, .. } => {
+                cell.sums.iter().for_each(|(_, part)| self.at(cohort(part.age), bucket).figure(index).sum += part.sums.y);
+            }
+            Signal::Moments { .. } => {
+                let figure = self.at(pane, bucket).figure(index);
+                figure.n += n;
+                figure.sum += cell.sums.iter().map(|(_, part)| part.sums.y).sum::<f64>();
+            }
+            Signal::Abandonment { .. } => {
+                let (started, abandoned) = cell.workflows(pane);
+                self.at(pane, bucket).figure(index).n += started;
+                abandoned.for_each(|(begun, x)| self.at(begun, bucket).figure(index).x += x);
             }
         }
     }

@@ -33,10 +33,9 @@ enum Content {
         ring: VecDeque<(Pane, u64)>,
         total: u64,
     },
-    /// Cumulative: the running sums of a float cannot be taken apart again.
-    Moments {
+    /// Values of a mean, since the beginning: their sums are in the evidence.
+    Values {
         n: u64,
-        sum: f64,
     },
     Workflows {
         ring: VecDeque<Cohort>,
@@ -66,7 +65,7 @@ impl Window {
             Signal::Distribution { .. } => Content::Distribution { ring: VecDeque::new(), total: Bins::default(), clamped: 0 },
             Signal::Rate { .. } => Content::Rate { ring: VecDeque::new(), n: 0, x: 0 },
             Signal::Count { .. } => Content::Count { ring: VecDeque::new(), total: 0 },
-            Signal::Moments { .. } => Content::Moments { n: 0, sum: 0.0 },
+            Signal::Moments { .. } => Content::Values { n: 0 },
             Signal::Abandonment { within, .. } => {
                 Content::Workflows { ring: VecDeque::new(), within: (within + pane_ms - 1).div_euclid(pane_ms) }
             }
@@ -74,36 +73,36 @@ impl Window {
         Window { panes: panes.max(1), content }
     }
 
-    /// Adds what a bucket's partial of `pane` holds. Panes come in ascending order.
-    pub fn add(&mut self, pane: Pane, cell: &Cell) {
-        match (&mut self.content, cell) {
-            (Content::Distribution { ring, total, clamped }, Cell::Distribution { bins, clamped: more, .. }) => {
-                total.add(bins);
+    /// Adds what a bucket's cell of `pane` holds. Panes come in ascending order.
+    pub fn add(&mut self, pane: Pane, cell: Cell<'_>) {
+        match &mut self.content {
+            Content::Distribution { ring, total, clamped } => {
+                let (bins, more) = cell.bins();
+                total.add(&bins);
                 *clamped += more;
-                ring.push_back((pane, bins.clone()));
+                ring.push_back((pane, bins));
             }
-            (Content::Rate { ring, n, x }, Cell::Rate { n: dn, x: dx, .. }) => {
+            Content::Rate { ring, n, x } => {
+                let (dn, dx) = cell.share();
                 *n += dn;
                 *x += dx;
-                ring.push_back((pane, *dn, *dx));
+                ring.push_back((pane, dn, dx));
             }
-            (Content::Count { ring, total }, Cell::Count { n: more, .. }) => {
+            Content::Count { ring, total } => {
+                let (more, _) = cell.share();
                 *total += more;
-                ring.push_back((pane, *more));
+                ring.push_back((pane, more));
             }
-            (Content::Moments { n, sum }, Cell::Moments { n: dn, sum: ds, .. }) => {
-                *n += dn;
-                *sum += ds;
-            }
-            (Content::Workflows { ring, .. }, Cell::Workflows { started, abandoned, .. }) => {
-                for &(begun, count) in abandoned {
+            Content::Values { n } => *n += cell.share().0,
+            Content::Workflows { ring, .. } => {
+                let (started, abandoned) = cell.workflows(pane);
+                for (begun, count) in abandoned {
                     cohort(ring, begun).abandoned += count;
                 }
-                if *started > 0 {
+                if started > 0 {
                     cohort(ring, pane).started += started;
                 }
             }
-            _ => {}
         }
     }
 
@@ -129,7 +128,7 @@ impl Window {
                 },
             ),
             Content::Count { ring, total } => evict(ring, |(p, _)| *p < first, |(_, count)| *total -= count),
-            Content::Moments { .. } => false,
+            Content::Values { .. } => false,
             Content::Workflows { ring, within } => {
                 let oldest = Pane(first.0 - *within);
                 evict(ring, |c| c.pane < oldest, |_| ());
@@ -144,7 +143,7 @@ impl Window {
             Content::Distribution { ring, .. } => !ring.is_empty(),
             Content::Rate { ring, .. } => !ring.is_empty(),
             Content::Count { ring, .. } => !ring.is_empty(),
-            Content::Moments { .. } => false,
+            Content::Values { .. } => false,
             Content::Workflows { ring, .. } => !ring.is_empty(),
         }
     }
@@ -186,10 +185,10 @@ impl Window {
         }
     }
 
-    /// Number and mean of a value, since the beginning.
-    pub fn mean(&self) -> Option<(u64, f64)> {
+    /// Number of values of a mean, since the beginning.
+    pub fn values(&self) -> Option<u64> {
         match self.content {
-            Content::Moments { n, sum, .. } if n > 0 => Some((n, sum / n as f64)),
+            Content::Values { n } => Some(n),
             _ => None,
         }
     }
@@ -223,21 +222,23 @@ fn evict<T>(ring: &mut VecDeque<T>, gone: impl Fn(&T) -> bool, mut take: impl Fn
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::pane::{Abandoned, HIT, Observation, Surplus};
     use crate::engine::plan::{Hit, Source, Unit};
 
     fn rate() -> Signal {
         Signal::Rate { source: Source { event: "request".into(), filter: Vec::new() }, hit: Hit::Error, unit: Unit::Event }
     }
 
-    fn workflows(started: u64, abandoned: Vec<(Pane, u64)>) -> Cell {
-        Cell::Workflows { started, abandoned, seen: Vec::new(), lost: Vec::new() }
+    /// `n` observations, the first `x` of which are hits.
+    fn observations(n: usize, x: usize) -> Vec<Observation> {
+        (0..n).map(|i| Observation { cell: 0, age: 0, value: if i < x { HIT } else { 0 }, batch: 0 }).collect()
     }
 
     #[test]
     fn a_window_holds_exactly_its_panes() {
         let mut w = Window::new(&rate(), 3, 1_000);
         for pane in 0..5 {
-            w.add(Pane(pane), &Cell::Rate { n: 10, x: pane as u64, seen: Vec::new() });
+            w.add(Pane(pane), Cell { observations: &observations(10, pane as usize), ..Cell::default() });
             w.slide(Pane(pane));
         }
         assert_eq!(w.share(), Some(Share { n: 30, x: 2 + 3 + 4 }));
@@ -248,12 +249,27 @@ mod tests {
     }
 
     #[test]
+    fn what_there_was_no_room_for_counts_too() {
+        let mut w = Window::new(&rate(), 3, 1_000);
+        let surplus = [(Surplus { cell: 0, value: 0, age: 0 }, 70), (Surplus { cell: 0, value: HIT, age: 0 }, 20)];
+        w.add(Pane(0), Cell { observations: &observations(10, 4), surplus: &surplus, ..Cell::default() });
+        assert_eq!(w.share(), Some(Share { n: 100, x: 24 }));
+    }
+
+    /// Adds starts, and workflows that turned out abandoned: the pane in which they began, and how many.
+    fn add(w: &mut Window, pane: i64, started: usize, abandoned: &[(i64, usize)]) {
+        let of = |&(begun, n): &(i64, usize)| std::iter::repeat_n(Abandoned { cell: 0, begun: Pane(begun), age: 0, batch: 0 }, n);
+        let abandoned: Vec<Abandoned> = abandoned.iter().flat_map(of).collect();
+        w.add(Pane(pane), Cell { observations: &observations(started, 0), abandoned: &abandoned, ..Cell::default() });
+    }
+
+    #[test]
     fn workflows_are_judged_by_the_pane_they_began_in() {
         let mut w = Window::new(&Signal::Abandonment { within: 5_000, workflow: None }, 2, 1_000);
-        w.add(Pane(0), &workflows(8, vec![]));
-        w.add(Pane(1), &workflows(2, vec![(Pane(0), 1)]));
+        add(&mut w, 0, 8, &[]);
+        add(&mut w, 1, 2, &[(0, 1)]);
         assert_eq!(w.cohorts(Pane(1)), Some((Share::default(), Share { n: 10, x: 1 })));
-        w.add(Pane(5), &workflows(0, vec![(Pane(0), 3), (Pane(1), 2)]));
+        add(&mut w, 5, 0, &[(0, 3), (1, 2)]);
         w.slide(Pane(5));
         assert_eq!(w.cohorts(Pane(5)), Some((Share { n: 8, x: 4 }, Share::default())), "pane 0 has matured, pane 1 not yet");
         w.slide(Pane(6));

@@ -143,6 +143,35 @@ fn abandonment_needs_no_event_to_be_seen() {
     assert_eq!((decisions.len(), decisions[0].action), (1, Action::Pause));
 }
 
+/// Treatment loses users at the payment. The decision is that of the guardrail; the summary tells where.
+#[test]
+fn a_funnel_shows_where_workflows_end() {
+    let users: Vec<String> = (0..USERS).map(|user| exposure(0, user, "exp", bucket_of(user))).collect();
+    let flows = (0..60u32).flat_map(|i| {
+        let (user, ms, id) = (i % USERS, 1_000 + i64::from(i) * 100, format!(r#","workflow_id":"w{i}""#));
+        let fails = treated(user) && i % 4 != 3;
+        let mut lines = vec![workflow(ms, user, "started", i), unit_event("cart", ms + 500, user, &id)];
+        lines.extend((!fails).then(|| unit_event("page", ms + 1_000, user, &format!(r#","page":"pay"{id}"#))));
+        lines.extend((!fails).then(|| workflow(ms + if i % 10 == 0 { 22_000 } else { 3_000 }, user, "completed", i)));
+        lines.extend((fails && i % 3 == 0).then(|| workflow(ms + 2_000, user, "abandoned", i)));
+        lines
+    });
+    let clock = (1..60).map(|second| request(second * 1_000 + 900, 0, 100.0, false));
+    let back = (0..4).map(|user| request(90_000_000 + i64::from(user) * 1_000, user, 100.0, false));
+    let end = request(200_000_000, 0, 100.0, false);
+    let (decisions, summary) = golden("funnel", &merged(users, flows.chain(clock).chain(back).chain([end])));
+    assert_eq!((decisions.len(), decisions[0].guardrail.as_str()), (1, "abandonment"));
+    let [control, treatment] = [0, 1].map(|b| summary.journeys[0].funnels[0].buckets[b].matured.clone());
+    assert_eq!((control.started, control.reached.as_slice(), control.abandoned + control.timed_out), (30, &[30, 30][..], 0));
+    assert_eq!((treatment.started, treatment.reached[0], treatment.open), (30, 30, 0));
+    assert!(
+        treatment.reached[1] < 20 && control.completed > treatment.completed && control.completed_late > 0,
+        "{control:?} {treatment:?}"
+    );
+    let back = &summary.journeys[0].retention[0].buckets;
+    assert_eq!((back[0].eligible, back[0].active, back[1].active), (6, 2, 2));
+}
+
 #[test]
 fn one_compliance_flag_kills() {
     let flag = unit_event("compliance_flag", 8_250, 3, r#","flag":"missing_consent""#);

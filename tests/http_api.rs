@@ -166,6 +166,8 @@ fn state(name: &str, verdict: Verdict) -> ExperimentState {
         rollout: RolloutState::default(),
         phases: vec![],
         whole_life: None,
+        funnels: vec![],
+        retention: vec![],
     }
 }
 

@@ -1,13 +1,15 @@
-//! The life of an experiment: launch, phases, warm-up, full rollout and its watch, end.
+//! The life of an experiment: launch, phases, warm-up, full rollout and its watch, end; and of its units: funnels and retention.
 #![allow(clippy::unwrap_used)] // a test that fails should say where
 
 mod support;
 
+use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{LogKind, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::judge::{Operation, Operator};
 use guardraild::engine::plan::Settings;
-use guardraild::engine::state::{ExperimentState, PhaseState, Stage};
+use guardraild::engine::state::{ExperimentState, FunnelCounts, PhaseState, Stage};
+use std::sync::Arc;
 use support::*;
 
 fn rule(overview: &str, guardrails: &str, more: &str) -> String {
@@ -215,4 +217,127 @@ fn a_restart_in_the_middle_of_the_watch_changes_nothing() {
         assert_eq!(said.lines(), whole.lines(), "restarted at {cut}");
         assert_eq!(state(&fleet).rollout.stage, Stage::Done);
     }
+}
+
+const FUNNEL: &str = "metrics:
+  checkout: {kind: funnel, workflow: purchase, within: 10s, steps: [cart, {name: payment, event: page, where: {page: pay}}]}
+";
+
+fn cart(ms: i64, user: u32, id: u32) -> String {
+    unit_event("cart", ms, user, &format!(r#","workflow_id":"w{id}""#))
+}
+
+fn payment(ms: i64, user: u32, id: u32) -> String {
+    unit_event("page", ms, user, &format!(r#","page":"pay","workflow":"purchase","workflow_id":"w{id}""#))
+}
+
+/// Users 1, 3, 5 … are in treatment; each begins the workflow of its number.
+fn shopping() -> Vec<String> {
+    let mut lines: Vec<String> = (1..8).map(|user| exposure(0, user, "exp", bucket_of(user))).collect();
+    lines.extend((1..8).map(|user| workflow(1_000, user, "started", user)));
+    lines.extend([
+        // 1: all the way, with repetitions, and the payment before the cart.
+        payment(2_000, 1, 1),
+        cart(3_000, 1, 1),
+        cart(3_100, 1, 1),
+        workflow(3_200, 1, "started", 1),
+        workflow(4_000, 1, "completed", 1),
+        workflow(4_100, 1, "completed", 1),
+        // 2: completed after its limit. 3: gives up, and comes back. 4: gives up. 5: nothing more comes.
+        cart(2_000, 2, 2),
+        workflow(14_000, 2, "completed", 2),
+        workflow(5_000, 3, "abandoned", 3),
+        workflow(6_000, 3, "started", 3),
+        workflow(7_000, 3, "completed", 3),
+        cart(2_000, 4, 4),
+        workflow(5_000, 4, "abandoned", 4),
+        // Another workflow, another page, nobody's: no steps.
+        unit_event("page", 2_000, 5, r#","page":"pay","workflow":"returns","workflow_id":"w5""#),
+        unit_event("page", 2_000, 5, r#","page":"home","workflow":"purchase","workflow_id":"w5""#),
+        cart(2_000, 99, 6),
+        // 7 begins once more, after all of this, under another id.
+        workflow(14_500, 7, "started", 70),
+        request(16_000, 1, 100.0, false),
+    ]);
+    in_order([lines])
+}
+
+fn counts(started: i64, restarted: i64, reached: [i64; 2], ends: [i64; 5]) -> FunnelCounts {
+    let [completed, completed_late, abandoned, timed_out, open] = ends;
+    FunnelCounts { started, restarted, reached: reached.to_vec(), completed, completed_late, abandoned, timed_out, open }
+}
+
+#[test]
+fn a_funnel_counts_each_workflow_once_and_under_one_end() {
+    let text = rule("", "  - {metric: error_rate, limit: 50%}", FUNNEL);
+    let (_, fleet) = run(&[&text], &shopping());
+    let funnel = state(&fleet).funnels.remove(0);
+    assert_eq!((funnel.funnel.as_str(), funnel.workflow.as_str(), funnel.within_ms), ("checkout", "purchase", 10_000));
+    assert_eq!(funnel.steps, ["cart", "payment"]);
+    // Control: 2, 4 and 6. Treatment: 1, 3, 5, 7 and the second of 7.
+    assert_eq!(funnel.buckets[0].all, counts(3, 0, [2, 0], [0, 1, 1, 1, 0]));
+    assert_eq!(funnel.buckets[1].all, counts(5, 2, [1, 1], [2, 0, 0, 2, 1]));
+    assert_eq!(funnel.buckets[1].matured, counts(4, 2, [1, 1], [2, 0, 0, 2, 0]));
+}
+
+#[test]
+fn a_restart_in_the_middle_of_workflows_changes_nothing() {
+    let text = rule("", "  - {metric: error_rate, limit: 50%}", &format!("{FUNNEL}  d1: {{kind: retention, day: 1}}\n"));
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let (_, whole) = run(&[&text], &shopping());
+    for cut in 1..shopping().len() {
+        let (mut partition, mut fleet) = (Partition::new(0, &catalog, &settings), Fleet::new(&catalog, settings.pane));
+        let take = |partition: &mut Partition, fleet: &mut Fleet| {
+            partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut Output::default()));
+        };
+        for (i, line) in shopping().iter().enumerate() {
+            partition.read(line);
+            take(&mut partition, &mut fleet);
+            if i == cut {
+                fleet = Fleet::restore(&catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
+                fleet.assigned(0);
+                let kept = partition.aggregator.snapshot().unwrap();
+                partition.aggregator =
+                    Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &kept.state, &[kept.units]).unwrap();
+            }
+        }
+        partition.aggregator.finish();
+        take(&mut partition, &mut fleet);
+        assert_eq!(state(&fleet).funnels, state(&whole).funnels, "restarted at {cut}");
+    }
+}
+
+const DAY: i64 = 86_400_000;
+
+/// `users` exposed in the first minutes, of whom those that `comes_back` picks make a request on day `day`.
+fn cohort(users: u32, day: i64, comes_back: impl Fn(u32) -> bool) -> Vec<String> {
+    let exposed = (0..users).map(|user| exposure(i64::from(user) * 200, user, "exp", bucket_of(user)));
+    let back =
+        (0..users).filter(|user| comes_back(*user)).map(|user| request(day * DAY + 3_600_000 + i64::from(user) * 200, user, 100.0, false));
+    exposed.chain(back).collect()
+}
+
+#[test]
+fn retention_counts_units_when_their_day_is_over() {
+    let text = rule(
+        "",
+        "  - {metric: d1, max_increase: 10%, on_breach: notify}",
+        "metrics:\n  d1: {kind: retention, day: 1, baseline: 50%}\n  d2: {kind: retention, day: 2, event: request}\nquality: {silence: off}\n",
+    );
+    // Every second user of control comes back on the next day, and a tenth of those in treatment.
+    let lines = cohort(2_000, 1, |user| if user.is_multiple_of(2) { user.is_multiple_of(4) } else { user % 20 == 1 });
+    let (said, fleet) = run(&[&text], &in_order([lines.clone(), vec![exposure(DAY + 7_200_000, 5_001, "exp", "treatment")]]));
+    let now = state(&fleet);
+    assert_eq!((said.decisions.len(), now.retention[0].buckets[0].eligible), (0, 0), "their day is not over");
+    assert_eq!(now.guardrails[0].verdict, Verdict::Watching);
+    assert!(now.guardrails[0].reason.contains("the first units are judged 2 days after their exposure"), "{}", now.guardrails[0].reason);
+    let end = exposure(2 * DAY + 7_200_000, 5_001, "exp", "treatment");
+    let (said, fleet) = run(&[&text], &in_order([lines, vec![end]]));
+    let now = state(&fleet);
+    let shown = |metric: usize, bucket: usize| {
+        let b = &now.retention[metric].buckets[bucket];
+        (now.retention[metric].day, b.eligible, b.active)
+    };
+    assert_eq!((shown(0, 0), shown(0, 1), shown(1, 0)), ((1, 1_000, 500), (1, 1_000, 100), (2, 0, 0)));
+    assert_eq!(said.decisions.iter().map(|d| (d.guardrail.as_str(), d.test.as_str())).collect::<Vec<_>>(), [("d1", "rate_drop")]);
 }

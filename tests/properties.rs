@@ -23,6 +23,8 @@ buckets: {control: {baseline: true}, treatment: {}}
 metrics:
   spend: {kind: mean, event: outcome, where: {metric: basket}, value: /value, unit: event, better: up}
   buyers: {kind: rate, event: outcome, where: {metric: basket}, value: /value, unit: user, better: up}
+  buying: {kind: funnel, workflow: purchase, within: 5s, steps: [cart]}
+  back: {kind: retention, day: 1}
 guardrails:
   - {metric: latency_p95, window: 20s, limit: 200ms}
   - {metric: error_rate, window: 7s, limit: 10%}
@@ -48,6 +50,7 @@ enum Record {
     Flag(u32),
     Basket(u32, u32),
     Workflow(u32, &'static str, u32),
+    Cart(u32, u32),
 }
 
 impl Record {
@@ -61,6 +64,7 @@ impl Record {
                 unit_event("outcome", ms, user, &format!(r#","metric":"basket","value":{}"#, f64::from(cents) / 7.0))
             }
             Record::Workflow(user, step, id) => workflow(ms, user, step, id),
+            Record::Cart(user, id) => unit_event("cart", ms, user, &format!(r#","workflow_id":"w{id}""#)),
         }
     }
 }
@@ -73,6 +77,7 @@ fn record(users: u32) -> impl Strategy<Value = Record> {
         1 => user.clone().prop_map(Record::Ticket),
         1 => user.clone().prop_map(Record::Flag),
         1 => (user.clone(), 0u32..1_000).prop_map(|(user, cents)| Record::Basket(user, cents)),
+        1 => (user.clone(), 0u32..40).prop_map(|(u, id)| Record::Cart(u, id)),
         3 => (user, prop::sample::select(vec!["started", "completed", "abandoned"]), 0u32..40).prop_map(|(u, s, id)| Record::Workflow(u, s, id)),
     ]
 }
@@ -111,6 +116,7 @@ impl Model {
             | Record::Ticket(user)
             | Record::Flag(user)
             | Record::Basket(user, _)
+            | Record::Cart(user, _)
             | Record::Workflow(user, ..) => (user, false),
         };
         let known = self.exposed.get(&user).is_some_and(|since| *since <= ts);
@@ -136,7 +142,13 @@ impl Model {
     fn window(&self, bucket: &str, last: i64, window: i64) -> impl Iterator<Item = &Record> {
         let inside = self.booked.iter().filter(move |(pane, _)| *pane > last - window && *pane <= last).map(|(_, record)| record);
         inside.filter(move |record| {
-            let (Record::Exposure(user) | Record::Ticket(user) | Record::Flag(user) | Record::Basket(user, _) | Record::Workflow(user, ..)) = record else {
+            let (Record::Exposure(user)
+            | Record::Ticket(user)
+            | Record::Flag(user)
+            | Record::Basket(user, _)
+            | Record::Cart(user, _)
+            | Record::Workflow(user, ..)) = record
+            else {
                 let Record::Request { user, .. } = record else { return false };
                 return bucket_of(*user) == bucket;
             };
@@ -195,6 +207,15 @@ proptest! {
         if !latencies.is_empty() {
             let p95 = f64::from(latencies[(latencies.len() * 95).div_ceil(100) - 1]);
             prop_assert!((shown.bucket_value.unwrap() / p95 - 1.0).abs() < 0.001, "{:?} {}", shown.bucket_value, p95);
+        }
+        // Each workflow counts under one end, and every start as the first or as a restart.
+        for bucket in &state.funnels[0].buckets {
+            let all = &bucket.all;
+            let ends = all.completed + all.completed_late + all.abandoned + all.timed_out;
+            prop_assert_eq!(all.started, ends + all.open);
+            let starts = model.window(&bucket.bucket, last, i64::MAX / 4).filter(|r| matches!(r, Record::Workflow(_, "started", _))).count();
+            prop_assert_eq!(all.started + all.restarted, starts as i64);
+            prop_assert!(all.reached[0] <= all.started && all.open >= 0 && bucket.matured.open == 0, "{:?}", bucket);
         }
         let (n, x) = model.errors("treatment", last);
         prop_assert_eq!((state.guardrails[1].n, state.guardrails[1].bucket_value), (n, (n > 0).then(|| x as f64 / n as f64)));
@@ -303,6 +324,8 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
         take(&mut fleet, &mut said, partition.aggregator.drain());
     }
     let mut lines = said.lines();
+    let view = fleet.views().remove(0);
+    lines.push(format!("{:?} {:?}", view.funnels, view.retention));
     lines.sort();
     lines
 }

@@ -1,7 +1,7 @@
 //! `guardraild backtest`: what would have been decided, and when.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use super::{check, run};
+use super::{check, run, show};
 use crate::config::Config;
 use crate::engine::decision::{Decision, Timestamp};
 use crate::engine::plan::Settings;
@@ -135,7 +135,7 @@ fn files(args: &BacktestArgs, loaded: Loaded) -> Result<Summary, String> {
     let settings = settings(args, Settings::default());
     let bar = progress_bar("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let json = args.output == OutputFormat::Json;
-    let show = |decision: &Decision| bar.suspend(|| show(decision, json));
+    let show = |decision: &Decision| bar.suspend(|| print(decision, json));
     let result = backtest::run(loaded.catalog, &settings, Limits::default(), &args.events, show, |read, total| {
         bar.set_length(total.unwrap_or(read));
         bar.set_position(read);
@@ -164,7 +164,7 @@ fn kafka(args: &BacktestArgs, loaded: Loaded) -> Result<Summary, String> {
     let lines = !io::stderr().is_terminal();
     let mut said = Instant::now();
     let json = args.output == OutputFormat::Json;
-    let show = |decision: &Decision| bar.suspend(|| show(decision, json));
+    let show = |decision: &Decision| bar.suspend(|| print(decision, json));
     let result = backtest::run_range(loaded.catalog, &settings, limits, (range, kafka.max_future), show, |read, total| {
         bar.set_length(total);
         bar.set_position(read);
@@ -187,7 +187,7 @@ fn progress_bar(template: &str) -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn show(decision: &Decision, json: bool) {
+fn print(decision: &Decision, json: bool) {
     let line = match json {
         // A decision holds no map and no float that JSON cannot write.
         true => serde_json::to_string(decision).unwrap_or_default(),
@@ -229,6 +229,12 @@ fn print_summary(summary: &Summary, json: bool) {
             let verdict = serde_json::to_value(g.verdict).unwrap_or_default();
             let verdict = verdict.as_str().unwrap_or_default().to_owned();
             let _ = writeln!(out, "{verdict:<9} {} {} {}: {}", state.experiment, g.bucket, g.guardrail, g.reason);
+        }
+    }
+    for journeys in &summary.journeys {
+        let shown = serde_json::to_value(journeys).unwrap_or_default();
+        for line in show::funnels(&shown).into_iter().chain(show::retention(&shown)) {
+            let _ = writeln!(out, "{}, {line}", journeys.experiment);
         }
     }
 }

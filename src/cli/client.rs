@@ -1,7 +1,7 @@
 //! Commands that talk to a running daemon: `get`, `explain`, `hold`, `resume`, `rollback`, `kill`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use crate::engine::decision::Timestamp;
+use super::show::{self, rows, text};
 use clap::{Args, ValueEnum};
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -191,7 +191,7 @@ fn experiment(state: &Value) -> String {
         state["phase"],
         state["records"]
     ));
-    out.extend(stage(&state["rollout"]));
+    out.extend(show::stage(&state["rollout"]));
     for hold in rows(state, "holds") {
         out.push(format!("held by {}: {}", text(&hold["by"]), text(&hold["reason"])));
     }
@@ -209,56 +209,10 @@ fn experiment(state: &Value) -> String {
     for row in rows(state, "quality") {
         out.push(format!("{:<8} {}: {}", text(&row["verdict"]), text(&row["check"]), text(&row["reason"])));
     }
-    // The only phase that there has been is the whole life.
-    let visits = rows(state, "phases").filter(|_| state["phases"].as_array().is_some_and(|all| all.len() > 1));
-    for seen in visits.chain([&state["whole_life"]]).filter(|seen| !seen.is_null()) {
-        let name = match (seen["phase"].as_u64(), seen["name"].as_str()) {
-            (None, _) => "whole life".to_owned(),
-            (Some(_), Some(_)) => text(&seen["name"]),
-            (Some(phase), None) => format!("phase {phase}"),
-        };
-        out.extend(rows(seen, "buckets").map(|bucket| format!("{name}, {}", figures(bucket))));
-    }
+    out.extend(show::funnels(state));
+    out.extend(show::retention(state));
+    out.extend(show::phases(state));
     out.join("\n")
-}
-
-/// Where the rollout stands.
-fn stage(rollout: &Value) -> Option<String> {
-    let since = rollout["phase_since"].as_i64()?;
-    let mut out = format!("{}, in this phase since {}", text(&rollout["stage"]), Timestamp(since));
-    let moment = |key: &str| rollout[key].as_i64().map(Timestamp);
-    if let Some(due) = moment("phase_due") {
-        out += &format!(", {} {due}", if rollout["phase_ready"] == true { "ready for the next since" } else { "planned until" });
-    }
-    if let Some(until) = moment("warming_until") {
-        out += &format!(", warming up until {until}");
-    }
-    if let Some(full) = moment("full_since") {
-        out += &format!("; full since {full}");
-    }
-    if let Some(until) = moment("watched_until") {
-        out += &format!(", watched until {until}");
-    }
-    Some(out)
-}
-
-/// What a bucket has seen in a phase.
-fn figures(bucket: &Value) -> String {
-    let weight = bucket["weight"].as_f64().map(|w| format!(" ({:.1}%)", 100.0 * w)).unwrap_or_default();
-    let value = |metric: &Value| match (metric["value"].as_f64(), metric["unit"].as_str()) {
-        (None, _) => "no value".to_owned(),
-        (Some(value), Some("%")) => format!("{:.2}%", 100.0 * value),
-        (Some(value), unit) => format!("{value:.3} {}", unit.unwrap_or_default()).trim_end().to_owned(),
-    };
-    let metrics = rows(bucket, "metrics").map(|m| format!(", {} {}", text(&m["metric"]), value(m)));
-    format!(
-        "{}{weight}: {} units, {} exposures, {} events{}",
-        text(&bucket["bucket"]),
-        bucket["exposed_units"],
-        bucket["exposures"],
-        bucket["events"],
-        metrics.collect::<String>()
-    )
 }
 
 fn decision(d: &Value) -> String {
@@ -296,19 +250,6 @@ fn decision(d: &Value) -> String {
         ));
     }
     out.join("\n")
-}
-
-fn rows<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
-    value[key].as_array().into_iter().flatten()
-}
-
-/// A JSON string without its quotes and without control characters; other values as JSON, null as nothing.
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
-        other => other.to_string(),
-    }
 }
 
 /// A name as one segment of a path.

@@ -7,6 +7,7 @@ pub mod client;
 pub mod demo;
 pub mod run;
 pub mod schema;
+mod show;
 pub mod simulate;
 pub mod stats;
 

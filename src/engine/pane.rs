@@ -134,6 +134,37 @@ pub struct Seen {
     pub surplus: BTreeMap<Surplus, u64>,
     /// By index of the experiment.
     pub controls: Vec<(u32, Control)>,
+    /// Workflows of funnels, and by how much each count changes.
+    pub strides: BTreeMap<Stride, i64>,
+}
+
+/// A count of a funnel: workflows of a bucket that began in one pane, and what they have come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Stride {
+    /// Index into [`super::plan::Catalog::plans`].
+    pub experiment: u32,
+    /// Index into [`super::plan::Plan::funnels`].
+    pub funnel: u8,
+    pub bucket: u8,
+    pub begun: Pane,
+    pub progress: Progress,
+}
+
+/// How far a workflow has come. Each counts once as started, and under at most one of the ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Progress {
+    Started,
+    /// Begun once more under its id.
+    Restarted,
+    /// Reached a step in time, by its index; in whatever order.
+    Step(u8),
+    Completed,
+    /// After its limit.
+    CompletedLate,
+    /// Explicitly, and not completed afterwards.
+    Abandoned,
+    /// Its limit has passed.
+    TimedOut,
 }
 
 /// Observations, and abandoned workflows, of one partition and pane that are kept singly: a pane may never close.
@@ -181,8 +212,9 @@ impl Seen {
     }
 
     pub fn is_empty(&self) -> bool {
-        let Seen { observations, abandoned, sums, surplus, controls } = self;
-        observations.is_empty() && abandoned.is_empty() && sums.is_empty() && surplus.is_empty() && controls.is_empty()
+        let Seen { observations, abandoned, sums, surplus, controls, strides } = self;
+        let nothing_counted = observations.is_empty() && abandoned.is_empty() && sums.is_empty() && surplus.is_empty();
+        nothing_counted && controls.is_empty() && strides.is_empty()
     }
 
     /// Renumbers experiments after a restart, and their cells, of which the first were `old` and are `new`; what has no number any more
@@ -199,6 +231,11 @@ impl Seen {
             sums: self.sums.into_iter().filter_map(|(id, parts)| Some((cell(id)?, parts))).collect(),
             surplus: self.surplus.into_iter().filter_map(|(s, n)| Some((Surplus { cell: cell(s.cell)?, ..s }, n))).collect(),
             controls: self.controls.into_iter().filter_map(|(e, control)| Some((experiment(e)?, control))).collect(),
+            strides: self
+                .strides
+                .into_iter()
+                .filter_map(|(s, n)| Some((Stride { experiment: experiment(s.experiment)?, ..s }, n)))
+                .collect(),
         }
     }
 }
@@ -216,6 +253,7 @@ pub struct Pool {
     sums: Vec<(CellId, Part)>,
     surplus: Vec<(Surplus, u64)>,
     controls: Vec<(u32, Control)>,
+    strides: Vec<(Stride, i64)>,
 }
 
 /// Sums of values that one partition has seen of a cohort.
@@ -232,6 +270,7 @@ pub struct Part {
 pub struct PanePartial<'p> {
     cells: Vec<Cell<'p>>,
     controls: &'p [(u32, Control)],
+    strides: &'p [(Stride, i64)],
 }
 
 /// What a cell holds of one pane.
@@ -270,12 +309,14 @@ impl Pool {
             pool.sums.extend(seen.sums.into_iter().flat_map(|(cell, parts)| parts.into_iter().map(move |part| (cell, part))));
             pool.surplus.extend(seen.surplus);
             pool.controls.extend(seen.controls);
+            pool.strides.extend(seen.strides);
         }
         sort_by_cell(&mut pool.observations);
         pool.abandoned.sort_by_key(|a| a.cell);
         pool.sums.sort_by_key(|(cell, _)| *cell);
         pool.surplus.sort_by_key(|(s, _)| s.cell);
         pool.controls.sort_by_key(|(experiment, _)| *experiment);
+        pool.strides.sort_by_key(|(stride, _)| stride.experiment);
         pool
     }
 
@@ -283,14 +324,16 @@ impl Pool {
     /// out.
     pub fn partials<'p>(&'p self, firsts: &'p [CellId]) -> impl Iterator<Item = (usize, PanePartial<'p>)> + 'p {
         let mut rest = Cell { observations: &self.observations, abandoned: &self.abandoned, sums: &self.sums, surplus: &self.surplus };
-        let mut controls = self.controls.as_slice();
+        let (mut controls, mut strides) = (self.controls.as_slice(), self.strides.as_slice());
         firsts.windows(2).enumerate().filter_map(move |(experiment, span)| {
             let mut own = rest.split_before(span[1]);
             let (mine, others) = controls.split_at(controls.partition_point(|(e, _)| *e as usize <= experiment));
             controls = others;
-            (!own.is_empty()).then(|| {
+            let (taken, others) = strides.split_at(strides.partition_point(|(s, _)| s.experiment as usize <= experiment));
+            strides = others;
+            (!own.is_empty() || !taken.is_empty()).then(|| {
                 let cells = (span[0]..span[1]).map(|cell| own.split_before(cell + 1)).collect();
-                (experiment, PanePartial { cells, controls: mine })
+                (experiment, PanePartial { cells, controls: mine, strides: taken })
             })
         })
     }
@@ -300,6 +343,11 @@ impl<'p> PanePartial<'p> {
     /// What the cell of this index among those of its plan holds.
     pub fn cell(&self, index: usize) -> Cell<'p> {
         self.cells.get(index).copied().unwrap_or_default()
+    }
+
+    /// What workflows of funnels have come to.
+    pub fn strides(&self) -> &'p [(Stride, i64)] {
+        self.strides
     }
 
     /// Control events, in the order of partitions.

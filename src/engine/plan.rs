@@ -70,6 +70,9 @@ pub struct Plan {
     pub signals: Vec<Signal>,
     pub guardrails: Vec<Guardrail>,
     pub quality: Vec<QualityCheck>,
+    /// Metrics of retention by name, and the index of their signals.
+    pub retention: Vec<(String, usize)>,
+    pub funnels: Vec<Funnel>,
     /// False-alarm budget of the whole experiment, in (0, 1).
     pub alpha: f64,
     /// How guardrails and buckets share it.
@@ -122,7 +125,8 @@ impl Plan {
 
     /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.
     pub fn signature(&self) -> u64 {
-        let text = format!("{} {:?} {:?} {:?} {:?}", self.revision, self.buckets, self.signals, self.guardrails, self.quality);
+        let Plan { revision, buckets, signals, guardrails, quality, funnels, .. } = self;
+        let text = format!("{revision} {buckets:?} {signals:?} {guardrails:?} {quality:?} {funnels:?}");
         xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
 }
@@ -159,6 +163,9 @@ pub enum Signal {
     Count { source: Source, unit: Unit },
     /// Moments of a value; of [`Unit::User`], of its sum over each exposed unit. The covariate is the unit's value before the experiment.
     Moments { source: Source, value: Value, covariate: Option<Value>, unit: Unit },
+    /// Exposed units that are active again in the 24 h that begin `day` days after their first exposure; any record shows it where there is
+    /// no source.
+    Retention { day: u32, source: Option<Source> },
     /// Workflows started, and among them those abandoned: explicitly, or not completed within the limit.
     Abandonment { within: Millis, workflow: Option<String> },
 }
@@ -168,9 +175,31 @@ impl Signal {
     pub fn is_per_user(&self) -> bool {
         match self {
             Signal::Rate { unit, .. } | Signal::Count { unit, .. } | Signal::Moments { unit, .. } => *unit == Unit::User,
+            Signal::Retention { .. } => true,
             Signal::Distribution { .. } | Signal::Abandonment { .. } => false,
         }
     }
+}
+
+/// A workflow and the steps that it takes between its start and its completion.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Funnel {
+    pub name: String,
+    pub workflow: String,
+    /// Time from the start in which steps and completion count.
+    pub within: Millis,
+    /// At most 16.
+    pub steps: Vec<FunnelStep>,
+}
+
+/// Events that show that a workflow has come so far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FunnelStep {
+    pub name: String,
+    pub source: Source,
+    /// Field with the workflow's id, and the one with its name, which may be left out.
+    pub workflow_id: FieldId,
+    pub workflow: FieldId,
 }
 
 /// What an observation belongs to.

@@ -2,7 +2,7 @@
 
 use super::decision::{Action, Evidence, Mode, Verdict};
 use super::time::Millis;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Live state of one experiment.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -40,6 +40,66 @@ pub struct ExperimentState {
     pub phases: Vec<PhaseState>,
     /// All phases together; `null` in lists of all experiments.
     pub whole_life: Option<PhaseState>,
+    pub funnels: Vec<FunnelState>,
+    pub retention: Vec<RetentionState>,
+}
+
+/// How far the workflows of each bucket have come.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FunnelState {
+    pub funnel: String,
+    pub workflow: String,
+    /// The limit, ms.
+    pub within_ms: Millis,
+    /// Names, in the order of the rule file.
+    pub steps: Vec<String>,
+    pub buckets: Vec<FunnelBucket>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FunnelBucket {
+    pub bucket: String,
+    /// All workflows so far.
+    pub all: FunnelCounts,
+    /// Those whose limit has passed: shares of them compare buckets fairly.
+    pub matured: FunnelCounts,
+}
+
+/// Workflows, distinct by their id: each started counts under one of completed, completed late, abandoned, timed out and open.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FunnelCounts {
+    pub started: i64,
+    /// Further starts under ids that had been started.
+    pub restarted: i64,
+    /// By step: workflows that reached it in time, in whatever order.
+    pub reached: Vec<i64>,
+    pub completed: i64,
+    /// After the limit.
+    pub completed_late: i64,
+    /// Explicitly, and not completed afterwards.
+    pub abandoned: i64,
+    /// Neither, when the limit had passed.
+    pub timed_out: i64,
+    pub open: i64,
+}
+
+/// Units that came back on one day after their first exposure.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RetentionState {
+    pub metric: String,
+    /// The 24 h that begin so many days after the first exposure.
+    pub day: u32,
+    pub buckets: Vec<RetentionBucket>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct RetentionBucket {
+    pub bucket: String,
+    /// Units whose day is over.
+    pub eligible: u64,
+    /// Those of them that were active on it.
+    pub active: u64,
+    pub rate: Option<f64>,
 }
 
 /// Where the rollout stands, and what is planned.

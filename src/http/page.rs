@@ -4,7 +4,7 @@ use super::App;
 use super::error::Failure;
 use crate::clock;
 use crate::engine::decision::{Mode, Timestamp, Verdict};
-use crate::engine::state::{ExperimentState, GuardrailState, Stage};
+use crate::engine::state::{ExperimentState, FunnelBucket, FunnelState, GuardrailState, Stage};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ pub async fn status(State(app): State<App>, headers: HeaderMap) -> Result<Respon
     let mut states: Vec<&ExperimentState> = view.experiments.iter().collect();
     states.sort_by_key(|state| (rank(state.verdict), &state.experiment));
     let rows: String = states.iter().take(ROWS).map(|state| row(state)).collect();
+    let funnels: String = states.iter().take(ROWS).flat_map(|state| state.funnels.iter().map(|f| funnel(&state.experiment, f))).collect();
     let hidden = states.len().saturating_sub(ROWS);
     let more = if hidden > 0 { format!("<p>{hidden} more: <a href=\"/api/v1/experiments\">all as JSON</a></p>") } else { String::new() };
     let age = if view.at == 0 { "no data yet".to_owned() } else { format!("{} s old", (clock::now() - view.at).max(0) / 1000) };
@@ -35,7 +36,7 @@ pub async fn status(State(app): State<App>, headers: HeaderMap) -> Result<Respon
          <meta name=\"viewport\" content=\"width=device-width\"><link rel=\"stylesheet\" href=\"/assets/status.css\">\
          <script src=\"/assets/status.js\" defer></script></head><body><h1>guardraild</h1><main id=\"state\">{banner}\
          <p>{} experiments, {} records, at {} ({age})</p>\
-         <table><thead><tr><th>Experiment<th>Phase<th>Verdict<th>Why<th>Worst guardrail<th>Exposed<th>Holds</thead><tbody>{rows}</tbody></table>{more}\
+         <table><thead><tr><th>Experiment<th>Phase<th>Verdict<th>Why<th>Worst guardrail<th>Exposed<th>Holds</thead><tbody>{rows}</tbody></table>{more}{funnels}\
          </main></body></html>",
         view.experiments.len(),
         view.counts.records(),
@@ -87,6 +88,34 @@ fn phase(state: &ExperimentState) -> String {
         Stage::Done => format!("{name}: done"),
         Stage::Ended => format!("{name}: ended"),
     }
+}
+
+/// How far workflows come: a row for each bucket, a column for each step.
+fn funnel(experiment: &str, state: &FunnelState) -> String {
+    let steps: String = state.steps.iter().map(|step| format!("<th>{}", escape(step))).collect();
+    let row = |bucket: &FunnelBucket| {
+        let all = &bucket.all;
+        let share = |n: i64| if all.started > 0 { format!(" ({:.1}%)", 100.0 * n as f64 / all.started as f64) } else { String::new() };
+        let reached: String = all.reached.iter().map(|n| format!("<td>{n}{}", share(*n))).collect();
+        format!(
+            "<tr><td>{}<td>{}{reached}<td>{}{}<td>{}<td>{}<td>{}<td>{}</tr>",
+            escape(&bucket.bucket),
+            all.started,
+            all.completed,
+            share(all.completed),
+            all.completed_late,
+            all.abandoned,
+            all.timed_out,
+            all.open,
+        )
+    };
+    format!(
+        "<h2>{}: funnel {}</h2><table><thead><tr><th>Bucket<th>Started{steps}<th>Completed<th>Late<th>Abandoned<th>Timed out<th>Open</thead>\
+         <tbody>{}</tbody></table>",
+        escape(experiment),
+        escape(&state.funnel),
+        state.buckets.iter().map(row).collect::<String>(),
+    )
 }
 
 fn guardrail(state: &GuardrailState) -> String {

@@ -1,30 +1,54 @@
 //! The `metrics` section: metrics over the organisation's own events and fields.
 
 use super::diagnostic::{Faults, quote};
+use super::lower::span;
 use super::metric::{BUILT_IN, Measure, Metric};
 use super::quantity::{Quantity, number};
 use super::shape::is_pointer;
 use super::yaml::{Entry, Node};
 use crate::engine::event::FieldId;
-use crate::engine::plan::{FieldTable, Hit, Match, Signal, Source, Statistic, Unit, Value};
+use crate::engine::plan::{FieldTable, Funnel, FunnelStep, Hit, Match, Signal, Source, Statistic, Unit, Value};
+use crate::engine::time::Millis;
 use std::collections::BTreeMap;
 
 /// Events that only steer the engine, or are counted by a built-in metric.
 const RESERVED_EVENTS: &[&str] = &["exposure", "phase", "annotation"];
 
-/// Every metric that the section defines well; the faults of the others are reported.
-pub fn read(section: Option<&Node>, fields: &mut FieldTable, faults: &mut Faults) -> BTreeMap<String, Metric> {
-    let mut metrics = BTreeMap::new();
+/// The names by which producers tell of workflows themselves.
+const WORKFLOW_EVENTS: &[&str] = &["workflow_started", "workflow_completed", "workflow_abandoned"];
+/// Last day of retention, and what a funnel and an experiment have at most.
+const MAX_DAY: u32 = 90;
+const MAX_STEPS: usize = 16;
+const MAX_FUNNELS: usize = 8;
+const DEFAULT_WITHIN: Millis = 1_800_000;
+const MAX_WITHIN: Millis = 86_400_000;
+
+/// What the section defines.
+#[derive(Default)]
+pub struct Custom {
+    pub metrics: BTreeMap<String, Metric>,
+    pub funnels: Vec<Funnel>,
+}
+
+/// Everything that the section defines well; the faults of the rest are reported. `workflow` is that of funnels that name none.
+pub fn read(section: Option<&Node>, workflow: Option<&str>, fields: &mut FieldTable, faults: &mut Faults) -> Custom {
+    let mut out = Custom::default();
     for entry in section.map_or(&[][..], Node::entries) {
         if BUILT_IN.contains(&entry.key.as_str()) {
             faults.error(&entry.key_span, "GR2505", format!("{} is built in", quote(&entry.key)), "choose another name");
             continue;
         }
-        if let Some(metric) = (Reader { entry, fields: &mut *fields, faults: &mut *faults }).metric() {
-            metrics.insert(entry.key.clone(), metric);
+        let reader = Reader { entry, fields: &mut *fields, faults: &mut *faults };
+        if reader.text("kind") == Some("funnel") {
+            if out.funnels.len() == MAX_FUNNELS {
+                reader.faults.error(&entry.key_span, "GR2103", "too many funnels", format!("{MAX_FUNNELS} at most"));
+            }
+            out.funnels.extend(reader.funnel(workflow));
+        } else if let Some(metric) = reader.metric() {
+            out.metrics.insert(entry.key.clone(), metric);
         }
     }
-    metrics
+    out
 }
 
 struct Reader<'n, 'c> {
@@ -35,13 +59,21 @@ struct Reader<'n, 'c> {
 
 impl<'n> Reader<'n, '_> {
     fn metric(mut self) -> Option<Metric> {
-        let (kind, event) = (self.text("kind")?, self.text("event")?);
+        let kind = self.text("kind")?;
+        self.check_keys(kind);
+        if kind == "retention" {
+            return self.retention();
+        }
+        let Some(event) = self.text("event") else {
+            let fault = self.faults.at(&self.entry.key_span, "GR1003", format!("metric {} needs `event`", quote(&self.entry.key)));
+            self.faults.push(fault.with_label("add the events that feed it, for example `event: outcome`"));
+            return None;
+        };
         if RESERVED_EVENTS.contains(&event) {
             self.fault("event", "GR2503", &format!("metrics cannot be made of {} events", quote(event)), "`exposures` is built in");
             return None;
         }
-        self.check_keys(kind);
-        let source = Source { event: event.to_owned(), filter: self.filter(event) };
+        let source = self.source(&self.entry.value, event);
         let unit = if self.text("unit") == Some("user") { Unit::User } else { Unit::Event };
         let (signal, statistic, measure) = match kind {
             "rate" => (Signal::Rate { source, hit: self.hit(event)?, unit }, Statistic::Share, Measure::Share),
@@ -61,6 +93,81 @@ impl<'n> Reader<'n, '_> {
         };
         let expected = self.expected(measure);
         Some(Metric { signal, statistic, measure, higher_is_worse: self.text("better") != Some("up"), expected })
+    }
+
+    /// The share of units that are active again on a day.
+    fn retention(mut self) -> Option<Metric> {
+        let source = match (self.text("event"), self.entry.value.get("where")) {
+            (Some(event), _) if RESERVED_EVENTS.contains(&event) => {
+                self.fault(
+                    "event",
+                    "GR2503",
+                    &format!("activity is not shown by {} events", quote(event)),
+                    "leave it out: every record of a unit counts",
+                );
+                return None;
+            }
+            (Some(event), _) => Some(self.source(&self.entry.value, event)),
+            (None, Some(_)) => {
+                self.fault("where", "GR1003", "`where` without `event`", "name the events that show activity");
+                return None;
+            }
+            (None, None) => None,
+        };
+        if self.text("unit") == Some("event") {
+            self.fault("unit", "GR2503", "retention is a share of users", "remove it");
+        }
+        let Some(day) = self.entry.value.get("day") else {
+            let fault = self.faults.at(&self.entry.key_span, "GR1003", format!("retention {} needs `day`", quote(&self.entry.key)));
+            self.faults.push(fault.with_label("add the day, for example `day: 7`"));
+            return None;
+        };
+        let day = day.text()?.parse().ok()?;
+        if day > MAX_DAY {
+            self.fault("day", "GR2203", "too long after the exposure", &format!("{MAX_DAY} days at most"));
+        }
+        let (measure, higher_is_worse) = (Measure::Share, self.text("better") == Some("down"));
+        let expected = self.expected(measure);
+        Some(Metric { signal: Signal::Retention { day, source }, statistic: Statistic::Share, measure, higher_is_worse, expected })
+    }
+
+    fn funnel(mut self, workflow: Option<&str>) -> Option<Funnel> {
+        self.check_keys("funnel");
+        let Some(workflow) = self.text("workflow").or(workflow) else {
+            let fault = self.faults.at(&self.entry.key_span, "GR1003", format!("funnel {} needs `workflow`", quote(&self.entry.key)));
+            self.faults.push(fault.with_label("add it here, or as `overview.workflow`"));
+            return None;
+        };
+        let within = self.entry.value.get("within").and_then(span).unwrap_or(DEFAULT_WITHIN);
+        if !(1_000..=MAX_WITHIN).contains(&within) {
+            self.fault("within", "GR2404", "a time out of range", "between `1s` and `1d`");
+        }
+        let mut steps: Vec<FunnelStep> = Vec::new();
+        for node in self.entry.value.get("steps").map_or(&[][..], Node::list) {
+            if steps.len() == MAX_STEPS {
+                self.faults.error(&node.span, "GR2103", "too many steps", format!("{MAX_STEPS} at most"));
+                break;
+            }
+            let Some(step) = self.step(node) else { continue };
+            if steps.iter().any(|s| s.name == step.name) {
+                self.faults.error(&node.span, "GR1004", format!("the step {} is given twice", quote(&step.name)), "give it a `name`");
+            }
+            steps.push(step);
+        }
+        Some(Funnel { name: self.entry.key.clone(), workflow: workflow.to_owned(), within, steps })
+    }
+
+    fn step(&mut self, node: &'n Node) -> Option<FunnelStep> {
+        let event = node.text().or_else(|| node.get("event")?.text())?;
+        if RESERVED_EVENTS.contains(&event) || WORKFLOW_EVENTS.contains(&event) {
+            let label = "steps lie between start and end, which every funnel has";
+            self.faults.error(&node.span, "GR2503", format!("{} is no step", quote(event)), label);
+            return None;
+        }
+        let name = node.get("name").and_then(Node::text).unwrap_or(event);
+        let source = self.source(node, event);
+        let workflow_id = self.intern(event, "/workflow_id")?;
+        Some(FunnelStep { name: name.to_owned(), source, workflow_id, workflow: self.intern(event, "/workflow")? })
     }
 
     /// The `baseline` of the metric in its own unit; one whose unit does not fit is reported.
@@ -95,9 +202,11 @@ impl<'n> Reader<'n, '_> {
     /// Keys that say nothing about this kind of metric.
     fn check_keys(&mut self, kind: &str) {
         let useless: &[&str] = match kind {
-            "quantile" => &["covariate"],
-            "count" => &["q", "value", "covariate"],
-            "rate" | "mean" => &["q"],
+            "quantile" => &["covariate", "day", "workflow", "steps", "within"],
+            "count" => &["q", "value", "covariate", "day", "workflow", "steps", "within"],
+            "rate" | "mean" => &["q", "day", "workflow", "steps", "within"],
+            "retention" => &["q", "value", "covariate", "workflow", "steps", "within"],
+            "funnel" => &["event", "where", "value", "q", "unit", "better", "baseline", "covariate", "day"],
             _ => &[],
         };
         for key in useless.iter().filter(|k| self.entry.value.get(k).is_some()) {
@@ -105,10 +214,14 @@ impl<'n> Reader<'n, '_> {
         }
     }
 
-    /// The `where` of the metric; values that are no scalars have been reported.
-    fn filter(&mut self, event: &str) -> Vec<(FieldId, Match)> {
+    fn source(&mut self, section: &Node, event: &str) -> Source {
+        Source { event: event.to_owned(), filter: self.filter(section, event) }
+    }
+
+    /// The `where` of a metric or step; values that are no scalars have been reported.
+    fn filter(&mut self, section: &Node, event: &str) -> Vec<(FieldId, Match)> {
         let mut filter = Vec::new();
-        for condition in self.entry.value.get("where").map_or(&[][..], Node::entries) {
+        for condition in section.get("where").map_or(&[][..], Node::entries) {
             let pointer = field_pointer(&condition.key);
             if !is_pointer(&pointer) {
                 self.faults.error(&condition.key_span, "GR2502", "not a JSON Pointer", "`~` is written `~0`");

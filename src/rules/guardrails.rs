@@ -21,6 +21,8 @@ const DEFAULT_WITHIN: Millis = 1_800_000;
 pub(super) struct Guardrails {
     pub signals: Vec<Signal>,
     pub guardrails: Vec<Guardrail>,
+    /// Metrics of retention, which are counted whether guarded or not: name and index of the signal.
+    pub retention: Vec<(String, usize)>,
 }
 
 pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
@@ -43,6 +45,10 @@ pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
         out.add(node, context, faults);
     }
     out.add_primary(context);
+    for (name, metric) in context.metrics.iter().filter(|(_, m)| matches!(m.signal, Signal::Retention { .. })) {
+        let signal = out.intern(metric.signal.clone());
+        out.retention.push((name.clone(), signal));
+    }
     if context.mode == Some(Mode::Enforce) && ![Action::Rollback, Action::Notify].iter().any(|a| context.names_route(*a)) {
         warn_unheard(context, list, faults);
     }

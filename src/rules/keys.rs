@@ -147,8 +147,13 @@ static BUCKET: Section = Section {
 static METRIC: Section = Section {
     name: "a metric",
     keys: &[
-        required("kind", Word(&["rate", "mean", "quantile", "count"]), "rate", "How observations become one number."),
-        required("event", Name, "outcome", "Name of the events that feed it."),
+        required(
+            "kind",
+            Word(&["rate", "mean", "quantile", "count", "retention", "funnel"]),
+            "rate",
+            "How observations become one number; a funnel is shown, and is none.",
+        ),
+        key("event", Name, "outcome", "Name of the events that feed it. Of retention, those that show activity; default: all."),
         key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer."),
         key("value", Pointer, "/value", "Field that holds the value. Default for outcomes: `/value`."),
         key("q", Probability, "0.99", "Level of a quantile."),
@@ -156,6 +161,24 @@ static METRIC: Section = Section {
         key("better", Word(&["up", "down"]), "up", "Which direction is good. Default `down`."),
         key("baseline", Quantity, "30%", "Expected value in the baseline bucket: sharpens a rate's test."),
         key("covariate", Pointer, "/covariate", "Field with the value before the experiment, for CUPED."),
+        key(
+            "day",
+            Int(1),
+            "7",
+            "Retention: the share of units that are active again in the 24 h that begin so many days after their first exposure.",
+        ),
+        key("workflow", Name, "purchase", "Funnel: the workflow. Default: `overview.workflow`."),
+        key("steps", List(&NameOr(&STEP)), "[cart, payment]", "Funnel: events that name an open workflow by their `workflow_id`."),
+        key("within", Duration, "30m", "Funnel: the limit; what comes later is late. Default 30m."),
+    ],
+};
+
+static STEP: Section = Section {
+    name: "a step",
+    keys: &[
+        required("event", Name, "page_view", "Name of the events that show that it was reached."),
+        key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer."),
+        key("name", Name, "cart", "As it is shown. Default: the event's name."),
     ],
 };
 

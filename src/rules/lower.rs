@@ -35,9 +35,11 @@ pub fn lower(
     let starts = overview.and_then(|o| o.get("starts")).and_then(instant);
     let ends = overview.and_then(|o| o.get("ends")).and_then(instant);
     check_order(overview, starts, ends, faults);
+    let workflow = overview.and_then(|o| o.get("workflow")).and_then(Node::text);
+    let custom = custom::read(root.get("metrics"), workflow, fields, faults);
     let context = Context {
         root,
-        metrics: custom::read(root.get("metrics"), fields, faults),
+        metrics: custom.metrics,
         buckets: buckets(root.get("buckets"), faults),
         routes: routes::read(actions, endpoints, faults),
         mode: actions.and_then(|a| a.get("mode")).and_then(Node::text).and_then(mode),
@@ -66,6 +68,8 @@ pub fn lower(
         signals: guardrails.signals,
         guardrails: guardrails.guardrails,
         quality,
+        retention: guardrails.retention,
+        funnels: custom.funnels,
         alpha: analysis.and_then(|a| a.get("alpha")).and_then(Node::text).and_then(number).unwrap_or(0.01),
         correction: correction(analysis.and_then(|a| a.get("correction")).and_then(Node::text)),
         method: method(analysis.and_then(|a| a.get("method")).and_then(Node::text)),
@@ -250,6 +254,12 @@ impl Context<'_> {
         let Some(name) = node.text() else { return false };
         // A metric whose own definition is at fault is not reported again here.
         let defined = self.root.get("metrics").map_or(&[][..], Node::entries);
+        let is_funnel = |e: &&Entry| e.key == name && e.value.get("kind").and_then(Node::text) == Some("funnel");
+        if defined.iter().find(is_funnel).is_some() {
+            let label = "guard `abandonment`, which counts the same workflows";
+            faults.error(&node.span, "GR2501", format!("{} is a funnel, which is no number", quote(name)), label);
+            return false;
+        }
         let known = || BUILT_IN.iter().copied().chain(defined.iter().map(|e| e.key.as_str()));
         if known().any(|k| k == name) {
             return true;

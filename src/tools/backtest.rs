@@ -5,7 +5,7 @@ use crate::engine::decision::{Decision, Output, Verdict, rfc3339};
 use crate::engine::fleet::Fleet;
 use crate::engine::outcome::Counts;
 use crate::engine::plan::{Catalog, Settings};
-use crate::engine::state::ExperimentState;
+use crate::engine::state::{ExperimentState, FunnelState, RetentionState};
 use crate::engine::time::Millis;
 use crate::ingest::decode::{Decoder, Limits};
 use crate::ingest::file::{FileSource, pump};
@@ -34,12 +34,22 @@ pub struct Summary {
     pub decisions: u64,
     /// At the end of the recording.
     pub verdicts: Vec<FinalVerdict>,
+    /// Where rules ask for them: funnels and retention of each experiment.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub journeys: Vec<Journeys>,
     /// What a bound made the engine forget, where it did: name of the bound and how often.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dropped: Vec<(&'static str, u64)>,
     /// The experiments at the end of the recording.
     #[serde(skip)]
     pub experiments: Vec<ExperimentState>,
+}
+
+#[derive(Debug, PartialEq, Serialize)]
+pub struct Journeys {
+    pub experiment: String,
+    pub funnels: Vec<FunnelState>,
+    pub retention: Vec<RetentionState>,
 }
 
 #[derive(Debug, PartialEq, Serialize)]
@@ -141,6 +151,7 @@ impl<D: FnMut(&Decision)> Court<D> {
             last: span.map(|(_, last)| last),
             decisions: self.decisions,
             verdicts: experiments.iter().flat_map(verdicts).collect(),
+            journeys: experiments.iter().filter_map(journeys).collect(),
             dropped,
             experiments,
         }
@@ -154,6 +165,12 @@ fn verdicts(state: &ExperimentState) -> impl Iterator<Item = FinalVerdict> + '_ 
         guardrail: g.guardrail.clone(),
         verdict: g.verdict,
     })
+}
+
+fn journeys(state: &ExperimentState) -> Option<Journeys> {
+    let ExperimentState { experiment, funnels, retention, .. } = state;
+    let asked = !funnels.is_empty() || !retention.is_empty();
+    asked.then(|| Journeys { experiment: experiment.clone(), funnels: funnels.clone(), retention: retention.clone() })
 }
 
 fn optional_time<S: Serializer>(ts: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {

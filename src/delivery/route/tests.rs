@@ -21,6 +21,8 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         signals: Vec::new(),
         guardrails: Vec::new(),
         quality: Vec::new(),
+        retention: Vec::new(),
+        funnels: Vec::new(),
         alpha: 0.01,
         correction: Correction::Holm,
         method: Method::Sequential,

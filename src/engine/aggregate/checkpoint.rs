@@ -1,5 +1,6 @@
 //! The Aggregator's state as bytes. Experiments are kept by name, so that a restart with other rule files finds its own again.
 
+use super::funnels::Funnels;
 use super::ids::Ids;
 use super::keys::Key;
 use super::tallies::Changes;
@@ -28,6 +29,7 @@ struct StateRef<'a> {
     watermark: Option<Millis>,
     open: &'a Seen,
     workflows: &'a Workflows,
+    funnels: &'a Funnels,
     ids: &'a Ids,
     counts: &'a Counts,
     span: Option<(Millis, Millis)>,
@@ -41,6 +43,7 @@ struct State {
     watermark: Option<Millis>,
     open: Seen,
     workflows: Workflows,
+    funnels: Funnels,
     ids: Ids,
     counts: Counts,
     span: Option<(Millis, Millis)>,
@@ -71,6 +74,7 @@ impl Aggregator {
             watermark: self.watermark,
             open: &self.open,
             workflows: &self.workflows,
+            funnels: &self.funnels,
             ids: &self.ids,
             counts: &self.counts,
             span: self.span,
@@ -94,6 +98,8 @@ impl Aggregator {
         new.open = old.open.remap(&old.cells, &new.catalog.cells, |e| *same.get(e as usize)?);
         new.workflows = old.workflows;
         new.workflows.remap(|e| *same.get(e as usize)?);
+        new.funnels = old.funnels;
+        new.funnels.remap(|e| *same.get(e as usize)?);
         new.watermark = old.watermark;
         new.ids = old.ids;
         new.counts = old.counts;

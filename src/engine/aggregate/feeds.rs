@@ -54,7 +54,8 @@ impl Feeds {
         for (index, signal) in plan.signals.iter().enumerate() {
             let index = index as u16;
             match source(signal).map(|s| s.event.as_str()) {
-                None => feeds.workflow.push(index),
+                None if matches!(signal, Signal::Abandonment { .. }) => feeds.workflow.push(index),
+                None => {}
                 Some("request") => feeds.request.push(index),
                 Some("ticket") => feeds.ticket.push(index),
                 Some("compliance_flag") => feeds.flag.push(index),
@@ -94,7 +95,8 @@ fn source(signal: &Signal) -> Option<&Source> {
     match signal {
         Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
         Signal::Count { source, .. } | Signal::Moments { source, .. } => Some(source),
-        Signal::Abandonment { .. } => None,
+        // Of retention, see `progress`.
+        Signal::Abandonment { .. } | Signal::Retention { .. } => None,
     }
 }
 
@@ -108,7 +110,7 @@ pub fn passes(source: &Source, event: &Event<'_>) -> bool {
     })
 }
 
-fn event_field<'e, 'a>(event: &'e Event<'a>, field: u16) -> Option<&'e Scalar<'a>> {
+pub fn event_field<'e, 'a>(event: &'e Event<'a>, field: u16) -> Option<&'e Scalar<'a>> {
     event.fields.iter().find(|(id, _)| *id == field).map(|(_, value)| value)
 }
 

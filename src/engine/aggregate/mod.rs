@@ -6,9 +6,11 @@
 
 mod checkpoint;
 mod feeds;
+mod funnels;
 mod ids;
 pub mod keys;
 mod open;
+mod progress;
 mod tallies;
 mod units;
 mod workflows;
@@ -23,6 +25,7 @@ use super::pane::{
 use super::plan::{Catalog, Settings, Signal};
 use super::time::{Millis, Pane};
 use feeds::Feeds;
+use funnels::Funnels;
 use hashbrown::HashMap;
 use ids::Ids;
 use keys::Key;
@@ -58,6 +61,7 @@ pub struct Aggregator {
     units: Units,
     tallies: Tallies,
     workflows: Workflows,
+    funnels: Funnels,
     ids: Ids,
     counts: Counts,
     /// Smallest and largest event time accepted.
@@ -80,6 +84,7 @@ impl Aggregator {
             units: Units::default(),
             tallies: Tallies::default(),
             workflows: Workflows::default(),
+            funnels: Funnels::default(),
             ids: Ids::new(),
             counts: Counts::default(),
             span: None,
@@ -125,7 +130,8 @@ impl Aggregator {
             self.close(open, from.max(end.min(to)));
             let last_idle = Pane(target.0 - 1);
             // Panes without records or timers need not be emitted, but the last of them tells how far the partition is.
-            open = match self.workflows.next_timer().filter(|t| *t < target) {
+            let timer = self.workflows.next_timer().into_iter().chain(self.funnels.next_timer()).min();
+            open = match timer.filter(|t| *t < target) {
                 Some(timer) => timer.max(Pane(open.0 + 1)),
                 None if open < last_idle => last_idle,
                 None => target,
@@ -163,7 +169,11 @@ impl Aggregator {
 
     /// What a bound made this partition forget: name of the bound, and how often.
     pub fn dropped(&self) -> [(&'static str, u64); 3] {
-        [("units", self.units_dropped + self.tallies.dropped), ("workflows", self.workflows.dropped), ("ids", self.ids.evicted)]
+        [
+            ("units", self.units_dropped + self.tallies.dropped),
+            ("workflows", self.workflows.dropped + self.funnels.dropped),
+            ("ids", self.ids.evicted),
+        ]
     }
 
     /// Assignments remembered: units times experiments.
@@ -198,6 +208,7 @@ impl Aggregator {
                 Step::Abandoned => self.workflow_ended(key, true, event.ts),
             }
         }
+        self.follow(event, &targets, unit);
         Outcome::Accepted
     }
 
@@ -283,6 +294,7 @@ impl Aggregator {
                 self.out.push(Emission::Urgent(Urgent { experiment, bucket, signal, at: event.ts, label }));
             }
         }
+        self.returns(target, event, mark);
     }
 
     /// What an exposure is to the traffic of its bucket, and the age of its unit's cohort if it is the first.
@@ -360,6 +372,7 @@ impl Aggregator {
     fn close(&mut self, pane: Pane, watermark: Millis) {
         let (feeds, open) = (&self.feeds, &mut self.open);
         self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, open, watcher, pane));
+        self.funnels.expire(pane, self.settings.pane, |stride, by| *open.strides.entry(stride).or_default() += by);
         // The next pane is likely to hold as much.
         let next = Seen { observations: Vec::with_capacity(self.open.observations.len()), ..Seen::default() };
         let seen = std::mem::replace(&mut self.open, next);

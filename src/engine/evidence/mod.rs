@@ -8,6 +8,7 @@ pub mod allocation;
 mod clusters;
 mod means;
 mod periods;
+mod ripening;
 mod shares;
 mod slots;
 mod spread;
@@ -23,6 +24,7 @@ use super::pane::{BucketPartial, Cell};
 use super::plan::Signal;
 use super::time::{Millis, Pane};
 use allocation::Allocation;
+use ripening::Ripening;
 use serde::{Deserialize, Serialize};
 
 /// Statistics of one signal.
@@ -39,6 +41,9 @@ impl SignalEvidence {
             Signal::Distribution { .. } => SignalEvidence::Spread(Spread::new(buckets)),
             Signal::Moments { .. } => SignalEvidence::Mean(Means::new(buckets, signal.is_per_user())),
             Signal::Rate { .. } | Signal::Count { .. } => SignalEvidence::Share(Shares::new(buckets, signal.is_per_user(), None, expected)),
+            Signal::Retention { day, .. } => {
+                SignalEvidence::Share(Shares::new(buckets, true, None, expected).ripening(Ripening::new(*day, pane_ms)))
+            }
             Signal::Abandonment { within, .. } => {
                 let panes = (within + pane_ms - 1).div_euclid(pane_ms);
                 SignalEvidence::Share(Shares::new(buckets, false, Some(panes), expected))

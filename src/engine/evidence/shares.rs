@@ -2,9 +2,10 @@
 
 use super::clusters::{Batches, Clustering, Counted};
 use super::periods::Periods;
+use super::ripening::Ripening;
 use super::slots::{Content, Slots};
 use super::{Booking, enrolled};
-use crate::engine::pane::{Abandoned, BucketPartial, Cell};
+use crate::engine::pane::{Abandoned, BucketPartial, Cell, NO_UNIT};
 use crate::engine::stats::rates::{self, Null, Stratum};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Shares {
     refresh_at: u64,
     /// Workflows whose limit has not passed.
     maturing: Option<Maturing>,
+    /// Units whose day is not over.
+    ripening: Option<Ripening>,
 }
 
 /// Hits `x` among `n` observations.
@@ -111,7 +114,13 @@ impl Shares {
             configured: expected,
             refresh_at: rates::next_refresh(0),
             maturing: within.map(|panes| Maturing { panes, begun: BTreeMap::new() }),
+            ripening: None,
         }
+    }
+
+    /// Of units that count when a day is over.
+    pub fn ripening(self, ripening: Ripening) -> Shares {
+        Shares { ripening: Some(ripening), ..self }
     }
 
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Cell<'_>, book: &Booking<'_>) {
@@ -148,6 +157,10 @@ impl Shares {
                 self.count_events(pane, w.period as usize, w.bucket as usize, w.batch, arm, book);
             }
         }
+        let ripe = self.ripening.as_mut().map(|ripening| ripening.due(pane)).unwrap_or_default();
+        for w in ripe {
+            self.count_events(pane, w.period as usize, w.bucket as usize, NO_UNIT, w.arm, book);
+        }
         let baseline = self.total(book.baseline);
         if baseline.n >= self.refresh_at {
             self.expected = rates::next_baseline(baseline.n, baseline.x, self.configured);
@@ -163,6 +176,9 @@ impl Shares {
     fn count_units(&mut self, cohort: Pane, bucket: usize, arm: Arm, book: &Booking<'_>) {
         if cohort < book.first_cohort {
             return;
+        }
+        if let Some(ripening) = &mut self.ripening {
+            return ripening.hold(cohort, bucket, book.allocation.period(cohort), arm);
         }
         let expected = self.expected;
         let Some(period) = self.period(book.allocation.period(cohort)) else { return };
@@ -267,7 +283,7 @@ impl Shares {
 }
 
 impl Arm {
-    fn add(&mut self, more: Arm) {
+    pub(super) fn add(&mut self, more: Arm) {
         self.n += more.n;
         self.x += more.x;
     }

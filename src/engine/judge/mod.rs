@@ -4,6 +4,7 @@
 
 mod act;
 mod budget;
+mod funnels;
 mod interval;
 mod limit;
 mod phases;
@@ -24,6 +25,7 @@ use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
 use budget::Budget;
+use funnels::Funnels;
 use limit::Reading;
 use quality::Quality;
 use rollout::Rollout;
@@ -68,6 +70,7 @@ struct State {
     phase: u32,
     weights: Vec<f64>,
     rollout: Rollout,
+    funnels: Funnels,
     epoch: u32,
     hold: Option<OperatorHold>,
     records: u64,
@@ -162,6 +165,7 @@ impl Judge {
             phase: 0,
             weights: plan.first_weights(),
             rollout: Rollout::new(&plan),
+            funnels: Funnels::new(&plan, pane_ms),
             epoch: 0,
             hold: None,
             records: 0,
@@ -213,6 +217,7 @@ impl Judge {
             self.state.traffic[bucket].add(pane, part);
             self.state.rollout.phases.add(pane, bucket, part, partial, &self.plan);
         }
+        self.state.funnels.add(pane, partial.strides());
         let warming = self.state.rollout.is_warming(pane);
         if self.state.stale_to.is_none_or(|to| pane > to) {
             self.slide_in(pane, partial, warming);
@@ -400,7 +405,9 @@ impl Judge {
     fn of_units(&self, guardrail: usize, bucket: usize) -> Option<Arm> {
         let signal = self.plan.guardrails[guardrail].signal;
         match (&self.plan.signals[signal], self.state.evidence[signal].as_ref()) {
-            (Signal::Rate { unit: Unit::User, .. }, Some(SignalEvidence::Share(shares))) => Some(shares.total(bucket)),
+            (Signal::Rate { unit: Unit::User, .. } | Signal::Retention { .. }, Some(SignalEvidence::Share(shares))) => {
+                Some(shares.total(bucket))
+            }
             _ => None,
         }
     }
@@ -494,6 +501,7 @@ fn evidence(plan: &Plan, pane_ms: Millis) -> Vec<Option<SignalEvidence>> {
         let mut mine = plan.guardrails.iter().filter(|g| g.signal == index);
         let asked = match signal {
             Signal::Count { .. } => mine.clone().any(|g| g.max_increase.is_some()),
+            Signal::Retention { .. } => true,
             _ => mine.clone().next().is_some(),
         };
         let expected = mine.find_map(|g| g.expected);

@@ -112,6 +112,8 @@ impl Phases {
                 let hits = cell.observations.iter().filter(|o| o.is_first_hit());
                 hits.for_each(|o| self.at(cohort(o.age), bucket).figure(index).x += 1);
             }
+            // Whoever has not had the time to come back is no loss: see `RetentionState`.
+            Signal::Retention { .. } => {}
             Signal::Rate { .. } => {
                 let figure = self.at(pane, bucket).figure(index);
                 figure.n += n;
@@ -233,7 +235,9 @@ impl Values {
 
 /// The buckets, with one value for each statistic of a signal that a guardrail asks for.
 fn shown(tallies: &[Tally], weights: Option<&[f64]>, plan: &Plan) -> Vec<PhaseBucket> {
-    let first = |(i, g): &(usize, &Guardrail)| !plan.guardrails[..*i].iter().any(|e| (e.signal, e.statistic) == (g.signal, g.statistic));
+    let told = |g: &Guardrail| !matches!(plan.signals[g.signal], Signal::Retention { .. });
+    let same = |a: &Guardrail, b: &Guardrail| (a.signal, a.statistic) == (b.signal, b.statistic);
+    let first = |(i, g): &(usize, &Guardrail)| told(g) && !plan.guardrails[..*i].iter().any(|earlier| same(earlier, g));
     let metric = |tally: &Tally, g: &Guardrail| {
         let (n, value) = tally.read(g, plan.signals[g.signal].is_per_user());
         PhaseMetric { metric: g.name.clone(), unit: g.unit.clone(), n, value }

@@ -3,9 +3,11 @@
 use super::act::show;
 use super::{Hypothesis, Judge, interval, limit};
 use crate::engine::decision::Verdict;
-use crate::engine::evidence::SignalEvidence;
+use crate::engine::evidence::{Arm, SignalEvidence};
 use crate::engine::plan::{Margin, QualityKind, Signal, Statistic};
-use crate::engine::state::{BucketState, ExperimentState, GuardrailState, HoldState, QualityState, RolloutState, StopState};
+use crate::engine::state::{
+    BucketState, ExperimentState, GuardrailState, HoldState, QualityState, RetentionBucket, RetentionState, RolloutState, StopState,
+};
 use crate::engine::time::Pane;
 
 impl Judge {
@@ -53,6 +55,8 @@ impl Judge {
             decisions: self.in_force.keys().cloned().collect(),
             rollout,
             phases: if closely { self.state.rollout.phases.view(&self.plan) } else { Vec::new() },
+            funnels: self.state.funnels.view(&self.plan, pane),
+            retention: self.plan.retention.iter().map(|(name, signal)| self.retention(name, *signal)).collect(),
             whole_life: closely.then(|| self.state.rollout.phases.whole_life(&self.plan)),
         }
     }
@@ -209,6 +213,9 @@ impl Judge {
         }
         let seen = self.state.traffic[bucket].last_pane().is_some_and(|last| pane.0 - last.0 < (plan.window / self.pane_ms).max(1));
         let n = self.observations(of, pane);
+        if let (true, 0, Signal::Retention { day, .. }) = (seen, n, &self.plan.signals[plan.signal]) {
+            return (Verdict::Watching, format!("the first units are judged {} days after their exposure", day + 1));
+        }
         let counts = matches!(plan.statistic, Statistic::Count | Statistic::Exposures);
         if !seen || (n == 0 && !counts) {
             return (Verdict::NoData, format!("nothing in the last {} s", plan.window / 1_000));
@@ -235,6 +242,21 @@ impl Judge {
             None if guard.safe && limit_holds => (Verdict::Safe, format!("{shown}: proved to be less than {against}")),
             None => (Verdict::Watching, format!("{shown}; at most {against} is allowed, no evidence either way")),
         }
+    }
+
+    fn retention(&self, name: &str, signal: usize) -> RetentionState {
+        let day = match self.plan.signals[signal] {
+            Signal::Retention { day, .. } => day,
+            _ => 0,
+        };
+        let bucket = |b: usize| {
+            let arm = match &self.state.evidence[signal] {
+                Some(SignalEvidence::Share(shares)) => shares.total(b),
+                _ => Arm::default(),
+            };
+            RetentionBucket { bucket: self.plan.buckets[b].name.clone(), eligible: arm.n, active: arm.x, rate: arm.rate() }
+        };
+        RetentionState { metric: name.to_owned(), day, buckets: (0..self.plan.buckets.len()).map(bucket).collect() }
     }
 
     fn quality(&self, index: usize, pane: Pane) -> QualityState {

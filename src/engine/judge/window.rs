@@ -63,7 +63,7 @@ impl Window {
     pub fn new(signal: &Signal, panes: i64, pane_ms: i64) -> Window {
         let content = match signal {
             Signal::Distribution { .. } => Content::Distribution { ring: VecDeque::new(), total: Bins::default(), clamped: 0 },
-            Signal::Rate { .. } => Content::Rate { ring: VecDeque::new(), n: 0, x: 0 },
+            Signal::Rate { .. } | Signal::Retention { .. } => Content::Rate { ring: VecDeque::new(), n: 0, x: 0 },
             Signal::Count { .. } => Content::Count { ring: VecDeque::new(), total: 0 },
             Signal::Moments { .. } => Content::Values { n: 0 },
             Signal::Abandonment { within, .. } => {

@@ -291,6 +291,8 @@ mod tests {
             rollout: RolloutState::default(),
             phases: Vec::new(),
             whole_life: None,
+            funnels: Vec::new(),
+            retention: Vec::new(),
         };
         let mut view = View { experiments: vec![experiment], ..View::default() };
         (0..records).for_each(|_| view.counts.add(Outcome::Accepted));

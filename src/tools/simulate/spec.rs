@@ -272,7 +272,7 @@ fn source(signal: &Signal) -> Option<&Source> {
     match signal {
         Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
         Signal::Count { source, .. } | Signal::Moments { source, .. } => Some(source),
-        Signal::Abandonment { .. } => None,
+        Signal::Retention { .. } | Signal::Abandonment { .. } => None,
     }
 }
 

@@ -223,7 +223,7 @@ pub fn event(signal: &Signal) -> &str {
     match signal {
         Signal::Distribution { source, .. } | Signal::Rate { source, .. } => &source.event,
         Signal::Count { source, .. } | Signal::Moments { source, .. } => &source.event,
-        Signal::Abandonment { .. } => "",
+        Signal::Retention { .. } | Signal::Abandonment { .. } => "",
     }
 }
 
@@ -251,7 +251,7 @@ fn metric(signal: &Signal, statistic: Statistic, expected: Option<f64>) -> Optio
             (Model::Quantile(LogNormal { p50, p95: p50 * 2.33 }), 5.0)
         }
         (Signal::Count { .. }, _) => (Model::Count, expected.unwrap_or(0.05)),
-        (Signal::Abandonment { .. }, _) => return None,
+        (Signal::Abandonment { .. } | Signal::Retention { .. }, _) => return None,
     };
     Some(MetricTraffic { model, per_unit, share: 0.2, delay_ms: 60_000.0 })
 }

@@ -186,6 +186,7 @@ fn decision(id: &str) -> Decision {
         epoch: 0,
         covered_by: None,
         author: None,
+        shared_cause: None,
     }
 }
 

@@ -5,7 +5,7 @@
 use guardraild::clock;
 use guardraild::config::Config;
 use guardraild::engine::decision::{Action, Mode, Verdict};
-use guardraild::engine::state::{ExperimentState, RolloutState};
+use guardraild::engine::state::{DataState, ExperimentState, RolloutState};
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::telemetry::Metrics;
@@ -158,6 +158,7 @@ fn state(name: &str, verdict: Verdict) -> ExperimentState {
         buckets: vec![],
         guardrails: vec![],
         quality: vec![],
+        data: DataState { mixed_units: 3, ..DataState::default() },
         judged_to: None,
         last_record: None,
         records: 0,
@@ -514,6 +515,7 @@ async fn hostile_names_are_text_on_the_page() {
     let html = response.text().await.unwrap();
     assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"), "{html}");
     assert!(!html.contains("<script>") && !html.contains("<img"), "{html}");
+    assert!(html.contains("mixed_units: 3"), "what is wrong with the data: {html}");
     for asset in ["/assets/status.css", "/assets/status.js"] {
         assert!(html.contains(asset));
         let text = d.get(asset).send().await.unwrap().text().await.unwrap();

@@ -39,18 +39,40 @@ analysis: {correction: bonferroni, min_units: 2}
 actions: {mode: enforce, rollback: {webhook: flags}, kill: {webhook: flags}, page: {webhook: pager}, notify: {webhook: chat}, confirm_within: 10s}
 quality: {silence: {after: 20s, do: hold}}
 ";
+/// Who counts, who must not take part, what is missing.
+const TRUST: &str = "guardrail: v1
+overview: {experiment: exp, owner: team}
+buckets: {control: {baseline: true}, treatment: {}}
+guardrails:
+  - {metric: error_rate, window: 7s, limit: 10%}
+  - {metric: compliance_flags, limit: 9, on_breach: notify}
+eligibility: {population: {region: [eu]}, exclude: {user_id: [p1-3]}, assignment: {namespace: ns}}
+actions: {mode: enforce, rollback: {webhook: flags}, pause: {webhook: ramp}, notify: {webhook: chat}}
+quality:
+  mixed_assignment: {max: 30%, do: pause}
+  ineligible: {max: 20%, do: notify}
+  missing: {fields: [/latency_ms, /route], max: 30%, do: hold}
+";
 const LATENESS: i64 = 30_000;
 
 /// A record before it is written down.
 #[derive(Clone, Debug)]
 enum Record {
     Exposure(u32),
-    Request { user: u32, latency: u32, error: bool },
+    Request {
+        user: u32,
+        latency: u32,
+        error: bool,
+    },
     Ticket(u32),
     Flag(u32),
     Basket(u32, u32),
     Workflow(u32, &'static str, u32),
     Cart(u32, u32),
+    /// Of a user with a mind of its own: which bucket, and which region.
+    Wanderer(u32, &'static str, &'static str),
+    Bare(u32),
+    Phase(u32),
 }
 
 impl Record {
@@ -65,6 +87,16 @@ impl Record {
             }
             Record::Workflow(user, step, id) => workflow(ms, user, step, id),
             Record::Cart(user, id) => unit_event("cart", ms, user, &format!(r#","workflow_id":"w{id}""#)),
+            Record::Wanderer(user, bucket, region) => exposure(ms, user, "exp", bucket)
+                .replace('}', &format!(r#","id":"w{user}{}","attributes":{{"region":"{region}"}}}}"#, ms % 7)),
+            Record::Bare(user) => unit_event("request", ms, user, ""),
+            Record::Phase(share) => {
+                let (ts, share) = (START + ms, f64::from(share) / 10.0);
+                format!(
+                    r#"{{"event":"phase","ts":{ts},"experiment":"exp","phase":1,"weights":{{"control":{},"treatment":{share}}}}}"#,
+                    1.0 - share
+                )
+            }
         }
     }
 }
@@ -82,10 +114,21 @@ fn record(users: u32) -> impl Strategy<Value = Record> {
     ]
 }
 
+/// Records that cannot all be trusted.
+fn doubtful(users: u32) -> impl Strategy<Value = Record> {
+    let (bucket, region) = (prop::sample::select(vec!["control", "treatment"]), prop::sample::select(vec!["eu", "eu", "eu", "mars"]));
+    prop_oneof![
+        6 => record(users),
+        3 => (0..users, bucket, region).prop_map(|(user, bucket, region)| Record::Wanderer(user, bucket, region)),
+        2 => (0..users).prop_map(Record::Bare),
+        1 => (1u32..9).prop_map(Record::Phase),
+    ]
+}
+
 /// Records with the step of time before each: mostly forward, sometimes back by up to 40 s, sometimes a long gap.
-fn history(users: u32, most: usize) -> impl Strategy<Value = Vec<(i64, Record)>> {
+fn history(of: impl Strategy<Value = Record>, most: usize) -> impl Strategy<Value = Vec<(i64, Record)>> {
     let step = prop_oneof![20 => 0i64..400, 2 => -40_000i64..0, 1 => 5_000i64..90_000];
-    prop::collection::vec((step, record(users)), 1..most).prop_map(|steps| {
+    prop::collection::vec((step, of), 1..most).prop_map(|steps| {
         let mut now = 0;
         let timed = steps.into_iter().map(|(step, record)| {
             let ts = now + step;
@@ -111,8 +154,10 @@ impl Model {
         let watermark = self.watermark.map_or(ts, |w| w.max(ts));
         self.watermark = Some(watermark);
         let (user, exposes) = match *record {
-            Record::Exposure(user) => (user, true),
+            Record::Exposure(user) | Record::Wanderer(user, ..) => (user, true),
             Record::Request { user, .. }
+            | Record::Bare(user)
+            | Record::Phase(user)
             | Record::Ticket(user)
             | Record::Flag(user)
             | Record::Basket(user, _)
@@ -177,7 +222,7 @@ proptest! {
 
     /// Windows, outcomes and the first decision of each limit are those of the model.
     #[test]
-    fn the_engine_agrees_with_the_whole_history(history in history(30, 400)) {
+    fn the_engine_agrees_with_the_whole_history(history in history(record(30), 400)) {
         let (catalog, settings) = (catalog(&[RULE]), Settings::default());
         let mut partition = Partition::new(0, &catalog, &settings);
         let mut model = Model::default();
@@ -244,21 +289,45 @@ proptest! {
     /// Invariant 1: verdicts do not depend on how partitions interleave, nor on restarts.
     #[test]
     fn interleavings_and_restarts_change_nothing(
-        histories in prop::collection::vec(history(12, 150), 3),
+        histories in prop::collection::vec(history(record(12), 150), 3),
         picks in prop::collection::vec(0usize..3, 0..600),
         restarts in prop::collection::btree_set(0usize..400, 0..4),
     ) {
-        let (catalog, settings) = (catalog(&[RULE]), Settings::default());
-        // Partitions keep their own users.
-        let lines: Vec<Vec<String>> = histories.iter().enumerate().map(|(p, history)| {
-            history.iter().map(|(ts, record)| record.line(*ts).replace("\"user_id\":\"u", &format!("\"user_id\":\"p{p}-"))).collect()
-        }).collect();
-        let one_after_the_other = said_of(&catalog, &settings, &lines, &[], &BTreeSet::new());
-        let interleaved = said_of(&catalog, &settings, &lines, &picks, &BTreeSet::new());
-        prop_assert_eq!(difference(&one_after_the_other, &interleaved), [""; 0], "interleaved");
-        let restarted = said_of(&catalog, &settings, &lines, &picks, &restarts);
-        prop_assert_eq!(difference(&one_after_the_other, &restarted), [""; 0], "restarted");
+        same_whatever_happens(RULE, &histories, &picks, &restarts)?;
     }
+
+    /// The same of what the checks of the data say.
+    #[test]
+    fn interleavings_and_restarts_change_no_doubt(
+        histories in prop::collection::vec(history(doubtful(12), 150), 3),
+        picks in prop::collection::vec(0usize..3, 0..600),
+        restarts in prop::collection::btree_set(0usize..400, 0..4),
+    ) {
+        same_whatever_happens(TRUST, &histories, &picks, &restarts)?;
+    }
+}
+
+fn same_whatever_happens(
+    rule: &str,
+    histories: &[Vec<(i64, Record)>],
+    picks: &[usize],
+    restarts: &BTreeSet<usize>,
+) -> Result<(), TestCaseError> {
+    let (catalog, settings) = (catalog(&[rule]), Settings::default());
+    // Partitions keep their own users.
+    let lines: Vec<Vec<String>> = histories
+        .iter()
+        .enumerate()
+        .map(|(p, history)| {
+            history.iter().map(|(ts, record)| record.line(*ts).replace("\"user_id\":\"u", &format!("\"user_id\":\"p{p}-"))).collect()
+        })
+        .collect();
+    let one_after_the_other = said_of(&catalog, &settings, &lines, &[], &BTreeSet::new());
+    let interleaved = said_of(&catalog, &settings, &lines, picks, &BTreeSet::new());
+    prop_assert_eq!(difference(&one_after_the_other, &interleaved), [""; 0], "interleaved");
+    let restarted = said_of(&catalog, &settings, &lines, picks, restarts);
+    prop_assert_eq!(difference(&one_after_the_other, &restarted), [""; 0], "restarted");
+    Ok(())
 }
 
 proptest! {

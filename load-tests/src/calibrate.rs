@@ -1,6 +1,6 @@
 //! `calibrate`: false alarms and delays of the real engine on the traffic that its tests are specified for.
 
-use crate::table;
+use crate::{ratio, table};
 use anyhow::Context;
 use guardraild::engine::plan::{FieldTable, Settings};
 use guardraild::rules::{Planning, parse_str};
@@ -170,7 +170,8 @@ fn options(seed: u64, onset_s: i64, spec: &Spec) -> Options {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let all = Cases::read(&args.file)?.cases;
     let chosen: Vec<&Case> = all.iter().filter(|c| args.case.is_empty() || args.case.iter().any(|part| c.name.contains(part))).collect();
-    anyhow::ensure!(!chosen.is_empty(), "no case is called so");
+    let ratio = args.case.is_empty() || args.case.iter().any(|part| "sample ratio".contains(part.as_str()));
+    anyhow::ensure!(ratio || !chosen.is_empty(), "no case is called so");
     let (mut alarms, mut delays, mut faults) = (Vec::new(), Vec::new(), Vec::new());
     for case in chosen {
         let begun = Instant::now();
@@ -196,6 +197,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let head = ["case", "alpha", "effect", "detected", "median (95% interval)", "p90", "reference median / p90", "ours / reference"];
     table::print("Detection delay", &head, &delays);
     println!("\n`reference`: the specification's own simulation of the bare test, one guardrail with the whole alpha.");
+    if ratio {
+        let runs = if args.smoke { ratio::Runs { clean: 50, skewed: 5 } } else { ratio::Runs { clean: 2_000, skewed: 200 } };
+        faults.extend(ratio::run(runs, args.seed, UNLUCKY));
+    }
     if args.smoke && !faults.is_empty() {
         anyhow::bail!("{}", faults.join("\n"));
     }

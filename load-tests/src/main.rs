@@ -6,6 +6,7 @@ mod case;
 mod generate;
 mod judge;
 mod latency;
+mod ratio;
 mod rig;
 mod side;
 mod table;

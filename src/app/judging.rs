@@ -296,8 +296,11 @@ impl Session<'_> {
         }
         drop(entered);
         let trace = telemetry::traceparent(&span);
-        let rule = self.court.rules.get(&decision.experiment);
-        let deliveries = rule.map(|rule| self.court.router.decision(rule, &decision, trace.as_deref())).unwrap_or_default();
+        let (rules, router) = (&self.court.rules, &self.court.router);
+        let deliveries = match rules.get(&decision.experiment) {
+            Some(rule) => router.decision(rule, &decision, trace.as_deref()),
+            None => router.shared(rules, &decision, trace.as_deref()),
+        };
         (decision, deliveries)
     }
 

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 use std::collections::BTreeMap;
 
 /// Format of the blobs in a checkpoint; another one is not read.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 pub struct Recovered {
     pub fleet: Fleet,
@@ -27,12 +27,13 @@ pub fn recover(store: &mut Store, catalog: &Catalog, settings: &Settings) -> Res
     if let Some(warning) = loaded.warning {
         tracing::warn!("{warning}");
     }
-    let mut recovered = Recovered { fleet: Fleet::new(catalog, settings.pane), resume: BTreeMap::new(), operations_seq: 0 };
+    let mut recovered =
+        Recovered { fleet: Fleet::new(catalog, settings.pane).sharing(&settings.shared_cause), resume: BTreeMap::new(), operations_seq: 0 };
     if let Some(checkpoint) = loaded.checkpoint {
         match Fleet::restore(catalog, settings.pane, &checkpoint.fleet).and_then(|fleet| usable(checkpoint.version).map(|()| fleet)) {
             Ok(fleet) => {
                 tracing::info!(partitions = checkpoint.partitions.len(), made_at = checkpoint.made_at, "going on from the checkpoint");
-                recovered.fleet = fleet;
+                recovered.fleet = fleet.sharing(&settings.shared_cause);
                 recovered.operations_seq = checkpoint.operations_seq;
                 let resume = checkpoint.partitions.into_iter().map(|p| {
                     let offsets = p.offsets.into_iter().collect();

@@ -195,7 +195,8 @@ fn print(decision: &Decision, json: bool) {
             let held = if decision.covered_by.is_some() { " (done already)" } else { "" };
             let whom = if decision.bucket.is_empty() { "-" } else { &decision.bucket };
             let (at, action) = (Timestamp(decision.decided_at), decision.action.name());
-            format!("{at}  {action:<8} {} {whom}: {}{held}", decision.experiment, decision.reason)
+            let experiment = if decision.experiment.is_empty() { "-" } else { &decision.experiment };
+            format!("{at}  {action:<8} {experiment} {whom}: {}{held}", decision.reason)
         }
     };
     // A closed pipe is no reason to stop counting.

@@ -203,6 +203,11 @@ fn experiment(state: &Value) -> String {
         let rate = bucket["exposure_rate"].as_f64().unwrap_or(0.0);
         out.push(format!("bucket {}: {} units, {rate:.1} exposures/s{stopped}", text(&bucket["bucket"]), bucket["exposed_units"]));
     }
+    let flaws = state["data"].as_object().into_iter().flatten().filter(|(_, n)| n.as_u64().is_some_and(|n| n > 0));
+    let flaws: Vec<String> = flaws.map(|(flaw, n)| format!("{flaw} {n}")).collect();
+    if !flaws.is_empty() {
+        out.push(format!("data: {}", flaws.join(", ")));
+    }
     for row in rows(state, "guardrails") {
         out.push(format!("{:<8} {} {}: {}", text(&row["verdict"]), text(&row["bucket"]), text(&row["guardrail"]), text(&row["reason"])));
     }
@@ -235,6 +240,9 @@ fn decision(d: &Value) -> String {
     ));
     if let Some(earlier) = d["covered_by"].as_str() {
         out.push(format!("not sent   {earlier} had done as much already"));
+    }
+    if let Some(shared) = d["shared_cause"].as_str() {
+        out.push(format!("shared     {shared} tells people of this one, too"));
     }
     for row in rows(d, "deliveries") {
         let last = match &row["last_status"] {

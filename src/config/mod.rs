@@ -13,7 +13,7 @@ pub use error::{ConfigError, ConfigErrors, Origin};
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, Topics};
 pub use units::span;
 
-use crate::engine::plan::Settings;
+use crate::engine::plan::{Settings, SharedCause};
 use reader::{Fault, Reader, Section, code};
 use secrecy::{ExposeSecret, SecretString};
 use std::collections::BTreeMap;
@@ -188,6 +188,7 @@ fn engine(mut s: Section<'_>) -> Engine {
         workflows_max: count(s.need("workflows_max", reader::whole(1..=1_000_000_000))),
         units_max: count(s.need("units_max", reader::whole(1..=10_000_000_000))),
         max_skew_panes: max_skew / pane,
+        shared_cause: shared_cause(s.section("shared_cause")),
     };
     for (key, span) in [("lateness", settings.lateness), ("max_skew", max_skew)] {
         if span % pane != 0 {
@@ -198,6 +199,16 @@ fn engine(mut s: Section<'_>) -> Engine {
     let max_record = count(s.need("max_record", reader::size("1KiB", "64MiB")));
     s.finish();
     Engine { settings, max_record }
+}
+
+fn shared_cause(mut s: Section<'_>) -> SharedCause {
+    let rule = SharedCause {
+        experiments: usize::try_from(s.need("experiments", reader::whole(2..=1_000_000))).unwrap_or(usize::MAX),
+        share: s.need("percent", reader::whole(0..=100)) as f64 / 100.0,
+        within: s.need("within", reader::span("1s", "1h")).as_millis() as i64,
+    };
+    s.finish();
+    rule
 }
 
 fn http(mut s: Section<'_>) -> Http {

@@ -1,11 +1,13 @@
 //! Who is told of a decision, and with which body. Pure: the same decision gives the same deliveries.
 
 use super::payload::{self, Links};
-use crate::engine::decision::{Action, Decision, Mode, Notice, NoticeKind};
+use crate::engine::decision::{Action, Decision, Evidence, Mode, Notice, NoticeKind};
 use crate::engine::time::Millis;
 use crate::rules::{Route, RuleSet};
 use crate::store::{Delivery, NewDelivery, Priority};
 use reqwest::Url;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The criterion of decisions that follow when exposures did not stop in time.
 const CONFIRM_WITHIN: &str = "confirm_within";
@@ -36,7 +38,11 @@ impl Router {
             Action::Notify | Action::Hold => (Action::Notify, "guardrail.alert", Priority::Inform),
         };
         let Some(route) = rule.routes.get(&to) else { return Vec::new() };
-        let id = format!("{}-{}", decision.decision, action.name());
+        let id = match &decision.shared_cause {
+            // Whoever has been told of the shared cause has a delivery of this id already; the outbox takes no second one.
+            Some(shared) if !action.intervenes() => format!("{shared}-{}", route.endpoint),
+            _ => format!("{}-{}", decision.decision, action.name()),
+        };
         let payload = payload::body(event_type, decision, None, route.body.as_ref(), &self.links(rule, decision));
         vec![NewDelivery {
             id,
@@ -49,10 +55,35 @@ impl Router {
         }]
     }
 
+    /// Deliveries of a decision about a shared cause: one to each receiver that its experiments page, or else notify.
+    pub fn shared(&self, rules: &BTreeMap<String, Arc<RuleSet>>, decision: &Decision, traceparent: Option<&str>) -> Vec<NewDelivery> {
+        let Evidence::SharedCause { experiments, .. } = &decision.evidence else { return Vec::new() };
+        let mut told = BTreeSet::new();
+        let mut deliveries = Vec::new();
+        for rule in experiments.iter().filter_map(|name| rules.get(name)) {
+            let page = rule.routes.get(&Action::Page).filter(|_| decision.action == Action::Page);
+            let Some(route) = page.or(rule.routes.get(&Action::Notify)) else { continue };
+            if told.insert(&route.endpoint) {
+                deliveries.push(NewDelivery {
+                    id: format!("{}-{}", decision.decision, route.endpoint),
+                    endpoint: route.endpoint.clone(),
+                    event_type: "guardrail.alert",
+                    priority: Priority::Inform,
+                    payload: payload::body("guardrail.alert", decision, None, None, &self.links(rule, decision)),
+                    escalate_to: escalation(rule, &route.endpoint),
+                    traceparent: traceparent.map(str::to_owned),
+                });
+            }
+        }
+        deliveries
+    }
+
     /// Deliveries of a notice: confirmation notifies, and a resolved decision goes to all who may have been alerted.
     pub fn notice(&self, rule: &RuleSet, notice: &Notice, traceparent: Option<&str>) -> Vec<NewDelivery> {
         let (page, notify) = (rule.routes.get(&Action::Page), rule.routes.get(&Action::Notify));
         let (routes, event_type): (Vec<&Route>, _) = match notice.kind {
+            // Of a shared cause only what is not confirmed is news.
+            NoticeKind::Confirmed if notice.decision.shared_cause.is_some() => return Vec::new(),
             NoticeKind::Confirmed => (notify.into_iter().collect(), "guardrail.confirmed"),
             NoticeKind::Resolved => {
                 let paged = page.filter(|_| notice.decision.action >= Action::Page);
@@ -78,7 +109,7 @@ impl Router {
 
     fn links(&self, rule: &RuleSet, decision: &Decision) -> Links {
         Links {
-            experiment: self.link("experiments", &decision.experiment),
+            experiment: Some(&decision.experiment).filter(|name| !name.is_empty()).and_then(|name| self.link("experiments", name)),
             decision: self.link("decisions", &decision.decision),
             runbook: rule.runbook.clone(),
         }

@@ -66,14 +66,15 @@ pub struct Decision {
     /// Event time: the end of the pane that tripped, or the record's own time where a single event trips.
     #[serde(with = "rfc3339")]
     pub decided_at: Millis,
+    /// Empty for a shared cause, which is about several.
     pub experiment: String,
     pub revision: u32,
     pub phase: u32,
-    /// Empty for decisions about the whole experiment (silence, schema violations).
+    /// Empty for decisions about the whole experiment (checks of the data).
     pub bucket: String,
     /// Name of the guardrail, or key of the quality check, or `operator`.
     pub guardrail: String,
-    /// `limit`, `max_increase`, `stop_on_negative`, a quality key, `operator` or `confirm_within`.
+    /// `limit`, `max_increase`, `stop_on_negative`, a quality key, `operator`, `confirm_within` or `shared_cause`.
     pub criterion: String,
     pub verdict: Verdict,
     pub action: Action,
@@ -109,6 +110,9 @@ pub struct Decision {
     /// Who asked, when a person did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
+    /// The decision about the cause that this one shares with other experiments: whoever hears of that does not hear of this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_cause: Option<String>,
 }
 
 /// Sufficient statistics of a decision, enough to recompute it.
@@ -174,6 +178,8 @@ pub enum Evidence {
     Counts { strata: Vec<counts::Stratum>, r: f64, phi: f64, alpha: f64 },
     /// `x` events where `mu0` were allowed.
     Poisson { x: u64, mu0: f64 },
+    /// `count` experiments in breach, of `live` that run, where `allowed` are no sign of a shared cause.
+    SharedCause { count: u64, allowed: u64, live: u64, experiments: Vec<String> },
     /// `count` events where at most `allowed` are tolerated.
     Count { count: u64, allowed: u64 },
     /// Refused records among those that name the experiment.

@@ -6,7 +6,8 @@
 use super::decision::{Decision, Output};
 use super::judge::{Judge, Operator};
 use super::pane::{CellId, Emission, PaneBatch, Pool, Seen};
-use super::plan::Catalog;
+use super::plan::{Catalog, SharedCause};
+use super::shared_cause::Breaches;
 use super::state::ExperimentState;
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
@@ -25,6 +26,8 @@ pub struct Fleet {
     /// Last pane judged.
     judged: Option<Pane>,
     pane_ms: Millis,
+    shared_cause: SharedCause,
+    breaches: Breaches,
 }
 
 /// By pane, and by partition: one entry for each pane that it has closed.
@@ -47,6 +50,7 @@ struct Saved {
     cells: Vec<CellId>,
     pending: Pending,
     judged: Option<Pane>,
+    breaches: Breaches,
 }
 
 impl Fleet {
@@ -54,7 +58,24 @@ impl Fleet {
         let judges = catalog.plans.iter().map(|plan| Judge::new(std::sync::Arc::clone(plan), pane_ms)).collect();
         let signatures = catalog.signatures.clone();
         let cells = catalog.cells.clone();
-        Fleet { judges, signatures, cells, partitions: BTreeMap::new(), pending: BTreeMap::new(), judged: None, pane_ms }
+        Fleet {
+            judges,
+            signatures,
+            cells,
+            partitions: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            judged: None,
+            pane_ms,
+            shared_cause: SharedCause::default(),
+            breaches: Breaches::default(),
+        }
+    }
+
+    /// With another rule of when breaches share a cause than the default one.
+    #[must_use]
+    pub fn sharing(mut self, rule: &SharedCause) -> Fleet {
+        self.shared_cause = rule.clone();
+        self
     }
 
     /// A partition will be read: nothing is judged beyond it from now on.
@@ -80,9 +101,11 @@ impl Fleet {
     pub fn take(&mut self, emission: Emission, out: &mut Output) {
         match emission {
             Emission::Urgent(urgent) => {
+                let from = out.decisions.len();
                 if let Some(judge) = self.judges.get_mut(urgent.experiment as usize) {
                     judge.urgent(&urgent, out);
                 }
+                self.find_shared_causes(from, out);
             }
             Emission::Pane(batch) => self.take_pane(batch, out),
         }
@@ -127,10 +150,26 @@ impl Fleet {
             judge.advance(passed, out);
         }
         self.judged = Some(passed);
+        self.find_shared_causes(start.0, out);
+        self.breaches.forget(&self.shared_cause, passed.end(self.pane_ms));
         // Judges run one after the other; what they said is put back in the order of event time.
         out.decisions[start.0..].sort_by(|a, b| (a.decided_at, &a.experiment).cmp(&(b.decided_at, &b.experiment)));
         out.notices[start.1..].sort_by(|a, b| (a.at, &a.decision.experiment).cmp(&(b.at, &b.decision.experiment)));
         out.log[start.2..].sort_by(|a, b| (a.at, &a.experiment).cmp(&(b.at, &b.experiment)));
+    }
+
+    /// Merges the alerts of what several experiments have said since `from`.
+    fn find_shared_causes(&mut self, from: usize, out: &mut Output) {
+        if out.decisions.len() == from {
+            return;
+        }
+        let judges = &self.judges;
+        self.breaches.find(&self.shared_cause, |at| judges.iter().filter(|judge| judge.plan().runs_at(at)).count(), from, out);
+        for decision in out.decisions[from..].iter().filter(|decision| decision.shared_cause.is_some()) {
+            if let Some(judge) = self.judge_mut(&decision.experiment) {
+                judge.share(decision);
+            }
+        }
     }
 
     /// Event time up to which everything has been judged.
@@ -167,6 +206,11 @@ impl Fleet {
 
     /// Takes up a stored decision after a restart.
     pub fn adopt(&mut self, decision: &Decision) {
+        // What is older can share its cause with nothing that the replay decides.
+        let since = self.judged_to().map_or(i64::MIN, |judged| judged - self.shared_cause.within);
+        if decision.decided_at >= since {
+            self.breaches.adopt(decision);
+        }
         if let Some(judge) = self.judge_mut(&decision.experiment) {
             judge.adopt(decision);
         }
@@ -184,7 +228,13 @@ impl Fleet {
     pub fn snapshot(&self) -> Result<Vec<u8>, String> {
         let of = |(judge, signature): (&Judge, &u64)| Ok((judge.plan().experiment.clone(), *signature, judge.snapshot()?));
         let experiments = self.judges.iter().zip(&self.signatures).map(of).collect::<Result<_, String>>()?;
-        let saved = Saved { experiments, cells: self.cells.clone(), pending: self.pending.clone(), judged: self.judged };
+        let saved = Saved {
+            experiments,
+            cells: self.cells.clone(),
+            pending: self.pending.clone(),
+            judged: self.judged,
+            breaches: self.breaches.clone(),
+        };
         postcard::to_stdvec(&saved).map_err(|e| format!("the judges' state cannot be written down: {e}"))
     }
 
@@ -208,6 +258,7 @@ impl Fleet {
             fleet.pending.insert(pane, kept.collect());
         }
         fleet.judged = saved.judged;
+        fleet.breaches = saved.breaches;
         Ok(fleet)
     }
 }

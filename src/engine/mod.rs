@@ -5,7 +5,9 @@
 //! (sequences the panes of all partitions) -> [`judge::Judge`] (one per experiment) -> [`decision::Decision`].
 
 pub mod aggregate;
+pub mod assign;
 pub mod decision;
+pub mod eligible;
 pub mod event;
 pub mod evidence;
 pub mod fleet;
@@ -14,6 +16,8 @@ pub mod judge;
 pub mod outcome;
 pub mod pane;
 pub mod plan;
+pub mod quality;
+pub mod shared_cause;
 pub mod state;
 pub mod stats;
 pub mod time;

@@ -4,6 +4,7 @@
 //! number of experiments. The [`crate::engine::fleet`] sorts the lists of all partitions by [`CellId`] into a [`Pool`].
 
 use super::histogram::SparseBins;
+use super::quality::QualityPartial;
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +50,8 @@ pub mod traffic {
     pub const CONTROL: u16 = 4;
     /// A refused record that names the experiment.
     pub const REFUSED: u16 = 5;
+    /// Not an exposure, of a unit that does not count.
+    pub const ASIDE: u16 = 6;
 }
 
 /// In the value of a distribution, beside the bin: it was moved to the nearest bound of the histogram.
@@ -136,6 +139,8 @@ pub struct Seen {
     pub controls: Vec<(u32, Control)>,
     /// Workflows of funnels, and by how much each count changes.
     pub strides: BTreeMap<Stride, i64>,
+    /// Of an experiment's data itself, by its index.
+    pub quality: BTreeMap<u32, QualityPartial>,
 }
 
 /// A count of a funnel: workflows of a bucket that began in one pane, and what they have come to.
@@ -211,10 +216,15 @@ impl Seen {
         }
     }
 
+    /// What the pane says of an experiment's data itself.
+    pub fn quality(&mut self, experiment: u32) -> &mut QualityPartial {
+        self.quality.entry(experiment).or_default()
+    }
+
     pub fn is_empty(&self) -> bool {
-        let Seen { observations, abandoned, sums, surplus, controls, strides } = self;
+        let Seen { observations, abandoned, sums, surplus, controls, strides, quality } = self;
         let nothing_counted = observations.is_empty() && abandoned.is_empty() && sums.is_empty() && surplus.is_empty();
-        nothing_counted && controls.is_empty() && strides.is_empty()
+        nothing_counted && controls.is_empty() && strides.is_empty() && quality.is_empty()
     }
 
     /// Renumbers experiments after a restart, and their cells, of which the first were `old` and are `new`; what has no number any more
@@ -236,6 +246,7 @@ impl Seen {
                 .into_iter()
                 .filter_map(|(s, n)| Some((Stride { experiment: experiment(s.experiment)?, ..s }, n)))
                 .collect(),
+            quality: self.quality.into_iter().filter_map(|(e, quality)| Some((experiment(e)?, quality))).collect(),
         }
     }
 }
@@ -254,6 +265,7 @@ pub struct Pool {
     surplus: Vec<(Surplus, u64)>,
     controls: Vec<(u32, Control)>,
     strides: Vec<(Stride, i64)>,
+    quality: BTreeMap<u32, QualityPartial>,
 }
 
 /// Sums of values that one partition has seen of a cohort.
@@ -271,6 +283,8 @@ pub struct PanePartial<'p> {
     cells: Vec<Cell<'p>>,
     controls: &'p [(u32, Control)],
     strides: &'p [(Stride, i64)],
+    /// What it says of the data itself, if anything.
+    pub quality: Option<&'p QualityPartial>,
 }
 
 /// What a cell holds of one pane.
@@ -297,6 +311,8 @@ pub struct BucketPartial {
     /// Control records, and refused ones that name the experiment: of the first bucket, on behalf of all.
     pub controls: u64,
     pub refused: u64,
+    /// Records other than exposures, of units that do not count.
+    pub aside: u64,
 }
 
 impl Pool {
@@ -310,6 +326,7 @@ impl Pool {
             pool.surplus.extend(seen.surplus);
             pool.controls.extend(seen.controls);
             pool.strides.extend(seen.strides);
+            seen.quality.into_iter().for_each(|(experiment, more)| pool.quality.entry(experiment).or_default().merge(more));
         }
         sort_by_cell(&mut pool.observations);
         pool.abandoned.sort_by_key(|a| a.cell);
@@ -331,9 +348,10 @@ impl Pool {
             controls = others;
             let (taken, others) = strides.split_at(strides.partition_point(|(s, _)| s.experiment as usize <= experiment));
             strides = others;
-            (!own.is_empty() || !taken.is_empty()).then(|| {
+            let quality = self.quality.get(&(experiment as u32));
+            (!own.is_empty() || !taken.is_empty() || quality.is_some()).then(|| {
                 let cells = (span[0]..span[1]).map(|cell| own.split_before(cell + 1)).collect();
-                (experiment, PanePartial { cells, controls: mine, strides: taken })
+                (experiment, PanePartial { cells, controls: mine, strides: taken, quality })
             })
         })
     }
@@ -418,6 +436,7 @@ impl BucketPartial {
             traffic::EVENT => self.events += n,
             traffic::CONTROL => self.controls += n,
             traffic::REFUSED => self.refused += n,
+            traffic::ASIDE => self.aside += n,
             exposure => {
                 self.exposures += n;
                 self.mixed_units += if exposure == traffic::MIXED_EXPOSURE { n } else { 0 };
@@ -479,14 +498,22 @@ pub enum PhaseName {
     Name(String),
 }
 
-/// An event that may decide on its own (zero tolerance) and does not wait for its pane to close. The pane counts it too.
+/// A record that may decide on its own (zero tolerance) and does not wait for its pane to close. The pane counts it too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Urgent {
     pub experiment: u32,
     pub bucket: u32,
-    pub signal: u32,
+    pub cause: Cause,
     pub at: Millis,
     pub label: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// An event of this signal, of which none is allowed.
+    Signal(u32),
+    /// An exposure of a unit that must not take part.
+    Ineligible,
 }
 
 /// What an Aggregator hands on, in order.

@@ -1,6 +1,8 @@
 //! What the engine must know of a rule file: the checked, compiled form that `rules` makes and the Judge follows.
 
+use super::assign::Assignment;
 use super::decision::{Action, Mode};
+use super::eligible::Eligibility;
 use super::event::FieldId;
 use super::pane::CellId;
 use super::time::Millis;
@@ -73,6 +75,9 @@ pub struct Plan {
     /// Metrics of retention by name, and the index of their signals.
     pub retention: Vec<(String, usize)>,
     pub funnels: Vec<Funnel>,
+    pub eligibility: Eligibility,
+    /// How the flag service assigns, where the rule says so.
+    pub assignment: Option<Assignment>,
     /// False-alarm budget of the whole experiment, in (0, 1).
     pub alpha: f64,
     /// How guardrails and buckets share it.
@@ -93,6 +98,11 @@ pub struct Plan {
 pub const MAX_BUCKETS: usize = 64;
 
 impl Plan {
+    /// Whether records of that time count.
+    pub fn runs_at(&self, at: Millis) -> bool {
+        self.starts.is_none_or(|starts| at >= starts) && self.ends.is_none_or(|ends| at < ends)
+    }
+
     /// Index of the baseline bucket.
     pub fn baseline(&self) -> usize {
         self.buckets.iter().position(|b| b.baseline).unwrap_or(0)
@@ -123,10 +133,18 @@ impl Plan {
         self.traffic_cell(bucket) + 1 + signal
     }
 
+    /// Fields that records should carry, and the largest share that may lack one; `None` where the rule does not ask.
+    pub fn missing(&self) -> Option<(&[MissingField], f64)> {
+        self.quality.iter().find_map(|check| match &check.kind {
+            QualityKind::Missing { fields, max } => Some((fields.as_slice(), *max)),
+            _ => None,
+        })
+    }
+
     /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.
     pub fn signature(&self) -> u64 {
-        let Plan { revision, buckets, signals, guardrails, quality, funnels, .. } = self;
-        let text = format!("{revision} {buckets:?} {signals:?} {guardrails:?} {quality:?} {funnels:?}");
+        let Plan { revision, buckets, signals, guardrails, quality, funnels, eligibility, assignment, .. } = self;
+        let text = format!("{revision} {buckets:?} {signals:?} {guardrails:?} {quality:?} {funnels:?} {eligibility:?} {assignment:?}");
         xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
 }
@@ -171,6 +189,15 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// Which events feed it; `None` of workflows and retention.
+    pub fn source(&self) -> Option<&Source> {
+        match self {
+            Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
+            Signal::Count { source, .. } | Signal::Moments { source, .. } => Some(source),
+            Signal::Abandonment { .. } | Signal::Retention { .. } => None,
+        }
+    }
+
     /// Whether the observation is the exposed unit.
     pub fn is_per_user(&self) -> bool {
         match self {
@@ -341,9 +368,18 @@ pub enum QualityKind {
     VolumeParity { max_gap: f64 },
     MixedAssignment { max: f64 },
     Ineligible { max: f64 },
-    Missing { fields: Vec<FieldId>, max: f64 },
+    Missing { fields: Vec<MissingField>, max: f64 },
     SchemaViolations { max: f64 },
     Silence { after: Millis },
+}
+
+/// A field that events should carry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MissingField {
+    pub source: Source,
+    /// As the rule names it.
+    pub pointer: String,
+    pub field: FieldId,
 }
 
 impl QualityKind {
@@ -380,6 +416,23 @@ pub struct Settings {
     pub units_max: usize,
     /// Panes that one partition may run ahead of the slowest live one.
     pub max_skew_panes: i64,
+    pub shared_cause: SharedCause,
+}
+
+/// When breaches of several experiments are taken for one fault.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedCause {
+    /// In so many experiments at least, and in at least this share (0 to 1) of those that run.
+    pub experiments: usize,
+    pub share: f64,
+    /// Within this span of event time.
+    pub within: Millis,
+}
+
+impl Default for SharedCause {
+    fn default() -> Self {
+        SharedCause { experiments: 3, share: 0.02, within: 60_000 }
+    }
 }
 
 impl Default for Settings {
@@ -393,6 +446,7 @@ impl Default for Settings {
             workflows_max: 1_000_000,
             units_max: 20_000_000,
             max_skew_panes: 600,
+            shared_cause: SharedCause::default(),
         }
     }
 }

@@ -26,6 +26,7 @@ pub struct ExperimentState {
     pub buckets: Vec<BucketState>,
     pub guardrails: Vec<GuardrailState>,
     pub quality: Vec<QualityState>,
+    pub data: DataState,
     /// Event time up to which the experiment has been judged, ms since the epoch; `null` before the first record.
     pub judged_to: Option<Millis>,
     /// Event time of the last record, ms since the epoch.
@@ -260,4 +261,44 @@ pub struct QualityState {
     pub bound: Option<f64>,
     pub action: Action,
     pub decision: Option<String>,
+}
+
+/// What is wrong with the experiment's records and units, since the beginning.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct DataState {
+    /// Records that name or join the experiment and came too late, and their share of all that came.
+    pub late: u64,
+    pub late_share: Option<f64>,
+    /// Those whose id had been seen.
+    pub duplicate: u64,
+    pub duplicate_share: Option<f64>,
+    /// Refused ones from beyond the wall clock.
+    pub future: u64,
+    /// Records of units that were seen in two buckets, or must not take part: accepted, and left out.
+    pub set_aside: u64,
+    pub mixed_units: u64,
+    pub ineligible_exposures: u64,
+    pub ineligible_units: u64,
+    /// Units whose exposure does not tell what the population asks for.
+    pub unknown_units: u64,
+    /// Units whose bucket was computed, and those found in another one, since the last `resume`; `null` where the rule does not say how
+    /// units are assigned.
+    pub placed_units: Option<u64>,
+    pub misplaced_units: Option<u64>,
+}
+
+impl DataState {
+    /// Counts by name, for metrics and pages.
+    pub fn flaws(&self) -> [(&'static str, u64); 8] {
+        [
+            ("late", self.late),
+            ("duplicate", self.duplicate),
+            ("future", self.future),
+            ("set_aside", self.set_aside),
+            ("mixed_units", self.mixed_units),
+            ("misplaced_units", self.misplaced_units.unwrap_or(0)),
+            ("ineligible_units", self.ineligible_units),
+            ("unknown_units", self.unknown_units),
+        ]
+    }
 }

@@ -36,7 +36,7 @@ pub async fn status(State(app): State<App>, headers: HeaderMap) -> Result<Respon
          <meta name=\"viewport\" content=\"width=device-width\"><link rel=\"stylesheet\" href=\"/assets/status.css\">\
          <script src=\"/assets/status.js\" defer></script></head><body><h1>guardraild</h1><main id=\"state\">{banner}\
          <p>{} experiments, {} records, at {} ({age})</p>\
-         <table><thead><tr><th>Experiment<th>Phase<th>Verdict<th>Why<th>Worst guardrail<th>Exposed<th>Holds</thead><tbody>{rows}</tbody></table>{more}{funnels}\
+         <table><thead><tr><th>Experiment<th>Phase<th>Verdict<th>Why<th>Worst guardrail<th>Exposed<th>Holds<th>Data</thead><tbody>{rows}</tbody></table>{more}{funnels}\
          </main></body></html>",
         view.experiments.len(),
         view.counts.records(),
@@ -68,13 +68,14 @@ fn row(state: &ExperimentState) -> String {
     let exposed: Vec<_> = state.buckets.iter().map(|b| format!("{}: {}", escape(&b.bucket), b.exposed_units)).collect();
     let holds: Vec<_> = state.holds.iter().map(|hold| format!("{}: {}", escape(&hold.by), escape(&hold.reason))).collect();
     format!(
-        "<tr class=\"{class}\"><td>{}{mode}<td>{}<td>{icon} {word}<td>{}<td>{}<td>{}<td>{}</tr>",
+        "<tr class=\"{class}\"><td>{}{mode}<td>{}<td>{icon} {word}<td>{}<td>{}<td>{}<td>{}<td>{}</tr>",
         escape(&state.experiment),
         phase(state),
         escape(&state.reason),
         worst.map(guardrail).unwrap_or_default(),
         exposed.join("<br>"),
         holds.join("<br>"),
+        data(state).join("<br>"),
     )
 }
 
@@ -116,6 +117,14 @@ fn funnel(experiment: &str, state: &FunnelState) -> String {
         escape(&state.funnel),
         state.buckets.iter().map(row).collect::<String>(),
     )
+}
+
+/// Checks of the data that fail, and what is wrong with records and units.
+fn data(state: &ExperimentState) -> Vec<String> {
+    let failing = state.quality.iter().filter(|check| check.verdict == Verdict::Breach);
+    let failing = failing.map(|check| format!("{}: {}", escape(&check.check), escape(&check.reason)));
+    let flaws = state.data.flaws().into_iter().filter(|(_, n)| *n > 0);
+    failing.chain(flaws.map(|(flaw, n)| format!("{flaw}: {n}"))).collect()
 }
 
 fn guardrail(state: &GuardrailState) -> String {

@@ -18,7 +18,10 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2002", "relative margin on a rare event (warning)"),
     ("GR2003", "unit that does not fit the metric"),
     ("GR2004", "negative number"),
-    ("GR2005", "no guardrails, one without a criterion, a check without fields, or `for` without `limit` (warning)"),
+    (
+        "GR2005",
+        "no guardrails, one without a criterion, a check without fields, a population without values, or `for` without `limit` (warning)",
+    ),
     ("GR2101", "weights do not add to 100%, or only some buckets have one"),
     ("GR2102", "no baseline bucket, or more than one"),
     ("GR2103", "too many buckets, guardrails, funnels or steps"),
@@ -40,6 +43,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2504", "the same guardrail twice"),
     ("GR2505", "a metric with the name of a built-in one"),
     ("GR2507", "unknown bucket"),
+    ("GR2508", "not a field of a unit, or an override that names no unit"),
     ("GR2601", "a method or correction that keeps no budget of false alarms (warning)"),
     ("GR2602", "`fixed_horizon` without `overview.ends`"),
     ("GR2603", "a latency quantile with nothing beside it that sees timeouts (warning)"),
@@ -47,5 +51,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2605", "a mean of events that may be several of one user (warning)"),
     ("GR2606", "no expected rate of a common outcome (note)"),
     ("GR2607", "a full rollout without a holdback and without a limit: nothing can be watched (warning)"),
+    ("GR2608", "whole tenants are assigned (warning)"),
+    ("GR2609", "a population or exclusions without `quality.ineligible` (note)"),
     ("GR2801", "two files for one experiment"),
 ];

@@ -223,9 +223,19 @@ static GUARDRAIL: Section = Section {
 static ELIGIBILITY: Section = Section {
     name: "`eligibility`",
     keys: &[
-        key("unit", List(&Name), "[tenant_id, user_id]", "Fields that identify a unit."),
-        key("population", MapOf(&List(&Scalar)), "{region: [eu, uk]}", "Attributes that a unit must have."),
-        key("exclude", MapOf(&List(&Scalar)), "{tenant_id: [t-restricted]}", "Units that must not take part."),
+        key("unit", List(&Name), "[tenant_id, user_id]", "What the flag service hashes: `tenant_id`, `user_id` or both. Default both."),
+        key(
+            "population",
+            MapOf(&List(&Scalar)),
+            "{region: [eu, uk]}",
+            "Attributes (or `tenant_id`, `user_id`) and their values, of which a unit must have one each.",
+        ),
+        key(
+            "exclude",
+            MapOf(&List(&Scalar)),
+            "{tenant_id: [t-restricted]}",
+            "Attributes (or `tenant_id`, `user_id`) and their values, with any of which a unit must not take part.",
+        ),
         key("assignment", Shape::Section(&ASSIGNMENT), "", "How the flag service assigns."),
         key("holdback", Percent, "5%", "Share of traffic that stays in the baseline bucket, whatever the phase: for long-term comparison."),
     ],
@@ -234,9 +244,14 @@ static ELIGIBILITY: Section = Section {
 static ASSIGNMENT: Section = Section {
     name: "`assignment`",
     keys: &[
-        key("namespace", Name, "checkout", "Seed of the hash."),
-        key("algorithm", Name, "growthbook_v2", "Hash of the flag service."),
-        key("overrides", MapOf(&Name), "{t-qa|u-1: treatment}", "Units that always get one bucket."),
+        key("namespace", Name, "checkout", "Seed of the hash. Default: the experiment's id."),
+        key(
+            "algorithm",
+            Word(&["growthbook_v2", "murmur3", "xxh3", "sha256"]),
+            "growthbook_v2",
+            "Hash of the flag service. Default `growthbook_v2`.",
+        ),
+        key("overrides", MapOf(&Name), "{t-qa|u-1: treatment}", "Units, as they are hashed, that always get one bucket."),
     ],
 };
 
@@ -325,9 +340,19 @@ static QUALITY: Section = Section {
     keys: &[
         key("srm", OffOr(&SRM), "", "Exposures split as designed. Default: alpha 0.001, pause."),
         key("volume_parity", OffOr(&VOLUME_PARITY), "", "Events per exposed unit alike in all buckets."),
-        key("mixed_assignment", OffOr(&MIXED), "", "Units seen in two buckets. Default: 1%, pause."),
-        key("ineligible", OffOr(&INELIGIBLE), "", "Exposed units outside the population."),
-        key("missing", OffOr(&MISSING), "", "Records that lack a field."),
+        key(
+            "mixed_assignment",
+            OffOr(&MIXED),
+            "",
+            "Units seen in two buckets, or in another one than `assignment` gives. Default: 1%, pause.",
+        ),
+        key("ineligible", OffOr(&INELIGIBLE), "", "Exposed units that are excluded or outside the population."),
+        key(
+            "missing",
+            OffOr(&MISSING),
+            "",
+            "Records that lack a field, and exposed users without events in one bucket more than in another.",
+        ),
         key("schema_violations", OffOr(&SCHEMA_VIOLATIONS), "", "Records that were refused. Default: 1%, hold."),
         key("silence", OffOr(&SILENCE), "", "No records at all. Default: 3m, hold."),
     ],
@@ -338,15 +363,19 @@ const DO: Key = key("do", Word(ACTIONS), "pause", "What is done.");
 static SRM: Section = Section { name: "`srm`", keys: &[key("alpha", Probability, "0.001", "Level of the test. Default 0.001."), DO] };
 static VOLUME_PARITY: Section =
     Section { name: "`volume_parity`", keys: &[key("max_gap", Percent, "10%", "Largest relative gap between buckets. Default 10%."), DO] };
-static MIXED: Section =
-    Section { name: "`mixed_assignment`", keys: &[key("max", Percent, "1%", "Largest share of units in two buckets. Default 1%."), DO] };
-static INELIGIBLE: Section =
-    Section { name: "`ineligible`", keys: &[key("max", Percent, "0", "Largest share of ineligible units. Default 0."), DO] };
+static MIXED: Section = Section {
+    name: "`mixed_assignment`",
+    keys: &[key("max", Percent, "1%", "Largest share of units in two buckets, and of those in the wrong one. Default 1%."), DO],
+};
+static INELIGIBLE: Section = Section {
+    name: "`ineligible`",
+    keys: &[key("max", Percent, "0", "Largest share of ineligible units. Default 0: the first exposure acts at once."), DO],
+};
 static MISSING: Section = Section {
     name: "`missing`",
     keys: &[
         required("fields", List(&Pointer), "[/latency_ms]", "Fields that records should have."),
-        key("max", Percent, "2%", "Largest share of records without one. Default 1%."),
+        key("max", Percent, "2%", "Largest share of records without one, and points by which silent users may differ. Default 1%."),
         DO,
     ],
 };

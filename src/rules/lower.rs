@@ -5,7 +5,7 @@ use super::metric::{BUILT_IN, Metric};
 use super::quantity::{duration, number, percent};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
-use super::{RuleSet, custom, guardrails, quality, rollout, sense};
+use super::{RuleSet, custom, eligibility, guardrails, quality, rollout, sense};
 use crate::engine::decision::{Action, Mode};
 use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan};
 use crate::engine::time::Millis;
@@ -46,6 +46,7 @@ pub fn lower(
     };
     let guardrails = guardrails::read(&context, faults);
     let quality = quality::read(&context, fields, faults);
+    let (eligibility, assignment) = eligibility::read(&context, faults);
     let unconfirmed = unconfirmed(&context, faults);
     let rollout = rollout::read(&context, faults);
     check_references(&context, faults);
@@ -70,6 +71,8 @@ pub fn lower(
         quality,
         retention: guardrails.retention,
         funnels: custom.funnels,
+        eligibility,
+        assignment,
         alpha: analysis.and_then(|a| a.get("alpha")).and_then(Node::text).and_then(number).unwrap_or(0.01),
         correction: correction(analysis.and_then(|a| a.get("correction")).and_then(Node::text)),
         method: method(analysis.and_then(|a| a.get("method")).and_then(Node::text)),

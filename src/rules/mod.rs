@@ -1,13 +1,14 @@
 //! Rule files: YAML in, checked plans out, or located diagnostics.
 //!
 //! The way of a file: [`load`] finds and reads it; `yaml` makes a tree that knows its places; `shape` holds the tree against the
-//! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `quality`) make the [`RuleSet`];
+//! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `eligibility`, `quality`) make the [`RuleSet`];
 //! `sense` advises.
 //! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
 
 pub mod codes;
 mod custom;
 pub mod diagnostic;
+mod eligibility;
 mod guardrails;
 pub(crate) mod keys;
 mod load;

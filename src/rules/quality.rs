@@ -6,8 +6,12 @@ use super::quantity::number;
 use super::shape::is_pointer;
 use super::yaml::Node;
 use crate::engine::decision::Action;
-use crate::engine::event::FieldId;
-use crate::engine::plan::{FieldTable, QualityCheck, QualityKind};
+use crate::engine::plan::{FieldTable, MissingField, QualityCheck, QualityKind, Source};
+
+/// Fields of requests that built-in metrics read.
+const BUILT_IN_FIELDS: [&str; 2] = ["/latency_ms", "/error"];
+/// Fields of the `missing` check at most.
+const MAX_FIELDS: usize = 16;
 
 /// The checks that apply, in the order of the contract's list.
 pub(super) fn read(context: &Context<'_>, fields: &mut FieldTable, faults: &mut Faults) -> Vec<QualityCheck> {
@@ -42,7 +46,10 @@ fn kind(name: &str, node: Option<&Node>, context: &Context<'_>, fields: &mut Fie
             if let Some(list) = key("fields").filter(|n| n.is_empty_list()) {
                 faults.error(&list.span, "GR2005", "no field to look at", "add one, such as `/latency_ms`");
             }
-            let fields = pointers.iter().filter_map(|p| missing_field(p, context, fields, faults)).collect();
+            if let Some(node) = pointers.get(MAX_FIELDS) {
+                faults.error(&node.span, "GR1008", format!("{} fields", pointers.len()), format!("{MAX_FIELDS} at most"));
+            }
+            let fields = pointers.iter().take(MAX_FIELDS).filter_map(|p| missing_field(p, context, fields, faults)).collect();
             (QualityKind::Missing { fields, max: max(0.01) }, Action::Hold)
         }
         "schema_violations" => (QualityKind::SchemaViolations { max: max(0.01) }, Action::Hold),
@@ -57,15 +64,17 @@ fn kind(name: &str, node: Option<&Node>, context: &Context<'_>, fields: &mut Fie
     }
 }
 
-/// A field that records should have: of the events whose metric reads it, else of requests.
-fn missing_field(node: &Node, context: &Context<'_>, fields: &mut FieldTable, faults: &mut Faults) -> Option<FieldId> {
+/// A field that records should have: what a built-in metric reads, of all requests; else of the events that a metric with it reads.
+fn missing_field(node: &Node, context: &Context<'_>, fields: &mut FieldTable, faults: &mut Faults) -> Option<MissingField> {
     let pointer = node.text().filter(|p| is_pointer(p))?;
+    let reads = |metric: &Node| ["value", "covariate"].iter().any(|key| metric.get(key).and_then(Node::text) == Some(pointer));
     let metrics = context.root.get("metrics").map_or(&[][..], Node::entries);
-    let reader = metrics.iter().map(|e| &e.value).find(|m| m.get("value").and_then(Node::text) == Some(pointer));
-    let event = reader.and_then(|m| m.get("event")).and_then(Node::text).unwrap_or("request");
-    let id = fields.intern(event, pointer);
-    if id.is_none() {
+    let reader = metrics.iter().filter(|_| !BUILT_IN_FIELDS.contains(&pointer)).find(|e| reads(&e.value));
+    let source = reader.and_then(|e| context.metrics.get(&e.key)).and_then(|metric| metric.signal.source());
+    let source = source.cloned().unwrap_or_else(|| Source { event: "request".to_owned(), filter: Vec::new() });
+    let field = fields.intern(&source.event, pointer);
+    if field.is_none() {
         faults.error(&node.span, "GR1008", "too many fields in all rule files", "65,536 are read at most");
     }
-    id
+    Some(MissingField { source, pointer: pointer.to_owned(), field: field? })
 }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::engine::assign::{Algorithm, UnitField};
 use crate::engine::decision::Mode;
-use crate::engine::plan::{FieldTable, Hit, Margin, Match, QualityKind, Signal, Source, Statistic, Unit, Value};
+use crate::engine::eligible::Trait;
+use crate::engine::plan::{FieldTable, Hit, Margin, Match, MissingField, QualityKind, Signal, Source, Statistic, Unit, Value};
 use std::fs;
 
 const SHORTEST: &str = "guardrail: v1
@@ -148,16 +150,33 @@ fn quality_checks_are_turned_off_by_name() {
         "quality: {srm: off, silence: {after: 1m}, missing: {fields: [/latency_ms]}}\n",
     ));
     let kinds: Vec<_> = rule.plan.quality.iter().map(|q| q.kind.clone()).collect();
+    let source = Source { event: "request".into(), filter: Vec::new() };
+    let field = MissingField { source, pointer: "/latency_ms".into(), field: 0 };
     assert_eq!(
         kinds,
         [
             QualityKind::MixedAssignment { max: 0.01 },
-            QualityKind::Missing { fields: vec![0], max: 0.01 },
+            QualityKind::Missing { fields: vec![field], max: 0.01 },
             QualityKind::SchemaViolations { max: 0.01 },
             QualityKind::Silence { after: 60_000 }
         ]
     );
     assert_eq!(fields.entries, [("request".to_owned(), "/latency_ms".to_owned())]);
+}
+
+#[test]
+fn eligibility_and_assignment_are_read() {
+    let (rule, _) = good(&with(
+        "  - {metric: latency_p99, max_increase: 10%}\n",
+        "eligibility: {unit: [user_id], population: {region: [eu, 7]}, exclude: {tenant_id: [t-9]}, holdback: 5%,\n  assignment: {algorithm: sha256, overrides: {u-1: treatment}}}\nquality: {ineligible: {}}\n",
+    ));
+    let set = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
+    assert_eq!(rule.plan.eligibility.population, [(Trait::Attribute("region".into()), set(&["eu", "7"]))]);
+    assert_eq!(rule.plan.eligibility.exclude, [(Trait::Tenant, set(&["t-9"]))]);
+    let assignment = rule.plan.assignment.as_ref().unwrap();
+    assert_eq!((assignment.algorithm, assignment.namespace.as_str()), (Algorithm::Sha256, rule.plan.experiment.as_str()));
+    assert_eq!((&assignment.unit[..], assignment.holdback), (&[UnitField::User][..], 0.05));
+    assert_eq!(assignment.overrides.iter().collect::<Vec<_>>(), [(&"u-1".to_owned(), &1)]);
 }
 
 #[test]

@@ -37,6 +37,7 @@ fn decision(id: &str) -> Decision {
         epoch: 2,
         covered_by: None,
         author: None,
+        shared_cause: None,
     }
 }
 

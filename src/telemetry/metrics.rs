@@ -116,7 +116,11 @@ impl Metrics {
     /// Takes over everything that a view tells.
     pub fn view(&self, view: &View) {
         self.counts(&view.counts);
-        self.replace(&names::WATERMARK, view.partitions.iter().filter_map(|p| Some((p.partition.to_string(), seconds(p.watermark?)))));
+        let watermarks = || view.partitions.iter().filter_map(|p| Some((p.partition, p.watermark?)));
+        self.replace(&names::WATERMARK, watermarks().map(|(partition, at)| (vec![partition.to_string()], seconds(at))));
+        let [ahead, behind] = [watermarks().map(|(_, at)| at).max(), watermarks().map(|(_, at)| at).min()];
+        self.set(&names::SKEW, &[], seconds(ahead.zip(behind).map_or(0, |(ahead, behind)| ahead - behind)));
+        self.data(view);
         let judged = view.experiments.iter().filter_map(|e| e.judged_to).max();
         self.set(&names::JUDGED_TO, &[], seconds(judged.unwrap_or(0)));
         let verdicts =
@@ -128,6 +132,21 @@ impl Metrics {
         let ready = !view.checks.is_empty() && view.checks.iter().all(|check| check.ok);
         self.set(&names::READY, &[], f64::from(u8::from(ready)));
         self.set(&names::JUDGE_HEARTBEAT, &[], seconds(view.at));
+    }
+
+    /// What is wrong with the data of each experiment, and which checks say so.
+    fn data(&self, view: &View) {
+        let flaws = view.experiments.iter().flat_map(|e| {
+            let wrong = e.data.flaws().into_iter().filter(|(_, n)| *n > 0);
+            wrong.map(|(flaw, n)| (vec![e.experiment.clone(), flaw.to_owned()], n as f64))
+        });
+        self.replace(&names::FLAWS, flaws);
+        let checks = view.experiments.iter().flat_map(|e| &e.quality);
+        let mut failing: BTreeMap<&str, f64> = BTreeMap::new();
+        for check in checks {
+            *failing.entry(&check.check).or_default() += f64::from(u8::from(check.verdict == Verdict::Breach));
+        }
+        self.replace(&names::CHECKS_FAILING, failing.into_iter().map(|(check, n)| (vec![check.to_owned()], n)));
     }
 
     fn counts(&self, counts: &Counts) {
@@ -147,10 +166,15 @@ impl Metrics {
         }
     }
 
-    /// Replaces all series of a gauge with one label.
-    fn replace(&self, metric: &'static Metric, rows: impl Iterator<Item = (String, f64)>) {
-        let rows = rows.take(MAX_SERIES).map(|(label, value)| (vec![label], Sample::Number(value))).collect();
-        self.table().insert(metric.name, rows);
+    /// Replaces all series of a gauge; those for which there is no room count as dropped.
+    fn replace(&self, metric: &'static Metric, rows: impl Iterator<Item = (Vec<String>, f64)>) {
+        let mut rows = rows.map(|(labels, value)| (labels, Sample::Number(value)));
+        let kept = rows.by_ref().take(MAX_SERIES).collect();
+        let beyond = rows.count();
+        self.table().insert(metric.name, kept);
+        if beyond > 0 {
+            self.add(&names::DROPPED, &["metric_series"], beyond as f64);
+        }
     }
 
     /// Current numbers of a counter or gauge, with the values of its labels.

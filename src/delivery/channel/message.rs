@@ -61,7 +61,8 @@ impl Message {
     /// One line: what happened, where, to which metric, by how much.
     pub(super) fn headline(&self) -> String {
         let d = &self.data;
-        let mut line = format!("[{}] {}", self.word(), d.experiment);
+        let whom = if d.experiment.is_empty() { "several experiments" } else { &d.experiment };
+        let mut line = format!("[{}] {whom}", self.word());
         if !d.bucket.is_empty() {
             let _ = write!(line, " / {}", d.bucket);
         }
@@ -94,7 +95,10 @@ impl Message {
         if let (Some(bucket), Some(baseline)) = (d.bucket_value, d.baseline_value) {
             lines.push(("", format!("{} against {} of the baseline", value(bucket, &d.unit), value(baseline, &d.unit))));
         }
-        lines.push(("Since", format!("{}, phase {}; {} units exposed", d.since, d.phase, d.exposed_units)));
+        match d.experiment.is_empty() {
+            true => lines.push(("Since", d.since.clone())),
+            false => lines.push(("Since", format!("{}, phase {}; {} units exposed", d.since, d.phase, d.exposed_units))),
+        }
         let by = d.author.as_ref().map_or_else(String::new, |a| format!(" by {a}"));
         let mode = if d.mode == "observe" { " (observe: nothing is changed)" } else { "" };
         lines.push(("Done", format!("{} {}{by}{mode}", d.decided_at, d.action)));
@@ -104,7 +108,7 @@ impl Message {
         if let Some(u) = &d.undelivered {
             lines.push(("", format!("{} {} never reached {}: {}", self.timestamp, u.r#type, u.endpoint, u.reason)));
         }
-        if self.r#type != "guardrail.resolved" {
+        if self.r#type != "guardrail.resolved" && !d.experiment.is_empty() {
             lines.push(("Undo", format!("guardraild resume {} --reason \"...\"", d.experiment)));
             lines.push(("Hold", format!("guardraild hold {} --for 2h --reason \"...\"", d.experiment)));
         }

@@ -20,7 +20,7 @@ pub(super) fn event(endpoint: &Endpoint, delivery: &Delivery, message: &Message)
         "dedup_key": dedup_key(message),
         "payload": {
             "summary": summary,
-            "source": d.experiment,
+            "source": if d.experiment.is_empty() { "guardraild" } else { &d.experiment },
             "severity": message.severity(),
             "timestamp": message.timestamp,
             "component": d.bucket,
@@ -37,7 +37,10 @@ pub(super) fn event(endpoint: &Endpoint, delivery: &Delivery, message: &Message)
 /// At most 255 characters are allowed.
 fn dedup_key(message: &Message) -> String {
     let d = &message.data;
-    let key = format!("guardraild/{}/{}/{}", d.experiment, d.revision, d.bucket);
+    let key = match d.experiment.is_empty() {
+        true => format!("guardraild/{}", d.decision),
+        false => format!("guardraild/{}/{}/{}", d.experiment, d.revision, d.bucket),
+    };
     if key.len() <= 255 {
         return key;
     }

@@ -23,6 +23,8 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         quality: Vec::new(),
         retention: Vec::new(),
         funnels: Vec::new(),
+        eligibility: Default::default(),
+        assignment: None,
         alpha: 0.01,
         correction: Correction::Holm,
         method: Method::Sequential,
@@ -81,6 +83,7 @@ fn decision(action: Action, mode: Mode, criterion: &str) -> Decision {
         epoch: 0,
         covered_by: None,
         author: None,
+        shared_cause: None,
     }
 }
 
@@ -202,4 +205,34 @@ fn a_dead_delivery_pages_with_its_reason() {
     let told = json!({ "delivery": "d-1-rollback", "endpoint": "flags", "type": "guardrail.rollback", "reason": "HTTP 410" });
     assert_eq!((&body["type"], &body["data"]["undelivered"]), (&json!("guardrail.alert"), &told));
     assert_eq!(escalate(&Delivery { escalate_to: None, ..dead }, "HTTP 410", 0), None);
+}
+
+#[test]
+fn a_shared_cause_is_told_once_to_each_receiver_and_interventions_go_on() {
+    let rules: BTreeMap<String, Arc<RuleSet>> = [("a", "pager"), ("b", "pager"), ("c", "night-shift"), ("d", "")]
+        .into_iter()
+        .map(|(name, pager)| {
+            let routes: &[(Action, &str)] =
+                if pager.is_empty() { &[(Action::Notify, "chat")] } else { &[(Action::Page, pager), (Action::Notify, "chat")] };
+            (name.to_owned(), Arc::new(rule(routes)))
+        })
+        .collect();
+    let experiments = rules.keys().cloned().collect();
+    let evidence = Evidence::SharedCause { count: 4, allowed: 2, live: 9, experiments };
+    let shared =
+        |action| Decision { evidence: evidence.clone(), experiment: String::new(), ..decision(action, Mode::Enforce, "shared_cause") };
+    let sent = |action| Router::default().shared(&rules, &shared(action), None).into_iter().map(|d| d.id).collect::<Vec<_>>();
+    assert_eq!(sent(Action::Page), ["d-1-pager", "d-1-night-shift", "d-1-chat"]);
+    assert_eq!(sent(Action::Notify), ["d-1-chat"]);
+
+    let member = |action| Decision { decision: "d-2".into(), shared_cause: Some("d-1".into()), ..decision(action, Mode::Enforce, "limit") };
+    let id = |action| Router::default().decision(&whole(), &member(action), None).remove(0).id;
+    assert_eq!(
+        (id(Action::Page).as_str(), id(Action::Notify).as_str()),
+        ("d-1-pager", "d-1-chat"),
+        "the outbox has these, or takes them now"
+    );
+    assert_eq!(id(Action::Rollback), "d-2-rollback");
+    let notice = |kind| Notice { kind, at: 0, decision: member(Action::Rollback), text: String::new() };
+    assert_eq!(Router::default().notice(&whole(), &notice(NoticeKind::Confirmed), None), []);
 }

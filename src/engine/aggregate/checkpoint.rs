@@ -52,7 +52,8 @@ struct State {
 
 #[derive(Serialize, Deserialize)]
 struct UnitsChunk {
-    experiments: Vec<String>,
+    /// Name and signature of each experiment.
+    experiments: Vec<(String, u64)>,
     changes: Vec<(Key, Assignment)>,
     tallies: Changes,
 }
@@ -66,7 +67,10 @@ impl Aggregator {
         let (changes, tallies) = (self.units.take_changes(), self.tallies.take_changes());
         let units = match changes.is_empty() && tallies.is_empty() {
             true => Vec::new(),
-            false => encode(&UnitsChunk { experiments: self.feeds.iter().map(|f| f.plan.experiment.clone()).collect(), changes, tallies })?,
+            false => {
+                let experiments = self.feeds.iter().map(|f| (f.plan.experiment.clone(), f.signature)).collect();
+                encode(&UnitsChunk { experiments, changes, tallies })?
+            }
         };
         let state = encode(&StateRef {
             experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),
@@ -119,11 +123,16 @@ impl Aggregator {
     fn restore_units(&mut self, chunk: &[u8]) -> Result<(), String> {
         let chunk: UnitsChunk = decode(chunk)?;
         self.tallies.apply(chunk.tallies);
-        let known: Vec<Option<u32>> = chunk.experiments.iter().map(|name| self.names.get(name.as_str()).copied()).collect();
+        let index = |(name, signature): &(String, u64)| Some((*self.names.get(name.as_str())?, self.same(name, *signature).is_some()));
+        let known: Vec<Option<(u32, bool)>> = chunk.experiments.iter().map(index).collect();
         for (unit, mut assignment) in chunk.changes {
-            let Some(Some(experiment)) = known.get(assignment.experiment as usize) else { continue };
-            if usize::from(assignment.bucket) < self.feeds[*experiment as usize].plan.buckets.len() {
-                assignment.experiment = *experiment;
+            let Some(Some((experiment, same))) = known.get(assignment.experiment as usize).copied() else { continue };
+            if usize::from(assignment.bucket) < self.feeds[experiment as usize].plan.buckets.len() {
+                assignment.experiment = experiment;
+                if !same {
+                    assignment.renew();
+                }
+                self.set_aside[experiment as usize] |= assignment.is_aside();
                 self.units.apply(unit, assignment);
             }
         }

@@ -1,8 +1,10 @@
 //! Which signals of which experiments an event feeds: plans turned round, so that a record costs a look-up and no search.
 
+use crate::engine::eligible::Eligible;
 use crate::engine::event::{Event, Kind, Scalar};
-use crate::engine::pane::CellId;
-use crate::engine::plan::{Catalog, Hit, Match, Plan, Signal, Source, Statistic, Value};
+use crate::engine::pane::{CellId, Seen};
+use crate::engine::plan::{Catalog, Hit, Match, MissingField, Plan, QualityKind, Signal, Source, Statistic, Value};
+use crate::engine::quality::BucketQuality;
 use std::sync::Arc;
 
 /// One experiment as the Aggregator sees it.
@@ -25,6 +27,10 @@ pub struct Feeds {
     pub compared: Vec<bool>,
     /// Some signal's observation is the unit.
     pub per_user: bool,
+    /// Of the `missing` check: fields, and the events that should carry them.
+    pub missing: Option<Vec<MissingField>>,
+    /// Not one ineligible exposure is allowed.
+    pub none_ineligible: bool,
 }
 
 impl Feeds {
@@ -47,13 +53,15 @@ impl Feeds {
             urgent: Vec::new(),
             compared: vec![false; plan.signals.len()],
             per_user: plan.signals.iter().any(Signal::is_per_user),
+            missing: plan.missing().map(|(fields, _)| fields.to_vec()),
+            none_ineligible: plan.quality.iter().any(|check| matches!(check.kind, QualityKind::Ineligible { max } if max == 0.0)),
         };
         for guardrail in plan.guardrails.iter().filter(|g| g.max_increase.is_some()) {
             feeds.compared[guardrail.signal] = true;
         }
         for (index, signal) in plan.signals.iter().enumerate() {
             let index = index as u16;
-            match source(signal).map(|s| s.event.as_str()) {
+            match signal.source().map(|s| s.event.as_str()) {
                 None if matches!(signal, Signal::Abandonment { .. }) => feeds.workflow.push(index),
                 None => {}
                 Some("request") => feeds.request.push(index),
@@ -76,6 +84,29 @@ impl Feeds {
         self.first + self.plan.signal_cell(bucket, signal) as CellId
     }
 
+    /// What a unit's first exposure says of its assignment and eligibility; `target` is experiment and
+    /// bucket, `age` that of its cohort.
+    pub fn enrol(&self, open: &mut Seen, target: (u32, u8), event: &Event<'_>, age: u32, eligible: Eligible<'_>) {
+        let place = self.plan.assignment.as_ref().and_then(|assignment| assignment.place(event));
+        if place.is_some() || eligible == Eligible::Unknown {
+            let quality = open.quality(target.0).bucket(usize::from(target.1));
+            quality.placed.extend(place.map(|place| (age, place)));
+            quality.unknown_units += u64::from(eligible == Eligible::Unknown);
+        }
+    }
+
+    /// Counts the fields that an event should carry, and its unit's first event; `heard` is the age of the unit's cohort.
+    pub fn look(&self, quality: &mut BucketQuality, event: &Event<'_>, heard: Option<u32>) {
+        quality.heard.extend(heard);
+        for (index, wanted) in self.missing.iter().flatten().enumerate() {
+            if wanted.source.event == event.kind.name() && passes(&wanted.source, event) {
+                let lacking = quality.field(index);
+                lacking.n += 1;
+                lacking.x += u64::from(event_field(event, wanted.field).is_none());
+            }
+        }
+    }
+
     /// Signals that an event of this kind may feed.
     pub fn signals<'s>(&'s self, kind: &'s Kind<'_>) -> impl Iterator<Item = u16> + 's {
         let (fixed, named) = match kind {
@@ -88,15 +119,6 @@ impl Feeds {
         };
         let other = self.other.iter().filter(move |(name, _)| named == Some(name.as_str()));
         fixed.iter().copied().chain(other.map(|(_, index)| *index))
-    }
-}
-
-fn source(signal: &Signal) -> Option<&Source> {
-    match signal {
-        Signal::Distribution { source, .. } | Signal::Rate { source, .. } => Some(source),
-        Signal::Count { source, .. } | Signal::Moments { source, .. } => Some(source),
-        // Of retention, see `progress`.
-        Signal::Abandonment { .. } | Signal::Retention { .. } => None,
     }
 }
 

@@ -5,6 +5,7 @@
 //! records alone, and lateness costs no waiting. The order of the questions that each record is asked is that of [`Aggregator::observe`].
 
 mod checkpoint;
+mod exposures;
 mod feeds;
 mod funnels;
 mod ids;
@@ -20,7 +21,7 @@ pub use checkpoint::Snapshot;
 use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
 use super::pane::{
-    Abandoned, BATCHES, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Seen, Urgent, panes_between, traffic,
+    Abandoned, BATCHES, Cause, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Seen, Urgent, panes_between, traffic,
 };
 use super::plan::{Catalog, Settings, Signal};
 use super::time::{Millis, Pane};
@@ -33,7 +34,7 @@ use open::{Mark, Memory};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use tallies::Tallies;
-use units::{Exposed, Units};
+use units::Units;
 use workflows::{Started, Watcher, Workflows};
 
 /// What a record counts for.
@@ -45,6 +46,8 @@ struct Target {
     bucket: u8,
     /// The cohort of the record's unit; `None` for a record that names its bucket itself.
     cohort: Option<Pane>,
+    /// Its unit does not count (any more).
+    aside: bool,
 }
 
 /// See the module.
@@ -59,6 +62,8 @@ pub struct Aggregator {
     /// The open pane.
     open: Seen,
     units: Units,
+    /// By experiment: some of its units have been set aside.
+    set_aside: Vec<bool>,
     tallies: Tallies,
     workflows: Workflows,
     funnels: Funnels,
@@ -79,6 +84,7 @@ impl Aggregator {
             settings,
             names: catalog.plans.iter().enumerate().map(|(i, p)| (p.experiment.clone(), i as u32)).collect(),
             open: Seen::default(),
+            set_aside: vec![false; feeds.len()],
             feeds,
             watermark: None,
             units: Units::default(),
@@ -98,7 +104,13 @@ impl Aggregator {
     pub fn observe(&mut self, event: &Event<'_>) -> Outcome {
         let late = self.watermark.is_some_and(|w| event.ts < w.saturating_sub(self.settings.lateness));
         self.advance(event.ts);
-        let outcome = if late { Outcome::Late } else { self.admit(event) };
+        let outcome = match late {
+            true => {
+                self.note_late(event);
+                Outcome::Late
+            }
+            false => self.admit(event),
+        };
         self.counts.add(outcome);
         outcome
     }
@@ -107,6 +119,9 @@ impl Aggregator {
     pub fn refuse(&mut self, reason: Reject, experiment: Option<&str>) -> Outcome {
         if let Some(&index) = experiment.and_then(|name| self.names.get(name)) {
             self.reject(index);
+            if reason == Reject::FutureTimestamp {
+                self.open.quality(index).future += 1;
+            }
         }
         let outcome = Outcome::Rejected(reason);
         self.counts.add(outcome);
@@ -190,6 +205,7 @@ impl Aggregator {
         if let Some(id) = &event.id
             && !self.ids.insert(id, watermark, self.settings.dedupe_horizon, self.settings.dedupe_max)
         {
+            targets.iter().for_each(|target| self.open.quality(target.experiment).duplicate += 1);
             return Outcome::Duplicate;
         }
         self.span = Some(self.span.map_or((event.ts, event.ts), |(a, b)| (a.min(event.ts), b.max(event.ts))));
@@ -220,7 +236,7 @@ impl Aggregator {
         };
         match (named, event.bucket.as_deref(), &event.kind) {
             (Some(experiment), _, Kind::Phase { .. } | Kind::Annotation { .. }) => {
-                Ok(SmallVec::from_elem(Target { experiment, bucket: 0, cohort: None }, 1))
+                Ok(SmallVec::from_elem(Target { experiment, bucket: 0, cohort: None, aside: false }, 1))
             }
             (Some(experiment), Some(bucket), _) => {
                 let Some(bucket) = self.feeds[experiment as usize].plan.bucket(bucket) else {
@@ -230,7 +246,9 @@ impl Aggregator {
                 if !self.active(experiment, event.ts) {
                     return Err(Outcome::Inactive);
                 }
-                Ok(SmallVec::from_elem(Target { experiment, bucket: bucket as u8, cohort: None }, 1))
+                let aside = self.set_aside[experiment as usize]
+                    && unit(event).and_then(|unit| self.units.in_experiment(unit, experiment)).is_some_and(|seen| seen.is_aside());
+                Ok(SmallVec::from_elem(Target { experiment, bucket: bucket as u8, cohort: None, aside }, 1))
             }
             (only, _, _) => self.joined(event, only),
         }
@@ -246,7 +264,7 @@ impl Aggregator {
             }
             if self.active(seen.experiment, event.ts) {
                 let cohort = Some(seen.cohort(self.settings.pane));
-                targets.push(Target { experiment: seen.experiment, bucket: seen.bucket, cohort });
+                targets.push(Target { experiment: seen.experiment, bucket: seen.bucket, cohort, aside: seen.is_aside() });
             } else {
                 inactive = true;
             }
@@ -259,8 +277,7 @@ impl Aggregator {
     }
 
     fn active(&self, experiment: u32, ts: Millis) -> bool {
-        let plan = &self.feeds[experiment as usize].plan;
-        plan.starts.is_none_or(|starts| ts >= starts) && plan.ends.is_none_or(|ends| ts < ends)
+        self.feeds[experiment as usize].plan.runs_at(ts)
     }
 
     fn reject(&mut self, experiment: u32) {
@@ -270,46 +287,41 @@ impl Aggregator {
 
     fn book(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) {
         let Target { experiment, bucket, .. } = target;
-        let (value, age) = match (control(event), &event.kind) {
+        let (value, age, aside) = match (control(event), &event.kind) {
             (Some(control), _) => {
                 self.open.controls.push((experiment, control));
-                (traffic::CONTROL, 0)
+                (traffic::CONTROL, 0, false)
             }
-            (None, Kind::Exposure) => self.expose(target, unit, event.ts),
-            (None, _) => (traffic::EVENT, 0),
+            (None, Kind::Exposure) => self.expose(target, unit, event),
+            (None, _) if target.aside => (traffic::ASIDE, 0, true),
+            (None, _) => (traffic::EVENT, 0, false),
         };
+        if !aside {
+            self.look(target, unit, event);
+        }
         let mark = self.mark(target, unit);
         let feeds = &self.feeds[experiment as usize];
         let bucket = usize::from(bucket);
         self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch });
         for signal in feeds.signals(&event.kind) {
+            let urgent = feeds.urgent.contains(&signal);
+            // What is not allowed at all is policy and no statistic: it counts whoever did it.
+            if aside && !urgent {
+                continue;
+            }
             let memory = Memory { tallies: &mut self.tallies, max: self.settings.units_max };
             let booked = open::book(&mut self.open, feeds, (bucket, usize::from(signal)), event, mark, memory);
-            if booked && feeds.urgent.contains(&signal) && !feeds.plan.buckets[bucket].baseline {
+            if booked && urgent && !feeds.plan.buckets[bucket].baseline {
                 let label = match &event.kind {
                     Kind::ComplianceFlag { flag } => flag.to_string(),
                     kind => kind.name().to_owned(),
                 };
-                let (bucket, signal) = (bucket as u32, u32::from(signal));
-                self.out.push(Emission::Urgent(Urgent { experiment, bucket, signal, at: event.ts, label }));
+                let (bucket, cause) = (bucket as u32, Cause::Signal(u32::from(signal)));
+                self.out.push(Emission::Urgent(Urgent { experiment, bucket, cause, at: event.ts, label }));
             }
         }
-        self.returns(target, event, mark);
-    }
-
-    /// What an exposure is to the traffic of its bucket, and the age of its unit's cohort if it is the first.
-    fn expose(&mut self, target: Target, unit: Option<Key>, ts: Millis) -> (u16, u32) {
-        let Target { experiment, bucket, .. } = target;
-        let pane_ms = self.settings.pane;
-        let Some(unit) = unit else { return (traffic::EXPOSURE, 0) };
-        match self.units.expose(unit, experiment, bucket, ts, pane_ms, self.settings.units_max) {
-            Exposed::First => (traffic::FIRST_EXPOSURE, panes_between(Pane::of(ts, pane_ms), self.open_pane(ts))),
-            Exposed::Mixed => (traffic::MIXED_EXPOSURE, 0),
-            Exposed::Again => (traffic::EXPOSURE, 0),
-            Exposed::Full => {
-                self.units_dropped += 1;
-                (traffic::EXPOSURE, 0)
-            }
+        if !aside {
+            self.returns(target, event, mark);
         }
     }
 
@@ -338,7 +350,7 @@ impl Aggregator {
 
     fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets, unit: Option<Key>) {
         let pane = self.open_pane(ts);
-        for &target in targets {
+        for &target in targets.iter().filter(|target| !target.aside) {
             let Target { experiment, bucket, .. } = target;
             let Mark { age, batch, .. } = self.mark(target, unit);
             let feeds = &self.feeds[experiment as usize];

@@ -17,11 +17,15 @@ impl Aggregator {
         let begun = self.open_pane(event.ts);
         let patience = self.watermark.unwrap_or(event.ts).saturating_add(self.settings.lateness);
         let bounds = Bounds { pane_ms: self.settings.pane, patience, max: self.settings.workflows_max };
-        for &Target { experiment, bucket, .. } in targets {
+        for &Target { experiment, bucket, aside, .. } in targets {
             let feeds = &self.feeds[experiment as usize];
             for (index, funnel) in feeds.plan.funnels.iter().enumerate() {
                 let place = Place { experiment, funnel: index as u8, bucket };
                 for (id, what) in meanings(funnel, event, begun) {
+                    // What a unit had begun before it was set aside is followed to its end.
+                    if aside && matches!(what, What::Start { .. }) {
+                        continue;
+                    }
                     let flow = keys::pair(&funnel.workflow, id) ^ unit.unwrap_or(0);
                     let key = tallies::of(flow, feeds.signature, u16::MAX - index as u16);
                     let strides = &mut self.open.strides;

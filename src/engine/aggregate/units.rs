@@ -15,11 +15,25 @@ pub struct Assignment {
     pub bucket: u8,
     /// The unit has been seen in another bucket, too.
     pub mixed: bool,
+    /// It has been exposed although it must not take part.
+    pub ineligible: bool,
+    /// It has had an event; kept where the rule asks for missing users.
+    heard: bool,
     /// Panes from that of `since` to the unit's cohort.
     lag: u16,
 }
 
 impl Assignment {
+    /// The unit does not count (any more).
+    pub fn is_aside(&self) -> bool {
+        self.mixed || self.ineligible
+    }
+
+    /// Forgets what other rules found.
+    pub fn renew(&mut self) {
+        (self.ineligible, self.heard) = (false, false);
+    }
+
     /// The pane whose cohort the unit belongs to: that of the exposure that was read first. It stays, even when an earlier exposure
     /// is read later.
     pub fn cohort(&self, pane_ms: Millis) -> Pane {
@@ -58,7 +72,7 @@ impl Units {
             if full {
                 return Exposed::Full;
             }
-            let assignment = Assignment { since: ts, experiment, bucket, mixed: false, lag: 0 };
+            let assignment = Assignment { since: ts, experiment, bucket, mixed: false, ineligible: false, heard: false, lag: 0 };
             known.push(assignment);
             self.assignments += 1;
             self.changed.push((unit, assignment));
@@ -75,6 +89,24 @@ impl Units {
             self.changed.push((unit, *seen));
         }
         if mixed { Exposed::Mixed } else { Exposed::Again }
+    }
+
+    /// Remembers that a known unit must not take part.
+    pub fn disqualify(&mut self, unit: Key, experiment: u32) {
+        self.change(unit, experiment, |seen| !std::mem::replace(&mut seen.ineligible, true));
+    }
+
+    /// Remembers that a unit of `bucket` has had an event; returns its assignment if that was the first one.
+    pub fn hear(&mut self, unit: Key, experiment: u32, bucket: u8) -> Option<Assignment> {
+        self.change(unit, experiment, |seen| seen.bucket == bucket && !std::mem::replace(&mut seen.heard, true))
+    }
+
+    /// Changes an assignment; returns it if `change` says that it has.
+    fn change(&mut self, unit: Key, experiment: u32, change: impl FnOnce(&mut Assignment) -> bool) -> Option<Assignment> {
+        let seen = self.map.get_mut(&unit)?.iter_mut().find(|a| a.experiment == experiment)?;
+        let changed = change(seen).then_some(*seen);
+        self.changed.extend(changed.map(|seen| (unit, seen)));
+        changed
     }
 
     /// Assignments of a unit as of `ts`.
@@ -122,7 +154,7 @@ mod tests {
         assert_eq!(units.expose(7, 0, 0, 110, 1_000, 10), Exposed::Mixed);
         assert_eq!(units.expose(7, 0, 0, 120, 1_000, 10), Exposed::Again);
         let found: Vec<_> = units.of(7, 95).collect();
-        assert_eq!(found, [Assignment { since: 90, experiment: 0, bucket: 1, mixed: true, lag: 2 }]);
+        assert_eq!(found, [Assignment { since: 90, experiment: 0, bucket: 1, mixed: true, ineligible: false, heard: false, lag: 2 }]);
         assert_eq!(found[0].cohort(1_000), Pane(2), "the cohort of the exposure that was read first");
         assert_eq!(units.of(7, 89).count(), 0, "not exposed yet");
     }

@@ -10,6 +10,7 @@ mod means;
 mod periods;
 mod ripening;
 mod shares;
+mod silent;
 mod slots;
 mod spread;
 mod units;
@@ -17,6 +18,7 @@ mod units;
 pub use clusters::{Clustering, Counted};
 pub use means::Means;
 pub use shares::{Arm, ShareTest, Shares};
+pub use silent::Silent;
 pub use spread::{Pair, Spread, SpreadTest};
 pub use units::{Enrolled, Volume};
 

@@ -136,6 +136,7 @@ impl Judge {
             epoch,
             covered_by: None,
             author: None,
+            shared_cause: None,
         }
     }
 
@@ -162,6 +163,13 @@ impl Judge {
     pub(super) fn put_in_force(&mut self, decision: Decision, out: &mut Output) {
         self.in_force.insert(decision.decision.clone(), decision.clone());
         out.decisions.push(decision);
+    }
+
+    /// Notes that a decision shares its cause with others.
+    pub fn share(&mut self, decision: &Decision) {
+        if let Some(mine) = self.in_force.get_mut(&decision.decision) {
+            mine.shared_cause.clone_from(&decision.shared_cause);
+        }
     }
 
     /// Takes up the arming epoch of a stored decision, where this judge's own has been lost with its checkpoint or its rule's old text.

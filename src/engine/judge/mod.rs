@@ -20,7 +20,7 @@ use super::decision::{Action, Decision, Evidence, LogEntry, LogKind, Output};
 use super::evidence::allocation::Allocation;
 use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
 use super::histogram::thousandths;
-use super::pane::{BucketPartial, Control, PanePartial, PhaseName, Urgent};
+use super::pane::{BucketPartial, Cause, Control, PanePartial, PhaseName, Urgent};
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use stop::Stop;
-use traffic::BucketTraffic;
+use traffic::{BucketTraffic, Figures};
 use window::Window;
 
 pub use act::{Operation, Operator};
@@ -65,6 +65,7 @@ struct State {
     /// By guardrail, then by bucket (the baseline's entry is unused).
     guards: Vec<Vec<Guard>>,
     quality: Quality,
+    figures: Figures,
     /// By bucket.
     stops: Vec<Option<Stop>>,
     phase: u32,
@@ -160,7 +161,8 @@ impl Judge {
             windows: kinds.iter().map(of_signal).collect(),
             traffic: vec![BucketTraffic::default(); buckets],
             guards: vec![vec![Guard::default(); buckets]; plan.guardrails.len()],
-            quality: Quality::new(&plan),
+            quality: Quality::new(&plan, pane_ms),
+            figures: Figures::default(),
             stops: vec![None; buckets],
             phase: 0,
             weights: plan.first_weights(),
@@ -197,7 +199,7 @@ impl Judge {
         self.advance(Pane(pane.0 - 1), out);
         let traffic: Vec<BucketPartial> =
             (0..self.plan.buckets.len()).map(|bucket| partial.cell(self.plan.traffic_cell(bucket)).traffic()).collect();
-        let records: u64 = traffic.iter().map(|t| t.exposures + t.events + t.controls).sum();
+        let records: u64 = traffic.iter().map(|t| t.exposures + t.events + t.controls + t.aside).sum();
         let refused: u64 = traffic.iter().map(|t| t.refused).sum();
         let first = self.state.records == 0 && records > 0;
         if first {
@@ -210,6 +212,7 @@ impl Judge {
         self.state.records += records;
         self.state.rejected += refused;
         self.state.quality.add(pane, records, refused);
+        self.state.figures.add(partial.quality, &traffic);
         if records > 0 {
             self.state.last_record = Some(pane);
         }
@@ -254,8 +257,9 @@ impl Judge {
     fn weigh(&mut self, pane: Pane, partial: &PanePartial<'_>, traffic: &[BucketPartial], warming: bool) {
         let first_cohort = *self.state.first_cohort.get_or_insert(pane);
         let (slot, baseline, frozen) = (self.budget.slot, self.plan.baseline(), self.is_frozen());
-        let State { allocation, evidence, enrolled, volume, .. } = &mut self.state;
+        let State { allocation, evidence, enrolled, volume, quality, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot, baseline };
+        quality.weigh(pane, partial.quality, traffic, &self.plan, &book);
         for (bucket, part) in traffic.iter().enumerate() {
             enrolled.add(pane, bucket, part, &book);
             for (signal, evidence) in evidence.iter_mut().enumerate() {
@@ -369,10 +373,11 @@ impl Judge {
         if self.state.rollout.is_done() {
             return;
         }
+        let Cause::Signal(signal) = urgent.cause else { return self.ineligible(urgent.at, &urgent.label, out) };
         for index in 0..self.plan.guardrails.len() {
             let guardrail = &self.plan.guardrails[index];
             let zero = guardrail.statistic == Statistic::Count && guardrail.limit == Some(0.0);
-            let mine = guardrail.signal == urgent.signal as usize && zero;
+            let mine = guardrail.signal == signal as usize && zero;
             if !mine || self.state.guards[index].get(bucket).is_none_or(|g| g.tripped.is_some()) {
                 continue;
             }

@@ -129,6 +129,7 @@ impl Judge {
                 epoch: self.state.epoch,
                 covered_by: None,
                 author: None,
+                shared_cause: None,
                 ..original.clone()
             };
             self.in_force.insert(decision.decision.clone(), decision.clone());

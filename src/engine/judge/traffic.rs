@@ -1,6 +1,8 @@
 //! How much of the experiment's traffic a bucket gets, since the beginning and lately.
 
 use crate::engine::pane::BucketPartial;
+use crate::engine::quality::QualityPartial;
+use crate::engine::state::DataState;
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -59,5 +61,54 @@ impl BucketTraffic {
 
     fn counted(&self, exposures: u64, events: u64) -> u64 {
         if self.exposures > 0 { exposures } else { events }
+    }
+}
+
+/// What was wrong with the data since the beginning, whatever has been re-armed.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Figures {
+    late: u64,
+    duplicate: u64,
+    future: u64,
+    set_aside: u64,
+    mixed_units: u64,
+    ineligible: u64,
+    ineligible_units: u64,
+    unknown_units: u64,
+}
+
+impl Figures {
+    pub fn add(&mut self, quality: Option<&QualityPartial>, traffic: &[BucketPartial]) {
+        self.set_aside += traffic.iter().map(|part| part.aside).sum::<u64>();
+        let Some(quality) = quality else { return };
+        self.late += quality.late;
+        self.duplicate += quality.duplicate;
+        self.future += quality.future;
+        for bucket in &quality.buckets {
+            self.mixed_units += bucket.mixed.len() as u64;
+            self.ineligible += bucket.ineligible;
+            self.ineligible_units += bucket.ineligible_units;
+            self.unknown_units += bucket.unknown_units;
+        }
+    }
+
+    /// As people see it, among `records` that were accepted; of assignments, `placed` were checked and `misplaced` are wrong.
+    pub fn shown(&self, records: u64, checked: Option<(u64, u64)>) -> DataState {
+        let arrived = records + self.late + self.duplicate;
+        let share = |n: u64| (arrived > 0).then(|| n as f64 / arrived as f64);
+        DataState {
+            late: self.late,
+            late_share: share(self.late),
+            duplicate: self.duplicate,
+            duplicate_share: share(self.duplicate),
+            future: self.future,
+            set_aside: self.set_aside,
+            mixed_units: self.mixed_units,
+            ineligible_exposures: self.ineligible,
+            ineligible_units: self.ineligible_units,
+            unknown_units: self.unknown_units,
+            placed_units: checked.map(|(placed, _)| placed),
+            misplaced_units: checked.map(|(_, misplaced)| misplaced),
+        }
     }
 }

@@ -48,6 +48,7 @@ impl Judge {
             buckets: (0..self.plan.buckets.len()).map(|b| self.bucket(b, pane)).collect(),
             guardrails,
             quality: (0..self.plan.quality.len()).map(|q| self.quality(q, pane)).collect(),
+            data: self.state.figures.shown(self.state.records, self.checked()),
             judged_to: self.state.at.map(|p| p.end(self.pane_ms)),
             last_record: self.state.last_record.map(|p| p.end(self.pane_ms)),
             records: self.state.records,
@@ -198,8 +199,17 @@ impl Judge {
         limit::observations(&self.plan.guardrails[index], &self.state.windows[self.window_of[index]][bucket], self.seen(bucket), pane)
     }
 
-    /// The verdict of one guardrail of one bucket, and why.
+    /// The verdict of one guardrail of one bucket, and why. What data says that cannot be trusted is no proof that all is well.
     fn verdict(&self, of: Hypothesis, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
+        let (verdict, reason) = self.weighed(of, pane, reading);
+        let mut checks = self.plan.quality.iter().zip(&self.state.quality.checks);
+        match checks.find(|(_, state)| verdict == Verdict::Safe && state.failing) {
+            Some((check, _)) => (Verdict::Watching, format!("{reason}, by data that cannot be trusted: {} fails", check.kind.name())),
+            None => (verdict, reason),
+        }
+    }
+
+    fn weighed(&self, of: Hypothesis, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
         let Hypothesis { guardrail: index, bucket } = of;
         let (plan, guard) = (&self.plan.guardrails[index], self.guard(of));
         if let Some(id) = &guard.tripped {
@@ -262,7 +272,6 @@ impl Judge {
     fn quality(&self, index: usize, pane: Pane) -> QualityState {
         let (check, state) = (&self.plan.quality[index], &self.state.quality.checks[index]);
         let total = self.state.quality.accepted + self.state.quality.refused;
-        let failing = state.failing || state.tripped.is_some();
         let within = |value: Option<f64>, bound: f64| (value, Some(bound), Verdict::Safe, "within its bound".to_owned());
         let (value, bound, verdict, reason) = match check.kind {
             QualityKind::Silence { after } => within(self.silent_for(pane).map(|ms| ms as f64), after as f64),
@@ -282,13 +291,24 @@ impl Judge {
                 None => (None, Some(max_gap), Verdict::Watching, "needs exposures, and events that name their unit".to_owned()),
             },
             QualityKind::MixedAssignment { max } | QualityKind::Ineligible { max } | QualityKind::Missing { max, .. } => {
-                (None, Some(max), Verdict::Watching, "not tested yet".to_owned())
+                let found = self.found(&check.kind, true);
+                let verdict = if found.iter().all(|f| self.stays_within(f)) { Verdict::Safe } else { Verdict::Watching };
+                match (found.last(), &check.kind, self.unknown_units()) {
+                    (None, ..) => (None, Some(max), Verdict::NoData, "nothing to look at yet".to_owned()),
+                    (Some(worst), QualityKind::Ineligible { .. }, unknown @ 1..) if worst.value() == Some(0.0) => {
+                        let reason = format!("{unknown} exposed units do not tell whether they may take part");
+                        (worst.value(), Some(max), Verdict::Watching, reason)
+                    }
+                    (Some(worst), ..) => (worst.value(), Some(max), verdict, self.tell(worst)),
+                }
             }
         };
-        let (verdict, reason) = match (failing, self.state.records) {
-            (true, _) => (Verdict::Breach, "the check fails".to_owned()),
-            (false, 0) => (Verdict::NoData, "no record yet".to_owned()),
-            (false, _) => (verdict, reason),
+        let (verdict, reason) = match (state.failing, &state.tripped, self.state.records) {
+            (true, ..) if verdict == Verdict::Safe => (Verdict::Breach, "the check fails".to_owned()),
+            (true, ..) => (Verdict::Breach, format!("the check fails: {reason}")),
+            (false, Some(id), _) => (Verdict::Breach, format!("the check has failed, and is over: see {id}")),
+            (false, None, 0) => (Verdict::NoData, "no record yet".to_owned()),
+            (false, None, _) => (verdict, reason),
         };
         QualityState {
             check: check.kind.name().into(),

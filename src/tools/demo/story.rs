@@ -283,6 +283,7 @@ mod tests {
             buckets: vec![bucket],
             guardrails: vec![guardrail],
             quality: Vec::new(),
+            data: Default::default(),
             judged_to: None,
             last_record: None,
             records,

@@ -1,4 +1,6 @@
-//! Checks of the data itself: silence, schema violations, sample ratio, volume parity.
+//! Checks of the data itself: silence, schema violations, sample ratio, volume parity, and in `found` those of units, fields and users.
+
+mod found;
 
 use super::Judge;
 use crate::engine::decision::{Evidence, LogKind, Output, SrmStratum, Verdict};
@@ -7,8 +9,11 @@ use crate::engine::pane::BATCHES;
 use crate::engine::plan::{Plan, QualityCheck, QualityKind};
 use crate::engine::stats::{counts, rates, srm};
 use crate::engine::time::{Millis, Pane};
+use found::{Missing, Units};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+
+pub use found::Found;
 
 /// Span over which the share of refused records is taken.
 const WINDOW_MS: Millis = 600_000;
@@ -21,6 +26,8 @@ pub struct Quality {
     ring: VecDeque<(Pane, u64, u64)>,
     pub accepted: u64,
     pub refused: u64,
+    units: Units,
+    missing: Option<Missing>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -40,8 +47,15 @@ pub struct Parity {
 }
 
 impl Quality {
-    pub fn new(plan: &Plan) -> Quality {
-        Quality { checks: vec![CheckState::default(); plan.quality.len()], ring: VecDeque::new(), accepted: 0, refused: 0 }
+    pub fn new(plan: &Plan, pane_ms: Millis) -> Quality {
+        Quality {
+            checks: vec![CheckState::default(); plan.quality.len()],
+            ring: VecDeque::new(),
+            accepted: 0,
+            refused: 0,
+            units: Units::default(),
+            missing: Missing::new(plan, pane_ms),
+        }
     }
 
     pub fn add(&mut self, pane: Pane, accepted: u64, refused: u64) {
@@ -57,17 +71,19 @@ impl Quality {
             self.accepted -= accepted;
             self.refused -= refused;
         }
+        self.slide_missing(Pane(first));
     }
 
     /// Something changes as time passes.
     pub fn is_live(&self) -> bool {
-        self.refused > 0
+        self.refused > 0 || self.lacks()
     }
 }
 
 impl Judge {
     pub(super) fn judge_quality(&mut self, pane: Pane, out: &mut Output) {
         self.state.quality.slide(pane, self.pane_ms);
+        self.close_missing(pane);
         let slot_closes = (pane.0 + 1) % self.budget.slot == 0;
         for index in 0..self.plan.quality.len() {
             let check = self.plan.quality[index].clone();
@@ -81,11 +97,18 @@ impl Judge {
                     self.state.quality.checks[index].failing
                         || slot_closes && self.parity(max_gap).is_some_and(|worst| worst.log_e >= needed)
                 }
-                QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => continue,
+                QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } => {
+                    self.state.quality.checks[index].failing || self.found(&check.kind, false).last().is_some_and(Found::fails)
+                }
+                QualityKind::Missing { .. } => {
+                    let found = self.found(&check.kind, slot_closes);
+                    self.prove_missing(&found);
+                    found.last().is_some_and(Found::fails)
+                }
             };
             let before = std::mem::replace(&mut self.state.quality.checks[index].failing, failing);
             if failing && self.state.quality.checks[index].tripped.is_none() {
-                self.trip_quality(index, &check, pane, out);
+                self.trip_quality(index, &check, pane.end(self.pane_ms), None, out);
             } else if before && !failing {
                 let text = format!("{} is over: its hold is lifted", check.kind.name());
                 self.log(pane.end(self.pane_ms), LogKind::Resolved, None, text, out);
@@ -93,11 +116,25 @@ impl Judge {
         }
     }
 
-    fn trip_quality(&mut self, index: usize, check: &QualityCheck, pane: Pane, out: &mut Output) {
+    /// An exposure of a unit that must not take part: where none is allowed, nothing is waited for. `why` is the rule's own word.
+    pub(super) fn ineligible(&mut self, at: Millis, why: &str, out: &mut Output) {
+        for index in 0..self.plan.quality.len() {
+            let check = self.plan.quality[index].clone();
+            if matches!(check.kind, QualityKind::Ineligible { max } if max == 0.0) {
+                self.state.quality.checks[index].failing = true;
+                if self.state.quality.checks[index].tripped.is_none() {
+                    self.trip_quality(index, &check, at, Some(why), out);
+                }
+            }
+        }
+    }
+
+    /// Decides, unless an operator holds. `why` is what a single record says that decides before its pane has counted it.
+    fn trip_quality(&mut self, index: usize, check: &QualityCheck, now: Millis, why: Option<&str>, out: &mut Output) {
         if self.held(check.action) {
             return;
         }
-        let now = pane.end(self.pane_ms);
+        let pane = Pane::of(now - 1, self.pane_ms);
         let (accepted, refused) = (self.state.quality.accepted, self.state.quality.refused);
         let mut decision = self.decision("", check.kind.name(), check.kind.name(), check.action, now);
         match check.kind {
@@ -149,7 +186,16 @@ impl Judge {
                     100.0 * max_gap
                 );
             }
-            QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => {}
+            QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => match why {
+                Some(why) => {
+                    decision.evidence = Evidence::Count { count: 1, allowed: 0 };
+                    decision.reason = format!("exposure of a unit that must not take part: {why}");
+                }
+                None => {
+                    let Some(worst) = self.found(&check.kind, true).pop() else { return };
+                    self.write_found(&worst, &mut decision);
+                }
+            },
         }
         self.state.quality.checks[index].tripped = Some(decision.decision.clone());
         let everyone: Vec<usize> = (0..self.plan.buckets.len()).filter(|b| *b != self.plan.baseline()).collect();

@@ -13,6 +13,7 @@ pub mod engine;
 pub mod http;
 pub mod ingest;
 pub mod live;
+pub mod mapping;
 pub mod rules;
 pub mod store;
 pub mod telemetry;

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{audit, backtest, check, client, demo, run, schema, simulate, stats};
+use guardraild::cli::{audit, backtest, check, client, demo, map, run, schema, simulate, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -30,6 +30,7 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Backtest(backtest::BacktestArgs),
+    Map(map::MapArgs),
     Simulate(simulate::SimulateArgs),
     Audit(audit::AuditArgs),
     Get(client::GetArgs),
@@ -42,9 +43,7 @@ enum Command {
     Rollback(client::ActArgs),
     /// Pull the kill switch now
     Kill(client::ActArgs),
-    /// Print the JSON Schema of rule files, for editors
-    #[command(after_help = schema::EXAMPLES)]
-    Schema,
+    Schema(schema::SchemaArgs),
     /// Recompute evidence: a test and its sufficient statistics per JSON line on standard input
     #[command(after_help = stats::EXAMPLES)]
     Stats,
@@ -64,6 +63,7 @@ fn main() -> ExitCode {
             Err(errors) => run::refuse(&errors, 1),
         },
         Command::Backtest(args) => backtest::run(&args),
+        Command::Map(args) => map::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Get(args) => client::get(&args),
@@ -72,7 +72,7 @@ fn main() -> ExitCode {
         Command::Resume(args) => client::resume(&args),
         Command::Rollback(args) => client::rollback(&args),
         Command::Kill(args) => client::kill(&args),
-        Command::Schema => schema::run(),
+        Command::Schema(args) => schema::run(&args),
         Command::Stats => match stats::run(std::io::stdin().lock(), std::io::stdout().lock()) {
             Ok(()) => 0,
             Err(_) => 1,

@@ -45,7 +45,15 @@ const SHORTEST: &str = "kafka: {brokers: ['k:9092']}\n";
 fn the_shortest_file_gets_the_engines_own_defaults() {
     let config = sound(SHORTEST, &[], &[]);
     assert_eq!(config.kafka.brokers, ["k:9092"]);
-    assert_eq!(config.kafka.topics.all(), ["experiment.exposures", "experiment.events", "experiment.control"], "exposures first");
+    assert_eq!(
+        config.kafka.topics.all(std::iter::empty()),
+        ["experiment.exposures", "experiment.events", "experiment.control"],
+        "exposures first"
+    );
+    assert_eq!(
+        config.kafka.topics.all(["a", "experiment.events"].into_iter()),
+        ["experiment.exposures", "a", "experiment.events", "experiment.control"]
+    );
     assert_eq!(config.engine.settings, Settings::default(), "default.yaml and Settings::default must agree");
     assert_eq!(config.engine.max_record, 1 << 20);
     assert_eq!(config.http.base_url, "http://127.0.0.1:8080");
@@ -186,6 +194,19 @@ fn properties_take_librdkafkas_names_from_every_layer() {
     match &properties["sasl.password"] {
         Property::Secret(secret) => assert_eq!(secret.expose_secret(), "hunter2hunter2"),
         Property::Plain(_) => panic!("a password in the clear"),
+    }
+}
+
+#[test]
+fn a_registry_has_one_login() {
+    let with = |registry: &str| format!("kafka: {{brokers: ['k:9092'], schema_registry: {{url: 'https://r/', {registry}}}}}\n");
+    let env = [("PW", "hidden")];
+    let registry = sound(&with("user: me, password: {env: PW}, timeout: 2s"), &env, &[]).kafka.schema_registry.unwrap();
+    assert_eq!((registry.url.as_str(), registry.basic.unwrap().0.as_str(), registry.timeout.as_secs()), ("https://r", "me", 2));
+    assert!(sound(SHORTEST, &[], &[]).kafka.schema_registry.is_none());
+    for wrong in ["user: me", "password: {env: PW}", "user: me, password: {env: PW}, token: {env: PW}"] {
+        let found = faults(&with(wrong), &env, &[]);
+        assert!(found.len() == 1 && found[0].contains("GC3001"), "{wrong}: {found:?}");
     }
 }
 

@@ -42,7 +42,7 @@ fn golden(name: &str, recording: &[String]) -> (Vec<Decision>, Summary) {
     let mut decisions = Vec::new();
     let decided = |d: &Decision| decisions.push(d.clone());
     let events = [file(name, "ndjson")];
-    let summary = backtest::run(loaded.catalog, &Settings::default(), Limits::default(), &events, decided, |_, _| ()).unwrap();
+    let summary = backtest::run(loaded.catalog, &Settings::default(), Limits::default(), (&events, None), decided, |_, _| ()).unwrap();
     let mut text: String = decisions.iter().map(|d| serde_json::to_string(d).unwrap() + "\n").collect();
     text += &(json!({ "summary": summary }).to_string() + "\n");
     holds(&file(name, "decisions.jsonl"), &text);

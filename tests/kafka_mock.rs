@@ -9,7 +9,9 @@ use guardraild::engine::outcome::{Counts, Reject};
 use guardraild::engine::plan::{Catalog, Settings};
 use guardraild::ingest::decode::Limits;
 use guardraild::ingest::kafka::{AutoOffsetReset, Engine, FromIngest, Ingest, KafkaConfig, PartitionSnapshot, Resume, STOPPED, StartError};
+use guardraild::ingest::mapped::Layouts;
 use guardraild::ingest::range::{Range, RangeConfig, RangeError};
+use guardraild::ingest::schemas::{Registry, RegistryConfig, Schemas};
 use guardraild::rules;
 use guardraild::telemetry::Metrics;
 use guardraild::tools::backtest::{self, Summary};
@@ -17,8 +19,11 @@ use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const PARTITIONS: i32 = 4;
@@ -84,7 +89,13 @@ impl Bench {
 }
 
 fn engine() -> Engine {
-    Engine { catalog: Arc::new(Catalog::default()), settings: Settings::default(), limits: Limits::default(), metrics: Metrics::default() }
+    Engine {
+        catalog: Arc::new(Catalog::default()),
+        settings: Settings::default(),
+        limits: Limits::default(),
+        layouts: Layouts::default(),
+        metrics: Metrics::default(),
+    }
 }
 
 /// A running ingest, and what has come out of it.
@@ -100,8 +111,12 @@ struct Run {
 
 impl Run {
     fn start(config: &KafkaConfig, resume: BTreeMap<i32, Resume>) -> Run {
+        Run::with(config, engine(), resume)
+    }
+
+    fn with(config: &KafkaConfig, engine: Engine, resume: BTreeMap<i32, Resume>) -> Run {
         let (sender, receiver) = bounded(16);
-        let ingest = Ingest::start(config, engine(), resume, || NOW, sender).unwrap();
+        let ingest = Ingest::start(config, engine, resume, || NOW, sender).unwrap();
         let (assigned, counts, lag) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
         Run { ingest, receiver, assigned, counts, snapshots: Vec::new(), lag, stopped: false }
     }
@@ -145,6 +160,55 @@ impl Run {
         self.ingest.join();
         self.snapshots.into_iter().filter(|(barrier, _)| *barrier == STOPPED).flat_map(|(_, parts)| parts).collect()
     }
+}
+
+/// A registry that answers every question with the schema `"string"`, once it may.
+fn registry(may: Arc<AtomicBool>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            lines.map_while(Result::ok).take_while(|line| !line.is_empty()).for_each(drop);
+            let (status, body) = if may.load(Ordering::SeqCst) { (200, r#"{"schema":"\"string\""}"#) } else { (503, "busy") };
+            let head = format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all((head + body).as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_partition_waits_for_its_schema_and_the_others_go_on() {
+    let bench = Bench::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sources.yaml");
+    std::fs::write(&path, "guardrail: v1\nsources: {e: {topics: [exposures], format: avro}}\n").unwrap();
+    let may = Arc::new(AtomicBool::new(false));
+    let config = RegistryConfig { url: registry(Arc::clone(&may)), login: None, timeout: Duration::from_secs(5) };
+    let schemas = Schemas::start(Registry::new(config).unwrap(), Metrics::default()).unwrap();
+    let layouts = Layouts { sources: rules::load(&[path], None).sources, schemas: Some(schemas.clone()) };
+    // The datum is a text, and so no event: refused once its schema is there.
+    for i in 0..10 {
+        bench.send("exposures", 0, NOW + i, b"\x00\x00\x00\x00\x07\x02x");
+        bench.send("events", 0, NOW + i, format!(r#"{{"event":"ticket","ts":{NOW},"tenant_id":"t","user_id":"a{i}"}}"#).as_bytes());
+        bench.send("events", 1, NOW + i, format!(r#"{{"event":"ticket","ts":{NOW},"tenant_id":"t","user_id":"b{i}"}}"#).as_bytes());
+    }
+    bench.producer.flush(DEADLINE).unwrap();
+    let mut run = Run::with(&bench.config("range"), Engine { layouts, ..engine() }, BTreeMap::new());
+    run.until("records of the other partition, and trouble", |run| {
+        run.counts.get(&1).is_some_and(|c| c.records() == 10) && run.ingest.schemas().unwrap().trouble().is_some()
+    });
+    run.ingest.barrier(1);
+    run.until("snapshots while one waits", |run| run.snapshots.len() == 2);
+    assert_eq!(run.counts.get(&0).map_or(0, Counts::records), 0, "behind the record that waits");
+    may.store(true, Ordering::SeqCst);
+    run.until_records(30);
+    assert_eq!(run.counts[&0].rejected.get(Reject::NotObject), 10);
+    assert_eq!(schemas.trouble(), None);
+    let offsets = run.stop().iter().flat_map(|p| p.offsets.values().copied()).sum::<i64>();
+    assert_eq!(offsets, 30);
 }
 
 fn resume(parts: Vec<PartitionSnapshot>) -> BTreeMap<i32, Resume> {
@@ -353,7 +417,15 @@ impl Bench {
             assert!(passed <= now && now <= total);
             passed = now;
         };
-        let summary = backtest::run_range(catalog(), &Settings::default(), Limits::default(), (range, 300_000), decided, progress).unwrap();
+        let summary = backtest::run_range(
+            (catalog(), &Layouts::default()),
+            &Settings::default(),
+            Limits::default(),
+            (range, 300_000),
+            decided,
+            progress,
+        )
+        .unwrap();
         (decisions, summary)
     }
 
@@ -385,7 +457,7 @@ impl Bench {
 fn a_backtest_of_a_range_decides_as_one_of_a_file_and_as_the_daemon() {
     let mut decisions = Vec::new();
     let decided = |d: &Decision| decisions.push(d.clone());
-    let file = backtest::run(catalog(), &Settings::default(), Limits::default(), &[golden("ndjson")], decided, |_, _| ()).unwrap();
+    let file = backtest::run(catalog(), &Settings::default(), Limits::default(), (&[golden("ndjson")], None), decided, |_, _| ()).unwrap();
     assert_eq!(decisions.len(), 1);
     for turn in 0..2 {
         let bench = Bench::new();
@@ -431,7 +503,10 @@ fn a_range_that_cannot_be_read_says_why() {
     let range = Range::open(RangeConfig { patience, ..bench.range(None) }, || NOW).unwrap();
     let mut read = 0;
     bench.cluster.broker_down(-1).unwrap();
-    match range.read(|_, _, _, _| read += 1) {
+    match range.read(|_, _, _, _| {
+        read += 1;
+        Ok(())
+    }) {
         // All had been fetched before.
         Ok(()) => assert_eq!(read, 360),
         Err(error) => assert!(error.to_string().contains("brings nothing any more at offset"), "{error}"),

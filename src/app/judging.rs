@@ -473,6 +473,10 @@ impl Session<'_> {
             Some(error) => Check { name: "store", ok: false, detail: error.clone() },
             None => Check { name: "store", ok: true, detail: "decisions can be written".into() },
         };
-        vec![kafka, store]
+        let schemas = self.ingest.schemas().map(|schemas| match schemas.trouble() {
+            Some(detail) => Check { name: "schemas", ok: false, detail },
+            None => Check { name: "schemas", ok: true, detail: "the registry answers, or has not been asked".into() },
+        });
+        [kafka, store].into_iter().chain(schemas).collect()
     }
 }

@@ -10,8 +10,11 @@ use crate::delivery::{self, DeliveryEvent, DeliveryResult, Dispatcher};
 use crate::http::{self, Access, Api};
 use crate::ingest::decode::Limits;
 use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
+use crate::ingest::mapped::Layouts;
 use crate::ingest::oauth::OauthConfig;
+use crate::ingest::schemas::{Login, Registry, RegistryConfig, Schemas};
 use crate::live::Live;
+use crate::mapping::Sources;
 use crate::rules::{self, Loaded};
 use crate::store::Store;
 use crate::telemetry::{Metrics, Telemetry, names};
@@ -104,8 +107,9 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let (sender, inbox) = crossbeam_channel::bounded(INBOX);
     let catalog = Arc::new(loaded.catalog);
     let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
-    let kafka = kafka_config(&config.kafka);
-    let engine = Engine { catalog, settings: config.engine.settings.clone(), limits, metrics: metrics.clone() };
+    let kafka = kafka_config(&config.kafka, &loaded.sources);
+    let layouts = layouts(&config.kafka, loaded.sources, &metrics)?;
+    let engine = Engine { catalog, settings: config.engine.settings.clone(), limits, layouts, metrics: metrics.clone() };
     let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
     let live = Live::default();
@@ -234,8 +238,30 @@ fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint 
     }
 }
 
-/// What ingest needs to know of the `kafka` section.
-pub fn kafka_config(kafka: &config::Kafka) -> KafkaConfig {
+/// How topics of foreign layouts are read. The registry is asked for schemas as records come.
+///
+/// # Errors
+/// Where there is no thread or no TLS to be had.
+pub fn layouts(kafka: &config::Kafka, sources: Sources, metrics: &Metrics) -> anyhow::Result<Layouts> {
+    let needs = sources.iter().find(|source| source.format.has_schema());
+    let schemas = match (&kafka.schema_registry, needs) {
+        (_, None) => None,
+        (None, Some(source)) => {
+            tracing::error!(source = source.name, "its records have a schema, and kafka.schema_registry is not set: they are refused");
+            None
+        }
+        (Some(config::SchemaRegistry { url, basic, token, timeout }), Some(_)) => {
+            let basic = basic.clone().map(|(user, password)| Login::Basic { user, password });
+            let login = basic.or(token.clone().map(Login::Bearer));
+            let registry = Registry::new(RegistryConfig { url: url.clone(), login, timeout: *timeout })?;
+            Some(Schemas::start(registry, metrics.clone())?)
+        }
+    };
+    Ok(Layouts { sources, schemas })
+}
+
+/// What ingest needs to know of the `kafka` section, and which topics sources add.
+pub fn kafka_config(kafka: &config::Kafka, sources: &Sources) -> KafkaConfig {
     let plain = |property: &Property| match property {
         Property::Plain(text) => text.clone(),
         Property::Secret(secret) => secret.expose_secret().to_owned(),
@@ -244,7 +270,7 @@ pub fn kafka_config(kafka: &config::Kafka) -> KafkaConfig {
     KafkaConfig {
         brokers: kafka.brokers.join(","),
         group: kafka.group.clone(),
-        topics: kafka.topics.all().into_iter().map(str::to_owned).collect(),
+        topics: kafka.topics.all(sources.topics()).into_iter().map(str::to_owned).collect(),
         auto_offset_reset: match kafka.auto_offset_reset {
             OffsetReset::Earliest => AutoOffsetReset::Earliest,
             OffsetReset::Latest => AutoOffsetReset::Latest,

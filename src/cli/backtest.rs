@@ -1,7 +1,7 @@
 //! `guardraild backtest`: what would have been decided, and when.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use super::{check, run, show};
+use super::{check, map, run, show};
 use crate::config::Config;
 use crate::engine::decision::{Decision, Timestamp};
 use crate::engine::plan::Settings;
@@ -9,6 +9,7 @@ use crate::engine::time::Millis;
 use crate::ingest::decode::Limits;
 use crate::ingest::range::{Range, RangeConfig};
 use crate::rules::{self, Loaded};
+use crate::telemetry::Metrics;
 use crate::tools::backtest::{self, Summary};
 use crate::{app, clock};
 use clap::{Args, ValueEnum};
@@ -51,6 +52,9 @@ pub struct BacktestArgs {
           required_unless_present_any = ["brokers", "since", "until", "config", "overrides"],
           conflicts_with_all = ["brokers", "since", "until", "config", "overrides"])]
     pub events: Vec<PathBuf>,
+    /// Read the recordings by this source of the rules: lines are records as it describes them, those with a schema as plain JSON.
+    #[arg(long, value_name = "NAME", requires = "events")]
+    pub source: Option<String>,
     /// How decisions are shown.
     #[arg(long, value_enum, default_value_t = OutputFormat::Human)]
     pub output: OutputFormat,
@@ -133,10 +137,11 @@ pub fn run(args: &BacktestArgs) -> i32 {
 
 fn files(args: &BacktestArgs, loaded: Loaded) -> Result<Summary, String> {
     let settings = settings(args, Settings::default());
+    let source = args.source.as_deref().map(|name| map::source(name, &loaded.sources)).transpose()?;
     let bar = progress_bar("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let json = args.output == OutputFormat::Json;
     let show = |decision: &Decision| bar.suspend(|| print(decision, json));
-    let result = backtest::run(loaded.catalog, &settings, Limits::default(), &args.events, show, |read, total| {
+    let result = backtest::run(loaded.catalog, &settings, Limits::default(), (&args.events, source), show, |read, total| {
         bar.set_length(total.unwrap_or(read));
         bar.set_position(read);
     });
@@ -152,12 +157,19 @@ fn kafka(args: &BacktestArgs, loaded: Loaded) -> Result<Summary, String> {
     let path = args.config.clone().or_else(|| std::env::var_os("GUARDRAILD_CONFIG").map(PathBuf::from));
     let (kafka, engine) = Config::load_input(path.as_deref(), &overrides).map_err(|errors| errors.to_string())?;
     let failed = |error| format!("error: {error}");
-    let optional = kafka.topics.control.clone();
-    let config = RangeConfig { kafka: app::kafka_config(&kafka), optional, since: args.since, until: args.until, patience: PATIENCE };
+    let optional = kafka.topics.control.iter().cloned().chain(loaded.sources.topics().map(str::to_owned)).collect();
+    let config = RangeConfig {
+        kafka: app::kafka_config(&kafka, &loaded.sources),
+        optional,
+        since: args.since,
+        until: args.until,
+        patience: PATIENCE,
+    };
     let range = Range::open(config, clock::now).map_err(failed)?;
     for topic in range.left_out() {
         eprintln!("warning: no such topic: {topic}; going on without it");
     }
+    let layouts = app::layouts(&kafka, loaded.sources, &Metrics::default()).map_err(|error| format!("error: {error}"))?;
     let settings = settings(args, engine.settings);
     let limits = Limits { max_record_bytes: engine.max_record, ..Limits::default() };
     let bar = progress_bar("{bar:30} {human_pos}/{human_len} records {per_sec} {eta}");
@@ -165,7 +177,7 @@ fn kafka(args: &BacktestArgs, loaded: Loaded) -> Result<Summary, String> {
     let mut said = Instant::now();
     let json = args.output == OutputFormat::Json;
     let show = |decision: &Decision| bar.suspend(|| print(decision, json));
-    let result = backtest::run_range(loaded.catalog, &settings, limits, (range, kafka.max_future), show, |read, total| {
+    let result = backtest::run_range((loaded.catalog, &layouts), &settings, limits, (range, kafka.max_future), show, |read, total| {
         bar.set_length(total);
         bar.set_position(read);
         if lines && said.elapsed() >= LINE_EVERY {
@@ -212,7 +224,7 @@ fn print_summary(summary: &Summary, json: bool) {
     let counts = &summary.counts;
     let _ = writeln!(
         out,
-        "\n{} records: {} accepted, {} late, {} duplicate, {} unattributed, {} of unknown experiments, {} inactive, {} rejected",
+        "\n{} records: {} accepted, {} late, {} duplicate, {} unattributed, {} of unknown experiments, {} inactive, {} unmapped, {} rejected",
         summary.records,
         counts.accepted,
         counts.late,
@@ -220,6 +232,7 @@ fn print_summary(summary: &Summary, json: bool) {
         counts.unattributed,
         counts.unknown_experiment,
         counts.inactive,
+        counts.unmapped,
         counts.rejected.total()
     );
     if let (Some(first), Some(last)) = (summary.first, summary.last) {

@@ -5,6 +5,7 @@ pub mod backtest;
 pub mod check;
 pub mod client;
 pub mod demo;
+pub mod map;
 pub mod run;
 pub mod schema;
 mod show;

@@ -4,6 +4,7 @@ use super::reader::{self, Fault, Section, code};
 use secrecy::SecretString;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Kafka {
@@ -19,6 +20,19 @@ pub struct Kafka {
     /// librdkafka's settings by name.
     pub properties: BTreeMap<String, Property>,
     pub oauth: Option<OAuth>,
+    pub schema_registry: Option<SchemaRegistry>,
+}
+
+/// Where the schemas of Avro, Protobuf and JSON Schema records are.
+#[derive(Clone, Debug)]
+pub struct SchemaRegistry {
+    /// http or https, without a slash at its end.
+    pub url: String,
+    /// User and password.
+    pub basic: Option<(String, SecretString)>,
+    pub token: Option<SecretString>,
+    /// Of one request, 1 s to 60 s.
+    pub timeout: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -29,11 +43,13 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// All of them, each once: exposures first, so that of one moment they come before the events that they explain.
-    pub fn all(&self) -> Vec<&str> {
+    /// All of them and those of `sources`, each once: exposures first, so that of one moment they come before the events that they
+    /// explain; what sources read may be either.
+    pub fn all<'a>(&'a self, sources: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+        let (exposures, others) = (self.exposures.iter(), self.events.iter().chain(&self.control));
         let mut topics: Vec<&str> = Vec::new();
-        for topic in self.exposures.iter().chain(&self.events).chain(&self.control) {
-            if !topics.contains(&topic.as_str()) {
+        for topic in exposures.map(String::as_str).chain(sources).chain(others.map(String::as_str)) {
+            if !topics.contains(&topic) {
                 topics.push(topic);
             }
         }
@@ -98,6 +114,10 @@ pub fn read(mut s: Section<'_>) -> Kafka {
         max_future: s.need("max_future", reader::span("0", "365d")).as_millis() as i64,
         properties: properties(s.map("properties")),
         oauth: if s.has("oauth") { oauth(s.section("oauth")) } else { s.opt("oauth", |_| Ok(None)).flatten() },
+        schema_registry: match s.has("schema_registry") {
+            true => Some(schema_registry(s.section("schema_registry"))),
+            false => s.opt("schema_registry", |_| Ok(None)).flatten(),
+        },
     };
     if kafka.brokers.is_empty() && s.sound("brokers") {
         let fault = Fault::new(code::MISSING, "names no broker");
@@ -183,4 +203,25 @@ fn oauth(mut s: Section<'_>) -> Option<OAuth> {
     };
     s.finish();
     Some(oauth)
+}
+
+fn schema_registry(mut s: Section<'_>) -> SchemaRegistry {
+    let user = s.opt("user", reader::text);
+    let password = s.opt("password", reader::secret);
+    for (key, other) in [("user", "password"), ("password", "user")] {
+        if s.has_taken(key) && !s.has_taken(other) {
+            s.fault(key, Fault::new(code::INCONSISTENT, format!("needs `{other}` beside it")));
+        }
+    }
+    let registry = SchemaRegistry {
+        url: s.need("url", super::url).trim_end_matches('/').to_owned(),
+        basic: user.zip(password),
+        token: s.opt("token", reader::secret),
+        timeout: s.opt("timeout", reader::span("1s", "1m")).unwrap_or(Duration::from_secs(10)),
+    };
+    if s.has_taken("user") && s.has_taken("token") {
+        s.fault("token", Fault::new(code::INCONSISTENT, "one of `token` and `user`"));
+    }
+    s.finish();
+    registry
 }

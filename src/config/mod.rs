@@ -10,7 +10,7 @@ mod units;
 
 pub use endpoint::{Endpoint, EndpointKind};
 pub use error::{ConfigError, ConfigErrors, Origin};
-pub use kafka::{Kafka, OAuth, OffsetReset, Property, Topics};
+pub use kafka::{Kafka, OAuth, OffsetReset, Property, SchemaRegistry, Topics};
 pub use units::span;
 
 use crate::engine::plan::{Settings, SharedCause};

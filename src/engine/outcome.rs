@@ -66,6 +66,8 @@ pub enum Outcome {
     UnknownExperiment,
     /// Its experiment has not started yet or has ended.
     Inactive,
+    /// Its topic's source makes no event of it.
+    Unmapped,
     Rejected(Reject),
 }
 
@@ -78,6 +80,7 @@ pub struct Counts {
     pub unattributed: u64,
     pub unknown_experiment: u64,
     pub inactive: u64,
+    pub unmapped: u64,
     pub rejected: Rejected,
 }
 
@@ -94,6 +97,7 @@ impl Counts {
             Outcome::Unattributed => self.unattributed += 1,
             Outcome::UnknownExperiment => self.unknown_experiment += 1,
             Outcome::Inactive => self.inactive += 1,
+            Outcome::Unmapped => self.unmapped += 1,
             Outcome::Rejected(reason) => self.rejected.0[reason as usize] += 1,
         }
     }
@@ -105,6 +109,7 @@ impl Counts {
         self.unattributed += other.unattributed;
         self.unknown_experiment += other.unknown_experiment;
         self.inactive += other.inactive;
+        self.unmapped += other.unmapped;
         for (a, b) in self.rejected.0.iter_mut().zip(other.rejected.0) {
             *a += b;
         }
@@ -112,7 +117,14 @@ impl Counts {
 
     /// Records read: the sum of all outcomes.
     pub fn records(&self) -> u64 {
-        self.accepted + self.late + self.duplicate + self.unattributed + self.unknown_experiment + self.inactive + self.rejected.total()
+        self.accepted
+            + self.late
+            + self.duplicate
+            + self.unattributed
+            + self.unknown_experiment
+            + self.inactive
+            + self.unmapped
+            + self.rejected.total()
     }
 }
 

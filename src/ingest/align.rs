@@ -100,6 +100,12 @@ impl<T> Aligner<T> {
         Some((topic, record))
     }
 
+    /// Gives back what [`Aligner::pop`] has given: it is the first again.
+    pub fn put_back(&mut self, topic: usize, timestamp: Millis, record: T) {
+        self.lanes[topic].queue.push_front((timestamp, record));
+        self.held += 1;
+    }
+
     /// Topics to pause, one bit each: crowded ones, until half has gone (`paused`: those that are now).
     pub fn crowded(&self, paused: u64) -> u64 {
         let bound = |i: usize| if paused & (1 << i) == 0 { CROWD } else { CROWD / 2 };
@@ -165,6 +171,18 @@ mod tests {
         a.push(1, 2, 2);
         assert_eq!(drain(&mut a, 200 + PATIENCE), [2]);
         assert!(!a.passes(0));
+    }
+
+    #[test]
+    fn what_is_put_back_is_the_first_again() {
+        let mut a = live(2);
+        [1, 2].into_iter().for_each(|t| a.push(0, t, t));
+        a.end(1);
+        let (topic, record) = a.pop(0).unwrap();
+        a.put_back(topic, record, record);
+        assert!(!a.passes(1) && !a.caught_up(), "it holds what comes behind it");
+        a.end(1);
+        assert_eq!(drain(&mut a, 0), [1, 2]);
     }
 
     #[test]

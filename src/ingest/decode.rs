@@ -5,9 +5,9 @@
 //! of duplicate keys the last counts; `null` is absent; an empty string is absent too, save in `tenant_id`, which producers of a
 //! single tenant leave empty; unknown fields are passed over unless a rule asks for them.
 
-mod fields;
+pub(super) mod fields;
 mod guess;
-mod json;
+pub(super) mod json;
 #[cfg(test)]
 mod tests;
 mod timestamp;

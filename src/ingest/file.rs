@@ -7,10 +7,12 @@
 //! recording itself decides (see [`Gate`]).
 
 use super::decode::{Decoder, Limits, Refused};
+use super::mapped::Mapper;
 use crate::engine::aggregate::Aggregator;
 use crate::engine::outcome::{Counts, Reject};
 use crate::engine::pane::Emission;
 use crate::engine::time::Millis;
+use crate::mapping::Source;
 use crossbeam_channel::{Receiver, bounded};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -39,11 +41,23 @@ struct Lines {
     reader: BufReader<Box<dyn Read + Send>>,
     max: usize,
     line: Vec<u8>,
+    mapped: Option<Mapped>,
+}
+
+/// What makes canonical lines of those of a source.
+struct Mapped {
+    source: Arc<Source>,
+    mapper: Mapper,
+    /// Of the last line's events, those given already.
+    given: usize,
+    /// Lines that stand for no event.
+    unmapped: u64,
 }
 
 impl FileSource {
-    /// Opens recordings; `-` is standard input. Compression is told by the first bytes, not by the name.
-    pub fn open(paths: &[PathBuf], limits: Limits) -> io::Result<FileSource> {
+    /// Opens recordings; `-` is standard input. Compression is told by the first bytes, not by the name. Lines are canonical events, or
+    /// records in JSON as `source` reads them.
+    pub fn open(paths: &[PathBuf], source: Option<&Arc<Source>>, limits: Limits) -> io::Result<FileSource> {
         let read = Arc::new(AtomicU64::new(0));
         let mut total = Some(0);
         let mut files = Vec::new();
@@ -62,9 +76,28 @@ impl FileSource {
             total = total.zip(length).map(|(a, b)| a + b);
             let raw = BufReader::with_capacity(BLOCK, Counted { inner: raw, read: Arc::clone(&read) });
             let reader = BufReader::with_capacity(BLOCK, decompressed(raw).map_err(name)?);
-            files.push(Lines { path: path.clone(), reader, max: limits.max_record_bytes, line: Vec::new() });
+            let mapper = || Mapper::new(limits.max_depth);
+            let mapped = source.map(|source| Mapped { source: Arc::clone(source), mapper: mapper(), given: 0, unmapped: 0 });
+            files.push(Lines { path: path.clone(), reader, max: limits.max_record_bytes, line: Vec::new(), mapped });
         }
         Ok(FileSource { files, read, total })
+    }
+
+    /// Gives `each` the canonical events, file by file; what is no record comes as it is. Returns how many records stand for none.
+    ///
+    /// # Errors
+    /// Where a file cannot be read, or `each` says so.
+    pub fn each(mut self, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<u64> {
+        for file in &mut self.files {
+            while file.advance()? {
+                each(&file.line)?;
+            }
+        }
+        Ok(self.unmapped())
+    }
+
+    fn unmapped(&self) -> u64 {
+        self.files.iter().filter_map(|file| file.mapped.as_ref()).map(|mapped| mapped.unmapped).sum()
     }
 }
 
@@ -110,6 +143,7 @@ pub fn pump(
     }
     gate.finish(&mut |bytes, fate| settle(decoder, aggregator, bytes, fate));
     refused_meanwhile.into_iter().for_each(|refused| refuse(aggregator, refused));
+    aggregator.pass_over(source.unmapped());
     aggregator.finish();
     hand_on(aggregator, &mut on_emissions);
     progress(source.read.load(Ordering::Relaxed), source.total);
@@ -138,9 +172,31 @@ fn settle(decoder: &mut Decoder, aggregator: &mut Aggregator, bytes: &[u8], fate
 }
 
 impl Lines {
+    /// Reads the next canonical event into `self.line`; `false` at the end of the file.
+    fn advance(&mut self) -> io::Result<bool> {
+        loop {
+            if let Some(mapped) = &mut self.mapped
+                && let Some(event) = mapped.mapper.event(mapped.given)
+            {
+                mapped.given += 1;
+                self.line.clear();
+                self.line.extend_from_slice(event.as_bytes());
+                return Ok(true);
+            }
+            if !self.raw()? {
+                return Ok(false);
+            }
+            // What is no record at all is left as it is: the decoder refuses it for the same reason.
+            match self.mapped.as_mut().map(|mapped| mapped.take(&self.line, self.max)) {
+                Some(true) => {}
+                Some(false) | None => return Ok(true),
+            }
+        }
+    }
+
     /// Reads the next line that is not blank into `self.line`, without its end; `false` at the end of the file. Of a line longer
     /// than a record may be, just enough is kept to see that.
-    fn advance(&mut self) -> io::Result<bool> {
+    fn raw(&mut self) -> io::Result<bool> {
         loop {
             self.line.clear();
             let taken = (&mut self.reader).take(self.max as u64 + 2).read_until(b'\n', &mut self.line).map_err(|e| self.named(e))?;
@@ -159,6 +215,19 @@ impl Lines {
 
     fn named(&self, e: io::Error) -> io::Error {
         io::Error::new(e.kind(), format!("{}: {e}", self.path.display()))
+    }
+}
+
+impl Mapped {
+    /// Maps a line; `false` if it is no record.
+    fn take(&mut self, line: &[u8], max: usize) -> bool {
+        let text = std::str::from_utf8(line).ok().filter(|text| text.len() <= max);
+        let sound = text.is_some_and(|text| self.mapper.map(&self.source, text).is_ok());
+        self.given = 0;
+        if sound && self.mapper.event(0).is_none() {
+            self.unmapped += 1;
+        }
+        sound
     }
 }
 

@@ -8,8 +8,10 @@ use super::batch::BatchQueue;
 use super::consumer::{Command, Reader};
 use super::context::{Consumer, Context, Place};
 use super::decode::Limits;
+use super::mapped::Layouts;
 use super::oauth::{Oauth, OauthConfig};
 use super::rejects::{Rejects, Sample};
+use super::schemas::Schemas;
 use super::worker::{Board, Shared, Worker};
 use crate::engine::outcome::Counts;
 use crate::engine::pane::Emission;
@@ -72,6 +74,7 @@ pub struct Engine {
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub limits: Limits,
+    pub layouts: Layouts,
     pub metrics: Metrics,
 }
 
@@ -159,6 +162,7 @@ pub enum StartError {
 pub struct Ingest {
     commands: Sender<Command>,
     rejects: Rejects,
+    schemas: Option<Schemas>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -182,6 +186,7 @@ impl Ingest {
         let queue = BatchQueue::new(Arc::clone(&consumer)).ok_or(StartError::Queue)?;
         let shared = Shared {
             topics: config.topics.clone().into(),
+            layouts: engine.layouts,
             catalog: engine.catalog,
             settings: engine.settings,
             limits: engine.limits,
@@ -192,7 +197,7 @@ impl Ingest {
             board: Arc::new(Board::default()),
             started: Instant::now(),
         };
-        let rejects = shared.rejects.clone();
+        let (rejects, schemas) = (shared.rejects.clone(), shared.layouts.schemas.clone());
         let workers = workers(config, &shared, resume)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
@@ -207,7 +212,7 @@ impl Ingest {
         }
         let reader = Reader::new(consumer, queue, shared, senders, inbox);
         let thread = std::thread::Builder::new().name("kafka".into()).spawn(move || reader.run(threads))?;
-        Ok(Ingest { commands, rejects, thread: Some(thread) })
+        Ok(Ingest { commands, rejects, schemas, thread: Some(thread) })
     }
 
     /// Asks every worker for a snapshot under this barrier. Wait for all of them before asking again.
@@ -228,6 +233,11 @@ impl Ingest {
             // A panic there has been reported by its own thread.
             let _ = thread.join();
         }
+    }
+
+    /// The registry's schemas, where sources need them.
+    pub fn schemas(&self) -> Option<&Schemas> {
+        self.schemas.as_ref()
     }
 
     /// A redacted sample of refused records.

@@ -1,6 +1,7 @@
 //! Records in: Kafka, and recordings on disk. Both give decoded records to aggregators; neither decides anything.
 //!
 //! - [`decode`] makes an event of a record's bytes, or says why not; [`rejects`] keeps a redacted sample of the latter.
+//! - [`mapped`] makes canonical records of those of a topic that has a source; [`schemas`] makes JSON of those with a schema.
 //! - [`file`] pumps recordings through one aggregator.
 //! - [`kafka`] starts and stops reading Kafka. Its parts: `context` (librdkafka's callbacks), `batch` (messages taken many at a time;
 //!   the only unsafe code), `consumer` (the thread that owns the consumer), `worker` (threads that own the aggregators), `align` (merges
@@ -18,8 +19,10 @@ mod context;
 pub mod decode;
 pub mod file;
 pub mod kafka;
+pub mod mapped;
 pub mod oauth;
 pub mod range;
 pub mod rejects;
 pub mod replay;
+pub mod schemas;
 mod worker;

@@ -60,6 +60,8 @@ pub enum RangeError {
     NoRecords { topics: Vec<String>, kept: u64 },
     #[error("{topic}[{partition}] brings nothing any more at offset {offset}, before the end of the range at {end}: {reason}")]
     Stuck { topic: String, partition: i32, offset: i64, end: i64, reason: String },
+    #[error("a record cannot be read: {0}")]
+    Record(String),
     #[error("{topic}[{partition}] came outside of its queue at offset {offset}")]
     Astray { topic: String, partition: i32, offset: i64 },
 }
@@ -126,6 +128,11 @@ impl Range {
         self.lanes.iter().map(|lane| lane.partition).collect()
     }
 
+    /// The topics that are read, which records name by index.
+    pub fn topics(&self) -> &[String] {
+        &self.topics
+    }
+
     /// Optional topics that are not there.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
@@ -185,11 +192,11 @@ impl Range {
         Ok(self.consumer.assign(&places)?)
     }
 
-    /// Reads the range: `each` takes partition number, Kafka's time and value of every record, and offsets passed and in all.
+    /// Reads the range: `each` takes topic and partition number, Kafka's time and value of every record, and offsets passed and in all.
     ///
     /// # Errors
-    /// See [`RangeError`].
-    pub fn read(mut self, mut each: impl FnMut(i32, Millis, &[u8], (u64, u64))) -> Result<(), RangeError> {
+    /// See [`RangeError`]; [`RangeError::Record`] where `each` says so.
+    pub fn read(mut self, mut each: impl FnMut((usize, i32), Millis, &[u8], (u64, u64)) -> Result<(), String>) -> Result<(), RangeError> {
         let mut heads = BinaryHeap::new();
         let mut taken: u64 = 0;
         let key = |lane: &Lane, index| Reverse((lane.at, lane.partition, lane.topic, index));
@@ -198,8 +205,8 @@ impl Range {
                 heads.push(key(&self.lanes[index], index));
             }
         }
-        while let Some(Reverse((at, partition, _, index))) = heads.pop() {
-            each(partition, at, &self.lanes[index].payload, (self.passed, self.total));
+        while let Some(Reverse((at, partition, topic, index))) = heads.pop() {
+            each((topic, partition), at, &self.lanes[index].payload, (self.passed, self.total)).map_err(RangeError::Record)?;
             if self.advance(index)? {
                 heads.push(key(&self.lanes[index], index));
             }

@@ -15,6 +15,9 @@ const SHOWN: usize = 200;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Sample {
     pub reason: Reject,
+    /// More about it, where there is more to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     pub topic: String,
     pub partition: i32,
     pub offset: i64,
@@ -31,9 +34,10 @@ pub struct Rejects(Arc<Mutex<VecDeque<Sample>>>);
 
 impl Rejects {
     /// Keeps a sample; the oldest of the same reason goes when there are too many.
-    pub fn add(&self, reason: Reject, topic: &str, partition: i32, offset: i64, record: &[u8]) {
+    pub fn add(&self, reason: Reject, detail: Option<String>, (topic, partition, offset): (&str, i32, i64), record: &[u8]) {
         let sample = Sample {
             reason,
+            detail,
             topic: topic.to_owned(),
             partition,
             offset,
@@ -136,9 +140,9 @@ mod tests {
     #[test]
     fn a_flood_of_one_reason_leaves_the_others() {
         let rejects = Rejects::default();
-        rejects.add(Reject::WrongType, "t", 0, 1, b"{}");
+        rejects.add(Reject::WrongType, None, ("t", 0, 1), b"{}");
         for offset in 0..1000 {
-            rejects.add(Reject::NotJson, "t", 0, offset, &[b'x'; 1000]);
+            rejects.add(Reject::NotJson, None, ("t", 0, offset), &[b'x'; 1000]);
         }
         let samples = rejects.snapshot();
         assert_eq!(samples.len(), 1 + KEPT_PER_REASON);

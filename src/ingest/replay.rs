@@ -3,14 +3,18 @@
 //! Kafka's time of the records stands for the clock. It tells records of the future, and moves quiet partitions on once a pane, by the
 //! rule that a worker follows with the wall clock. So everything that comes out follows from the records and their order alone.
 
-use super::decode::Decoder;
 use super::kafka::FromIngest;
+use super::mapped::Reader;
 use crate::engine::aggregate::Aggregator;
-use crate::engine::outcome::{Counts, Reject};
+use crate::engine::outcome::Counts;
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::{Millis, Pane};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+/// A schema is waited for this long.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// See the module. What it hands on is what a worker does: [`FromIngest::Emission`] and [`FromIngest::Idle`].
 pub struct Replay {
@@ -50,19 +54,26 @@ impl Replay {
         Replay { parts: partitions.into_iter().map(part).collect(), settings: settings.clone(), max_future, now: None }
     }
 
-    /// Books the next record. `at` is Kafka's time of it; one without is taken for the largest so far.
-    pub fn book(&mut self, partition: i32, at: Millis, payload: &[u8], decoder: &mut Decoder, out: &mut impl FnMut(FromIngest)) {
+    /// Books the next record of a topic and partition. `at` is Kafka's time of it; one without is taken for the largest so far.
+    ///
+    /// # Errors
+    /// Why the record's schema does not come.
+    pub fn book(
+        &mut self,
+        (topic, partition): (usize, i32),
+        at: Millis,
+        payload: &[u8],
+        reader: &mut Reader,
+        out: &mut impl FnMut(FromIngest),
+    ) -> Result<(), String> {
         let now = self.now.map_or(at, |now| now.max(at));
         self.pass(now, out);
         let latest = now.saturating_add(self.max_future);
-        let Some(part) = self.parts.get_mut(&partition) else { return };
-        match decoder.decode(payload) {
-            Ok(event) if event.ts > latest => part.aggregator.refuse(Reject::FutureTimestamp, event.experiment.as_deref()),
-            Ok(event) => part.aggregator.observe(&event),
-            Err(refused) => part.aggregator.refuse(refused.reason, refused.experiment.as_deref()),
-        };
+        let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
+        reader.book_patiently((topic, payload), latest, &mut part.aggregator, PATIENCE)?;
         (part.quiet_since, part.time, part.idle) = (now, part.aggregator.watermark(), false);
         hand_on(partition, part, out);
+        Ok(())
     }
 
     /// Moves quiet partitions on, where a pane of Kafka's time has passed.
@@ -130,8 +141,10 @@ fn hand_on(partition: i32, part: &mut Part, out: &mut impl FnMut(FromIngest)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::outcome::Reject;
     use crate::engine::pane::Emission;
     use crate::ingest::decode::Limits;
+    use crate::ingest::mapped::Layouts;
 
     const AT: Millis = 1_764_666_000_000;
 
@@ -149,12 +162,12 @@ mod tests {
     fn replay(records: &[(i32, Millis, Millis)]) -> (Vec<String>, Replayed) {
         let catalog = Arc::new(Catalog::default());
         let mut replay = Replay::new([0, 1], &catalog, &Settings::default(), 300_000);
-        let mut decoder = Decoder::new(&catalog.fields, Limits::default());
+        let mut reader = Reader::new(&[], &Layouts::default(), &catalog.fields, Limits::default());
         let mut heard = Vec::new();
         let mut out = |message| heard.push(said(message));
         for (partition, at, ts) in records {
             let json = format!(r#"{{"event":"ticket","ts":{},"tenant_id":"t","user_id":"u"}}"#, AT + ts);
-            replay.book(*partition, AT + at, json.as_bytes(), &mut decoder, &mut out);
+            replay.book((0, *partition), AT + at, json.as_bytes(), &mut reader, &mut out).unwrap();
         }
         let replayed = replay.finish(&mut out);
         (heard, replayed)

@@ -2,11 +2,11 @@
 
 use super::align::Aligner;
 use super::batch::Batch;
-use super::decode::{Decoder, Limits};
+use super::decode::Limits;
 use super::kafka::{FromIngest, PartitionSnapshot, Resume};
+use super::mapped::{Booked, Layouts, Reader};
 use super::rejects::Rejects;
 use crate::engine::aggregate::Aggregator;
-use crate::engine::outcome::{Outcome, Reject};
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
@@ -53,6 +53,7 @@ pub struct Board {
 #[derive(Clone)]
 pub struct Shared {
     pub topics: Arc<[String]>,
+    pub layouts: Layouts,
     pub catalog: Arc<Catalog>,
     pub settings: Settings,
     pub limits: Limits,
@@ -68,7 +69,7 @@ pub struct Shared {
 pub struct Worker {
     index: usize,
     shared: Shared,
-    decoder: Decoder,
+    reader: Reader,
     parts: BTreeMap<i32, Part>,
     samples: u32,
 }
@@ -107,6 +108,8 @@ struct Part {
 /// A record that waits for records of other topics.
 struct Held {
     offset: i64,
+    /// Kafka's time of it.
+    at: Millis,
     payload: Box<[u8]>,
 }
 
@@ -144,8 +147,8 @@ impl Worker {
             let aggregator = Aggregator::restore(partition, catalog, settings, &r.state, &r.units).map_err(|reason| (partition, reason))?;
             parts.insert(partition, Part::new(aggregator, r.offsets, &shared.topics));
         }
-        let decoder = Decoder::new(&shared.catalog.fields, shared.limits);
-        Ok(Worker { index, shared, decoder, parts, samples: 0 })
+        let reader = Reader::new(&shared.topics, &shared.layouts, &shared.catalog.fields, shared.limits);
+        Ok(Worker { index, shared, reader, parts, samples: 0 })
     }
 
     /// Works until it is told to stop, or until nobody receives.
@@ -238,11 +241,11 @@ impl Worker {
                 last = Some(message.partition());
                 touched.insert(message.partition());
             }
-            if part.aligner.passes(lane) {
-                let mut booking = Booking { shared: &self.shared, decoder: &mut self.decoder, samples: &mut self.samples, latest };
-                booking.book(part, message.partition(), lane, message.offset(), message.payload());
-            } else {
-                part.aligner.push(lane, message.timestamp(), Held { offset: message.offset(), payload: message.payload().into() });
+            let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
+            let passes = part.aligner.passes(lane);
+            if !(passes && booking.book(part, message.partition(), lane, message.offset(), message.payload())) {
+                let (offset, at) = (message.offset(), message.timestamp());
+                part.aligner.push(lane, at, Held { offset, at, payload: message.payload().into() });
             }
         }
         for partition in &touched {
@@ -257,9 +260,12 @@ impl Worker {
         let now = self.shared.started.elapsed().as_millis() as u64;
         let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
         let stalls = part.aligner.stalls();
-        let mut booking = Booking { shared: &self.shared, decoder: &mut self.decoder, samples: &mut self.samples, latest };
+        let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
         while let Some((lane, held)) = part.aligner.pop(now) {
-            booking.book(part, partition, lane, held.offset, &held.payload);
+            if !booking.book(part, partition, lane, held.offset, &held.payload) {
+                part.aligner.put_back(lane, held.at, held);
+                break;
+            }
         }
         if part.aligner.stalls() > stalls {
             tracing::warn!(partition, "a topic that brings no records has kept the others waiting for too long");
@@ -349,26 +355,25 @@ fn hand_on(part: &mut Part, partition: i32, sender: &Sender<FromIngest>) -> Sent
 /// What booking a record takes besides its partition.
 struct Booking<'a> {
     shared: &'a Shared,
-    decoder: &'a mut Decoder,
+    reader: &'a mut Reader,
     samples: &'a mut u32,
     latest: Millis,
 }
 
 impl Booking<'_> {
-    fn book(&mut self, part: &mut Part, partition: i32, lane: usize, offset: i64, payload: &[u8]) {
-        let outcome = match self.decoder.decode(payload) {
-            Ok(event) if event.ts > self.latest => part.aggregator.refuse(Reject::FutureTimestamp, event.experiment.as_deref()),
-            Ok(event) => part.aggregator.observe(&event),
-            Err(refused) => part.aggregator.refuse(refused.reason, refused.experiment.as_deref()),
-        };
-        let topic = &self.shared.topics[lane];
-        if let Outcome::Rejected(reason) = outcome
-            && *self.samples < SAMPLES_PER_TICK
-        {
-            *self.samples += 1;
-            self.shared.rejects.add(reason, topic, partition, offset, payload);
+    /// Books a record; `false` if it must wait for its schema, and those behind it.
+    fn book(&mut self, part: &mut Part, partition: i32, lane: usize, offset: i64, payload: &[u8]) -> bool {
+        match self.reader.book(lane, payload, self.latest, &mut part.aggregator) {
+            Booked::Taken => {}
+            Booked::Waits => return false,
+            Booked::Refused(reason, why) if *self.samples < SAMPLES_PER_TICK => {
+                *self.samples += 1;
+                self.shared.rejects.add(reason, why, (&self.shared.topics[lane], partition, offset), payload);
+            }
+            Booked::Refused(..) => {}
         }
         part.next[lane] = Some(offset + 1);
         part.booked = true;
+        true
     }
 }

@@ -16,7 +16,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR1012", "a directory without rule files (warning)"),
     ("GR2001", "no unit where one is needed"),
     ("GR2002", "relative margin on a rare event (warning)"),
-    ("GR2003", "unit that does not fit the metric"),
+    ("GR2003", "unit that does not fit the metric or field"),
     ("GR2004", "negative number"),
     (
         "GR2005",
@@ -53,5 +53,8 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2607", "a full rollout without a holdback and without a limit: nothing can be watched (warning)"),
     ("GR2608", "whole tenants are assigned (warning)"),
     ("GR2609", "a population or exclusions without `quality.ineligible` (note)"),
+    ("GR2701", "keys of a source that do not go together"),
+    ("GR2702", "not an expression in CEL"),
     ("GR2801", "two files for one experiment"),
+    ("GR2802", "two definitions of a source, two sources of a topic, or too many of either"),
 ];

@@ -245,7 +245,11 @@ impl Faults {
     }
 
     pub fn has_errors(&self) -> bool {
-        self.more > 0 || self.found.iter().any(Diagnostic::is_error)
+        self.errors() > 0
+    }
+
+    pub fn errors(&self) -> usize {
+        self.more + self.found.iter().filter(|d| d.is_error()).count()
     }
 
     pub fn into_vec(mut self) -> Vec<Diagnostic> {

@@ -1,5 +1,7 @@
 //! Every key of a rule file, once: the checker, the JSON Schema and the editor's hints all read these tables.
 
+use crate::mapping::{Format, presets};
+
 /// What a value must look like.
 #[derive(Clone, Copy, Debug)]
 pub enum Shape {
@@ -39,6 +41,12 @@ pub enum Shape {
     NameOr(&'static Section),
     /// The word `off`, or the section.
     OffOr(&'static Section),
+    /// One pointer, or a list of them: the first that holds something.
+    Pointers,
+    /// Pointers, or the whole section.
+    PointersOr(&'static Section),
+    /// A pointer to an object, or names chosen by the author, each with such a value.
+    PointerOrMapOf(&'static Shape),
 }
 
 #[derive(Debug)]
@@ -67,8 +75,8 @@ pub(crate) const fn required(name: &'static str, shape: Shape, example: &'static
 }
 
 use Shape::{
-    Any, Bool, Const, Duration, Frequency, Int, List, MapOf, Name, NameOr, OffOr, Percent, Pointer, Probability, Quantity, Scalar, Text,
-    Timestamp, Word,
+    Any, Bool, Const, Duration, Frequency, Int, List, MapOf, Name, NameOr, OffOr, Percent, Pointer, PointerOrMapOf, Pointers, PointersOr,
+    Probability, Quantity, Scalar, Text, Timestamp, Word,
 };
 
 /// Actions from the mildest to the strongest.
@@ -260,9 +268,78 @@ static INSTRUMENTATION: Section = Section {
     keys: &[
         key("flag", Shape::Section(&FLAG), "", "The feature flag."),
         key("schemas", List(&Text), "[https://wiki.example/schemas/exposure]", "Links to event schemas."),
-        key("sources", MapOf(&Any), "{}", "Only where topics or layouts differ from the canonical events."),
+        key("sources", MapOf(&Shape::Section(&SOURCE)), "", "Only where topics or layouts differ from the canonical events."),
     ],
 };
+
+/// A file that holds no experiment, but sources for all of them.
+pub static SOURCES: Section = Section {
+    name: "a file of sources",
+    keys: &[
+        required("guardrail", Const("v1"), "v1", "Version of this format."),
+        required("sources", MapOf(&Shape::Section(&SOURCE)), "", "How topics of foreign layouts are read, by the source's name."),
+    ],
+};
+
+pub static SOURCE: Section = Section {
+    name: "a source",
+    keys: &[
+        required("topics", List(&Text), "[otel.logs]", "Topics that are read this way; each has one source at most."),
+        key(
+            "format",
+            Word(Format::NAMES),
+            "json",
+            "What the bytes are. Default `json`; `avro`, `protobuf` and `json_schema` begin with a schema id.",
+        ),
+        key("preset", Word(presets::NAMES), "segment", "The layout of a product, instead of `events`."),
+        key("when", Text, "record.type == 'track'", "Condition in CEL on `record`; other records are `unmapped`."),
+        key("every_event", Shape::Section(&EVENT), "", "Fields of every event: over those of the preset, under those of `events`."),
+        key("events", List(&Shape::Section(&EVENT)), "", "What one record stands for. Default: it is a canonical event."),
+    ],
+};
+
+pub static EVENT: Section = Section {
+    name: "an event",
+    keys: &[
+        key("when", Text, "has(record.experiment)", "Condition in CEL on `record`; elsewhere the record does not stand for this event."),
+        key("event", NameOr(&FIELD), "exposure", "Name of the event, or where it stands."),
+        key("ts", PointersOr(&FIELD), "{from: /time, unit: s}", "Event time: RFC 3339, or a number since 1970 in `unit` (default ms)."),
+        key("id", PointersOr(&FIELD), "/messageId", "Unique id."),
+        key("tenant_id", PointersOr(&FIELD), "/context/groupId", "Tenant; `{const: \"\"}` where there is only one."),
+        key("user_id", PointersOr(&FIELD), "[/userId, /anonymousId]", "User."),
+        key("experiment", PointersOr(&FIELD), "{from: /flag, values: {co-2: new-checkout}}", "Experiment."),
+        key("bucket", PointersOr(&FIELD), "{from: /variation, values: {0: control, 1: treatment}}", "Bucket."),
+        key("attributes", PointerOrMapOf(&PointersOr(&FIELD)), "{region: /geo/country}", "Attributes by name, or an object of them."),
+        key("latency_ms", PointersOr(&FIELD), "{from: /seconds, unit: s}", "Of a request; `unit` is ns, us, ms (default) or s."),
+        key("error", PointersOr(&FIELD), "{cel: record.status >= 500}", "Of a request."),
+        key("workflow", PointersOr(&FIELD), "/flow", "Of a workflow's step."),
+        key("workflow_id", PointersOr(&FIELD), "/session", "Of a workflow's step."),
+        key("flag", PointersOr(&FIELD), "/violation", "Of a compliance flag."),
+        key("metric", PointersOr(&FIELD), "{const: basket}", "Of an outcome."),
+        key("value", PointersOr(&FIELD), "/amount", "Of an outcome."),
+        key("covariate", PointersOr(&FIELD), "/amount_before", "Of an outcome."),
+        key("phase", PointersOr(&FIELD), "/step", "Of a phase."),
+        key("weights", PointersOr(&FIELD), "/shares", "Of a phase: an object."),
+        key("text", PointersOr(&FIELD), "/message", "Of an annotation."),
+        key("author", PointersOr(&FIELD), "/by", "Of an annotation."),
+        key("fields", PointerOrMapOf(&PointersOr(&FIELD)), "{route: /path}", "Further fields by name, or an object that holds them."),
+    ],
+};
+
+pub static FIELD: Section = Section {
+    name: "a field",
+    keys: &[
+        key("from", Pointers, "/properties/plan", "Where it stands; of several the first that holds something."),
+        key("values", MapOf(&Scalar), "{0: control, 1: treatment}", "Renames values; others stay, unless there is an `else`."),
+        key("else", Scalar, "unknown", "Where nothing is found, or `values` does not name it."),
+        key("unit", Word(UNITS), "us", "Of a time or a number; it is made milliseconds."),
+        key("const", Scalar, "checkout", "Always this."),
+        key("cel", Text, "record.status >= 500", "Computed from `record`, in CEL."),
+    ],
+};
+
+/// Units of times in records.
+pub const UNITS: &[&str] = &["ns", "us", "ms", "s"];
 
 static FLAG: Section = Section {
     name: "`flag`",

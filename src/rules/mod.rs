@@ -2,7 +2,7 @@
 //!
 //! The way of a file: [`load`] finds and reads it; `yaml` makes a tree that knows its places; `shape` holds the tree against the
 //! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `eligibility`, `quality`) make the [`RuleSet`];
-//! `sense` advises.
+//! `sources` makes what foreign layouts are read by; `sense` advises.
 //! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
 
 pub mod codes;
@@ -20,6 +20,7 @@ pub(crate) mod quantity;
 mod rollout;
 mod routes;
 mod sense;
+mod sources;
 
 pub mod schema;
 pub(crate) mod shape;

@@ -1,26 +1,43 @@
 //! The key tables as a JSON Schema (draft-07, which editors understand best).
 
-use super::keys::{Key, ROOT, Section, Shape};
+use super::keys::{EVENT, FIELD, Key, ROOT, SOURCES, Section, Shape};
 use super::shape::MAX_NAME;
 use serde_json::{Map, Value, json};
 
-/// The schema of rule files.
-pub fn json_schema() -> Value {
-    let mut schema = section(&ROOT);
+/// What a file may hold.
+#[derive(Clone, Copy, Debug)]
+pub enum File {
+    /// An experiment.
+    Rule,
+    /// Sources alone.
+    Sources,
+}
+
+/// The schema of files.
+pub fn json_schema(file: File) -> Value {
+    let (root, title, description) = match file {
+        File::Rule => (&ROOT, "rule file", "One experiment: its buckets, what must not get worse, and what happens if it does."),
+        File::Sources => (&SOURCES, "file of sources", "How topics are read whose records are not canonical events."),
+    };
+    let mut schema = section(root);
     let head = json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
-        "title": "guardraild rule file, v1",
-        "description": "One experiment: its buckets, what must not get worse, and what happens if it does.",
+        "title": format!("guardraild {title}, v1"),
+        "description": description,
     });
     if let (Value::Object(schema), Value::Object(head)) = (&mut schema, head) {
         schema.extend(head);
     }
+    schema["definitions"] = SHARED.iter().map(|(name, shared)| ((*name).to_owned(), section(shared))).collect();
     schema
 }
 
+/// Sections that stand in so many places that they are written once.
+const SHARED: &[(&str, &Section)] = &[("event", &EVENT), ("field", &FIELD)];
+
 /// [`json_schema`] as indented text with a final newline: what `guardraild schema` prints.
-pub fn text() -> String {
-    let mut text = format!("{:#}", json_schema());
+pub fn text(file: File) -> String {
+    let mut text = format!("{:#}", json_schema(file));
     text.push('\n');
     text
 }
@@ -70,10 +87,25 @@ fn shape(shape_: &Shape) -> Value {
         Shape::MapOf(value) => {
             json!({"type": "object", "propertyNames": {"minLength": 1, "maxLength": MAX_NAME}, "additionalProperties": shape(value)})
         }
-        Shape::Section(inner) => section(inner),
-        Shape::NameOr(inner) => json!({"anyOf": [name(), section(inner)]}),
+        Shape::Section(inner) => inside(inner),
+        Shape::NameOr(inner) => json!({"anyOf": [name(), inside(inner)]}),
         Shape::OffOr(inner) => json!({"anyOf": [{"const": "off"}, section(inner)]}),
+        Shape::Pointers => pointers(),
+        Shape::PointersOr(inner) => json!({"anyOf": [pointers(), inside(inner)]}),
+        Shape::PointerOrMapOf(value) => json!({"anyOf": [shape(&Shape::Pointer), shape(&Shape::MapOf(value))]}),
     }
+}
+
+/// A section, or where it is written.
+fn inside(inner: &'static Section) -> Value {
+    match SHARED.iter().find(|(_, shared)| std::ptr::eq(*shared, inner)) {
+        Some((name, _)) => json!({"$ref": format!("#/definitions/{name}")}),
+        None => section(inner),
+    }
+}
+
+fn pointers() -> Value {
+    json!({"anyOf": [shape(&Shape::Pointer), {"type": "array", "items": shape(&Shape::Pointer), "minItems": 1}]})
 }
 
 /// Names that look like numbers are read as text, as they stand.
@@ -87,12 +119,14 @@ mod tests {
 
     /// `GUARDRAILD_UPDATE=1 cargo test --lib rules::schema` writes the file anew.
     #[test]
-    fn the_committed_schema_is_up_to_date() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config/schemas/rule.v1.schema.json");
-        if std::env::var_os("GUARDRAILD_UPDATE").is_some() {
-            std::fs::write(path, text()).unwrap();
+    fn the_committed_schemas_are_up_to_date() {
+        for (file, name) in [(File::Rule, "rule"), (File::Sources, "sources")] {
+            let path = format!("{}/config/schemas/{name}.v1.schema.json", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("GUARDRAILD_UPDATE").is_some() {
+                std::fs::write(&path, text(file)).unwrap();
+            }
+            assert!(std::fs::read_to_string(&path).unwrap_or_default() == text(file), "run this test with GUARDRAILD_UPDATE=1");
         }
-        assert!(std::fs::read_to_string(path).unwrap() == text(), "run this test with GUARDRAILD_UPDATE=1");
     }
 
     #[test]
@@ -106,6 +140,7 @@ mod tests {
                 list.iter().for_each(walk);
             }
         }
-        walk(&json_schema());
+        walk(&json_schema(File::Rule));
+        walk(&json_schema(File::Sources));
     }
 }

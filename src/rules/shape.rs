@@ -56,6 +56,19 @@ fn check(node: &Node, shape: &Shape, name: &str, example: &str, faults: &mut Fau
                 check_names(node, value, faults);
             }
         }
+        Shape::Pointers | Shape::PointersOr(_) if matches!(node.kind, Kind::List(_)) => {
+            if node.is_empty_list() {
+                wrong(node, name, "at least one JSON Pointer", faults);
+            }
+            node.list().iter().for_each(|n| check(n, &Shape::Pointer, name, example, faults));
+        }
+        Shape::PointersOr(section) if node.text().is_none() => check_section(node, section, faults),
+        Shape::PointerOrMapOf(value) if node.text().is_none() => {
+            if expect_map(node, &quote(name), faults) {
+                check_names(node, value, faults);
+            }
+        }
+        Shape::Pointers | Shape::PointersOr(_) | Shape::PointerOrMapOf(_) => check_scalar(node, &Shape::Pointer, name, example, faults),
         _ => check_scalar(node, shape, name, example, faults),
     }
 }

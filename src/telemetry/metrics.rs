@@ -157,6 +157,7 @@ impl Metrics {
             ("unattributed", counts.unattributed),
             ("unknown_experiment", counts.unknown_experiment),
             ("inactive", counts.inactive),
+            ("unmapped", counts.unmapped),
         ];
         for (outcome, n) in plain {
             self.set(&names::RECORDS, &[outcome, ""], n as f64);

@@ -61,6 +61,7 @@ metrics! {
     READY Gauge "guardraild_ready" [] "1 if every readiness check holds.";
     JUDGE_HEARTBEAT Gauge "guardraild_judge_heartbeat_timestamp_seconds" [] "Wall clock of the judge's last round, in seconds since the epoch.";
     DROPPED Counter "guardraild_dropped_total" ["reason"] "What a bound made the daemon drop, by which bound.";
+    SCHEMA_REQUESTS Counter "guardraild_schema_registry_requests_total" ["result"] "Schemas asked for, by result: known, unknown (its records are refused) or failed (asked again, partitions wait).";
     KAFKA_ERRORS Counter "guardraild_kafka_errors_total" ["code"] "Errors that the Kafka client reported, by librdkafka's code.";
     HTTP_REQUESTS Counter "guardraild_http_requests_total" ["path", "status"] "Requests answered, by route and status.";
     BUILD_INFO Gauge "guardraild_build_info" ["version"] "1, labelled with the version that runs.";

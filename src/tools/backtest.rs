@@ -10,8 +10,10 @@ use crate::engine::time::Millis;
 use crate::ingest::decode::{Decoder, Limits};
 use crate::ingest::file::{FileSource, pump};
 use crate::ingest::kafka::FromIngest;
+use crate::ingest::mapped::{Layouts, Reader};
 use crate::ingest::range::{Range, RangeError};
 use crate::ingest::replay::Replay;
+use crate::mapping::Source;
 use serde::{Serialize, Serializer};
 use std::io;
 use std::path::PathBuf;
@@ -60,7 +62,7 @@ pub struct FinalVerdict {
     pub verdict: Verdict,
 }
 
-/// Reads `events` through the engine. `decided` gets each decision as it is made; `progress` the bytes read, and the total where it is
+/// Reads `events`, whose lines are records as `source` reads them, through the engine. `decided` gets each decision as it is made; `progress` the bytes read, and the total where it is
 /// known.
 ///
 /// # Errors
@@ -69,11 +71,11 @@ pub fn run(
     catalog: Catalog,
     settings: &Settings,
     limits: Limits,
-    events: &[PathBuf],
+    (events, source): (&[PathBuf], Option<&Arc<Source>>),
     decided: impl FnMut(&Decision),
     progress: impl FnMut(u64, Option<u64>),
 ) -> io::Result<Summary> {
-    let source = FileSource::open(events, limits)?;
+    let source = FileSource::open(events, source, limits)?;
     let mut decoder = Decoder::new(&catalog.fields, limits);
     let mut court = Court { fleet: Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause), decisions: 0, decided };
     let mut aggregator = Aggregator::new(0, Arc::new(catalog), settings.clone());
@@ -94,25 +96,26 @@ pub fn run(
 /// # Errors
 /// See [`RangeError`].
 pub fn run_range(
-    catalog: Catalog,
+    (catalog, layouts): (Catalog, &Layouts),
     settings: &Settings,
     limits: Limits,
     (range, max_future): (Range, Millis),
     decided: impl FnMut(&Decision),
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Summary, RangeError> {
-    let mut decoder = Decoder::new(&catalog.fields, limits);
+    let mut reader = Reader::new(range.topics(), layouts, &catalog.fields, limits);
     let mut court = Court { fleet: Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause), decisions: 0, decided };
     let partitions = range.partitions();
     partitions.iter().for_each(|partition| court.fleet.assigned(*partition));
     let mut replay = Replay::new(partitions, &Arc::new(catalog), settings, max_future);
     let mut n: u64 = 0;
-    range.read(|partition, at, payload, (passed, total)| {
-        replay.book(partition, at, payload, &mut decoder, &mut |message| court.take(message));
+    range.read(|place, at, payload, (passed, total)| {
+        replay.book(place, at, payload, &mut reader, &mut |message| court.take(message))?;
         n += 1;
         if n.is_multiple_of(STRIDE) {
             progress(passed, total);
         }
+        Ok(())
     })?;
     let end = replay.finish(&mut |message| court.take(message));
     Ok(court.summary(end.counts, end.span, end.dropped.into_iter().collect()))

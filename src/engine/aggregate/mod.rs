@@ -128,6 +128,11 @@ impl Aggregator {
         outcome
     }
 
+    /// Counts records that stand for no event.
+    pub fn pass_over(&mut self, records: u64) {
+        self.counts.unmapped += records;
+    }
+
     /// Moves the partition's time to `to` (never back), so that panes close and timers fire.
     pub fn advance(&mut self, to: Millis) {
         let pane_ms = self.settings.pane;

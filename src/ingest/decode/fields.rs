@@ -34,15 +34,7 @@ impl Pointers {
             return Ok(out);
         }
         let Some(pointers) = self.0.get(event) else { return Ok(out) };
-        let mut found: SmallVec<[Value<'a>; 4]> = smallvec::smallvec![Value::Absent; pointers.len()];
-        members(text, |key, value| {
-            let key = key.decode();
-            for (pointer, found) in pointers.iter().zip(&mut found) {
-                if pointer.tokens[0] == key {
-                    *found = descend(value, &pointer.tokens[1..]);
-                }
-            }
-        });
+        let found: SmallVec<[Value<'a>; 4]> = find(text, pointers.iter().map(|pointer| pointer.tokens.as_slice()));
         for (pointer, value) in pointers.iter().zip(found) {
             let scalar = match value {
                 Value::Bool(b) => Scalar::Bool(b),
@@ -57,6 +49,23 @@ impl Pointers {
         }
         Ok(out)
     }
+}
+
+/// The values of a valid record at these paths, none of them empty; of duplicate keys the last counts.
+pub fn find<'a, 'p, A>(text: &'a str, paths: impl ExactSizeIterator<Item = &'p [String]> + Clone) -> SmallVec<A>
+where
+    A: smallvec::Array<Item = Value<'a>>,
+{
+    let mut found = smallvec::smallvec![Value::Absent; paths.len()];
+    members(text, |key, value| {
+        let key = key.decode();
+        for (path, found) in paths.clone().zip(&mut found) {
+            if path[0] == key {
+                *found = descend(value, &path[1..]);
+            }
+        }
+    });
+    found
 }
 
 /// Follows the tokens into a value.

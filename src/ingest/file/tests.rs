@@ -19,7 +19,7 @@ fn count(paths: &[PathBuf], limits: Limits) -> io::Result<Counts> {
     let mut decoder = Decoder::new(&FieldTable::default(), limits);
     let mut aggregator = Aggregator::new(0, Arc::new(Catalog::default()), Settings::default());
     let (mut last, total) = (0, paths.iter().map(|p| std::fs::metadata(p).unwrap().len()).sum());
-    let source = FileSource::open(paths, limits)?;
+    let source = FileSource::open(paths, None, limits)?;
     let counts = pump(source, &mut decoder, &mut aggregator, drop, |read, of| {
         assert!(read >= last && of == Some(total));
         last = read;
@@ -36,7 +36,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 /// Order of arrival at the aggregator, as `pump` merges the files.
 fn merged(paths: &[PathBuf]) -> Vec<String> {
-    let mut source = FileSource::open(paths, Limits::default()).unwrap();
+    let mut source = FileSource::open(paths, None, Limits::default()).unwrap();
     let mut decoder = Decoder::new(&FieldTable::default(), Limits::default());
     let mut merge = Merge::start(&mut source.files, &mut decoder).unwrap();
     let (mut out, mut line) = (Vec::new(), Vec::new());
@@ -68,7 +68,7 @@ fn a_line_without_end_is_refused_and_not_held() {
     assert_eq!(fit(100).len(), 100);
     let text = format!("{}\n{}\r\n{}\n{}\n{}\n", fit(100), fit(100), fit(101), fit(102), "x".repeat(1_000_000)) + &line(T0);
     let path = write(dir.path(), "long", text.as_bytes());
-    let mut source = FileSource::open(std::slice::from_ref(&path), limits).unwrap();
+    let mut source = FileSource::open(std::slice::from_ref(&path), None, limits).unwrap();
     let mut longest = 0;
     while source.files[0].advance().unwrap() {
         longest = longest.max(source.files[0].line.len());
@@ -85,8 +85,8 @@ fn a_broken_file_is_an_error_with_its_name() {
     bytes.truncate(bytes.len() - 9);
     let error = count(&[write(dir.path(), "cut.gz", &bytes)], Limits::default()).unwrap_err();
     assert!(error.to_string().contains("cut.gz"), "{error}");
-    assert!(FileSource::open(&[dir.path().join("none")], Limits::default()).err().unwrap().to_string().contains("none"));
-    assert!(FileSource::open(&[dir.path().to_owned()], Limits::default()).is_err());
+    assert!(FileSource::open(&[dir.path().join("none")], None, Limits::default()).err().unwrap().to_string().contains("none"));
+    assert!(FileSource::open(&[dir.path().to_owned()], None, Limits::default()).is_err());
 }
 
 #[test]

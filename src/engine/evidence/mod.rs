@@ -81,6 +81,21 @@ pub struct Booking<'a> {
     pub baseline: usize,
 }
 
+impl Booking<'_> {
+    /// The number of the slot that begins at `start`, from 1, among the slots since the first cohort; and the periods of known shares that
+    /// began by its end. Both rise with `start`.
+    pub fn place(&self, start: Pane) -> (u64, u32) {
+        let before = start.0.saturating_sub(self.first_cohort.0).max(0).unsigned_abs() / self.slot.max(1).unsigned_abs();
+        let period = self.allocation.period(Pane(start.0.saturating_add(self.slot - 1)));
+        (before + 1, ordinal(period) + 1)
+    }
+}
+
+/// The place of a period among those whose shares are known, from 0: every other one.
+pub fn ordinal(period: usize) -> u32 {
+    period as u32 / 2
+}
+
 /// Units of `part` by cohort: pane of the cohort, and how many.
 pub fn enrolled(pane: Pane, part: &BucketPartial) -> impl Iterator<Item = (Pane, u64)> + '_ {
     let before: u64 = part.enrolled_before.iter().map(|(_, n)| n).sum();

@@ -253,19 +253,32 @@ impl Shares {
         strata.filter(|s| s.n_t + s.n_c > 0.0 && s.w > 0.0).collect()
     }
 
-    /// The most convincing of the tests that were started anew, counts divided by `deff`, which is asked for only where a start may reach
-    /// `needed`.
-    pub fn best_suffix(&self, bucket: usize, book: &Booking<'_>, test: &ShareTest, deff: impl Fn() -> f64, needed: f64) -> Option<Suffix> {
-        let mut best: Option<Suffix> = None;
+    /// The most convincing of the tests that were started anew: the one whose evidence lies farthest beyond what its start `needed`, which
+    /// must rise with the start. Counts are divided by `deff`, which is asked for only where a start may reach that.
+    pub fn best_suffix(
+        &self,
+        bucket: usize,
+        book: &Booking<'_>,
+        test: &ShareTest,
+        deff: impl Fn() -> f64,
+        needed: impl Fn(Pane) -> f64,
+    ) -> Option<Suffix> {
+        let mut best: Option<(f64, Suffix)> = None;
         for (index, period) in self.periods.iter() {
             let (mut t, mut c) = (Arm::default(), Arm::default());
+            let Some(least_of_all) = period.slots.oldest().map(&needed) else { continue };
             for slot in period.slots.newest_first() {
                 t.add(slot.content.arms[bucket]);
                 c.add(slot.content.arms[book.baseline]);
                 let stratum = stratum(t, c, slot.content.expected, index, bucket, book);
-                let least = best.as_ref().map_or(needed, |b| b.log_e);
                 // Division by a design effect only lowers the bound.
-                if test.at_most(&[stratum]) <= least {
+                let bound = test.at_most(&[stratum]);
+                if bound <= least_of_all {
+                    continue;
+                }
+                let needed = needed(slot.start);
+                let least = needed + best.as_ref().map_or(0.0, |b| b.0);
+                if bound <= least {
                     continue;
                 }
                 let stratum = stratum.deflated(deff());
@@ -274,11 +287,11 @@ impl Shares {
                 }
                 let log_e = test.log_e(&[stratum]);
                 if log_e > least {
-                    best = Some(Suffix { since: slot.start, log_e, stratum });
+                    best = Some((log_e - needed, Suffix { since: slot.start, log_e, stratum }));
                 }
             }
         }
-        best
+        best.map(|b| b.1)
     }
 }
 
@@ -406,9 +419,9 @@ mod tests {
             shares.close(Pane(pane), &book(&allocation));
         }
         let test = ShareTest { null: Null::absolute(0.005), higher_is_worse: true };
-        let best = shares.best_suffix(1, &book(&allocation), &test, || 1.0, 5.0).unwrap();
+        let best = shares.best_suffix(1, &book(&allocation), &test, || 1.0, |_| 5.0).unwrap();
         assert_eq!(best.since, Pane(1_980));
         assert!(best.log_e > 10.0 && test.log_e(&shares.strata(1, &book(&allocation))) < 0.0, "{}", best.log_e);
-        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, || 1.0, 0.0).is_none());
+        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, || 1.0, |_| 0.0).is_none());
     }
 }

@@ -47,6 +47,11 @@ impl<T: Content> Slots<T> {
         after.checked_sub(1).map(|at| &mut self.slots[at].content)
     }
 
+    /// Where the oldest begins.
+    pub fn oldest(&self) -> Option<Pane> {
+        self.slots.front().map(|slot| slot.start)
+    }
+
     /// Newest first.
     pub fn newest_first(&self) -> impl Iterator<Item = &Slot<T>> {
         self.slots.iter().rev()

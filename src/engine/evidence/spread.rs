@@ -185,8 +185,8 @@ impl Spread {
         Some(Pair { baseline: tail(baseline), bucket: tail(bucket) })
     }
 
-    /// The most convincing of the tests of a period that were started anew, if one reaches `needed`, and the clustering, in which
-    /// `log_threshold` counts.
+    /// The most convincing of the tests of a period that were started anew, if it reaches what its start `needed`, which must rise with the
+    /// start, and the clustering, in which `log_threshold` counts.
     pub fn best_suffix(
         &self,
         period: usize,
@@ -194,7 +194,7 @@ impl Spread {
         baseline: usize,
         test: &SpreadTest,
         log_threshold: f64,
-        needed: f64,
+        needed: impl Fn(Pane) -> f64,
     ) -> Option<(Pane, Pair, Clustering)> {
         let own = self.periods.get(period)?;
         let quantile = own.arms[baseline].bins.quantile(test.ppm)?;
@@ -204,6 +204,7 @@ impl Spread {
             (slot_bin(bin_of(quantile)), bin_of(resolution.upper(tolerated).min(upper_edge(u16::MAX - 1))).saturating_add(1));
         // Dear, and hardly ever asked for.
         let by = LazyCell::new(|| self.clustering(period, bucket, baseline, test, log_threshold));
+        let least_of_all = needed(own.slots.oldest()?);
         let (mut a, mut n_c, mut s, mut n_t) = (0, 0, 0, 0);
         let mut best: Option<(Pane, f64)> = None;
         for slot in own.slots.newest_first() {
@@ -212,12 +213,12 @@ impl Spread {
             n_c += c.count;
             s += t.from(above);
             n_t += t.count;
-            if test.at_most(a, n_c, s, n_t) < needed {
+            if test.at_most(a, n_c, s, n_t) < least_of_all {
                 continue;
             }
-            let bound = test.product(a, n_c, s, n_t, *by);
-            if bound >= needed && best.is_none_or(|(_, b)| bound > b) {
-                best = Some((slot.start, bound));
+            let excess = test.product(a, n_c, s, n_t, *by) - needed(slot.start);
+            if excess >= 0.0 && best.is_none_or(|(_, b)| excess > b) {
+                best = Some((slot.start, excess));
             }
         }
         // The bound is that of one candidate: the least of all decides, at the start that looked best.
@@ -225,7 +226,7 @@ impl Spread {
         let inside = || own.slots.newest_first().take_while(|slot| slot.start >= since);
         let tail = |arm: usize| Tail::new(inside().flat_map(move |slot| slot.content.0[arm].edges()));
         let pair = Pair { baseline: tail(baseline), bucket: tail(bucket) };
-        test.at(SLOT_DIGITS).reaches(pair.arms(*by), needed).then_some((since, pair, *by))
+        test.at(SLOT_DIGITS).reaches(pair.arms(*by), needed(since)).then_some((since, pair, *by))
     }
 }
 
@@ -297,10 +298,10 @@ mod tests {
         assert!(by.ready && by.bucket < 1.6, "{by:?}");
         let whole = spread.pair(0, 1, 0).unwrap();
         assert!(test.relative.log_e(whole.arms(by)) < 5.0 && spread.may_reach(0, 1, 0, &test, 15.0, 5.0).is_none());
-        let (since, pair, own) = spread.best_suffix(0, 1, 0, &test, 15.0, 15.0).unwrap();
+        let (since, pair, own) = spread.best_suffix(0, 1, 0, &test, 15.0, |_| 15.0).unwrap();
         assert_eq!((since, own), (Pane(990), by));
         assert!(pair.bucket.total() == 2_000 && pair.baseline.total() == 2_000);
-        assert!(spread.best_suffix(0, 0, 1, &test, 15.0, 3.0).is_none());
+        assert!(spread.best_suffix(0, 0, 1, &test, 15.0, |_| 3.0).is_none());
     }
 
     #[test]

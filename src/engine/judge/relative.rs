@@ -8,7 +8,7 @@ use super::act::show;
 use super::budget::has_detector;
 use super::{Alarm, Hypothesis, Judge, interval};
 use crate::engine::decision::{Evidence, MeanStratum, Output};
-use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest};
+use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest, ordinal};
 use crate::engine::plan::{Guardrail, Margin, Method, Statistic};
 use crate::engine::stats::means::{self, Contrast};
 use crate::engine::stats::multiplicity::arrival_share;
@@ -167,24 +167,25 @@ impl Judge {
         Booking { allocation: &self.state.allocation, first_cohort, slot: self.budget.slot, baseline: self.plan.baseline() }
     }
 
-    /// Levels of the test of the whole life, and of each start of the detector.
-    fn levels(&self, of: Hypothesis) -> (f64, f64) {
-        let each = self.budget.each(self.rejected());
-        match self.plan.method {
-            Method::Sequential => (self.budget.whole_life(each, self.plan.guardrails[of.guardrail].statistic), self.budget.change(each)),
-            Method::Bayesian | Method::FixedHorizon => (each, 0.0),
+    /// Level of the test of the whole life: of a quantile, that of a period of allocation, other metrics have one test for all.
+    fn whole_life_level(&self, of: Hypothesis, period: usize) -> f64 {
+        let (each, statistic) = (self.budget.each(self.rejected()), self.plan.guardrails[of.guardrail].statistic);
+        match (self.plan.method, statistic) {
+            (Method::Sequential, _) => self.budget.whole_life(each, statistic, ordinal(period)),
+            (Method::Bayesian | Method::FixedHorizon, Statistic::Quantile { .. }) => each * arrival_share(ordinal(period) + 1),
+            (Method::Bayesian | Method::FixedHorizon, _) => each,
         }
     }
 
-    /// What the log e-value of the test over the whole life must reach.
+    /// What the log e-value of the test over the whole life must reach; of a quantile, in the first period.
     pub(super) fn whole_life_threshold(&self, of: Hypothesis) -> f64 {
-        -self.levels(of).0.ln()
+        -self.whole_life_level(of, 0).ln()
     }
 
     /// The test over the whole life. Of a quantile, one for each period of allocation, which share the level in the order of their
     /// beginning: the most convincing speaks. Rates and quantiles, which are dear, are left out unless they may reach `floor` or trip.
     pub(super) fn whole_life(&self, of: Hypothesis, floor: f64) -> Option<Look> {
-        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.levels(of).0);
+        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_level(of, 0));
         let (margin, book) = (guardrail.max_increase?, self.booking());
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
@@ -217,7 +218,7 @@ impl Judge {
                 let test = self.spread_test(of, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let one = |period: usize| {
-                    let level = alpha * period_share(period);
+                    let level = self.whole_life_level(of, period);
                     let by = spread.may_reach(period, t, c, &test, -level.ln(), floor.min(-level.ln())).filter(|by| by.ready)?;
                     let pair = spread.pair(period, t, c)?;
                     Some(self.look(Sample::quantile(&test, pair, DIGITS, by), level, None, None))
@@ -230,24 +231,31 @@ impl Judge {
 
     /// The test started anew: the most convincing start, if it trips.
     fn change(&self, of: Hypothesis) -> Option<Look> {
-        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.levels(of).1);
-        let (margin, needed) = (guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?, -alpha.ln());
-        let book = self.booking();
+        let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], of.bucket);
+        let margin = guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?;
+        let (book, each) = (self.booking(), self.budget.each(self.rejected()));
+        let level = |start: Pane| {
+            let (k, periods) = book.place(start);
+            self.budget.late(each, k, periods)
+        };
+        let needed = |start: Pane| -level(start).ln();
+        // The caution of a design effect is that of the latest start, which needs most.
+        let most = needed(self.state.at?);
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) => {
                 let test = share_test(guardrail, margin);
-                let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, needed));
+                let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, most));
                 let found = shares.best_suffix(bucket, &book, &test, || by.rate, needed).filter(|_| by.ready)?;
                 let s = found.stratum;
                 let values = [(s.x_c, s.n_c), (s.x_t, s.n_t)].map(|(x, n)| (n > 0.0).then(|| x / n));
-                Some(self.look(Sample::Share { strata: vec![s], test }, alpha, Some(values), Some(found.since)))
+                Some(self.look(Sample::Share { strata: vec![s], test }, level(found.since), Some(values), Some(found.since)))
             }
             SignalEvidence::Spread(spread) => {
                 let test = self.spread_test(of, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 spread.periods().find_map(|period| {
-                    let (since, pair, by) = spread.best_suffix(period, t, c, &test, needed, needed).filter(|(.., by)| by.ready)?;
-                    Some(self.look(Sample::quantile(&test, pair, SLOT_DIGITS, by), alpha, None, Some(since)).in_order(guardrail))
+                    let (since, pair, by) = spread.best_suffix(period, t, c, &test, most, needed).filter(|(.., by)| by.ready)?;
+                    Some(self.look(Sample::quantile(&test, pair, SLOT_DIGITS, by), level(since), None, Some(since)).in_order(guardrail))
                 })
             }
             SignalEvidence::Mean(_) => None,
@@ -261,12 +269,12 @@ impl Judge {
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
                 let deff = || shares.clustering(bucket, book.baseline, 1.0).rate;
-                Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), deff, 1.0)?.since)
+                Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), deff, |_| 1.0)?.since)
             }
             SignalEvidence::Spread(spread) => {
                 let test = self.spread_test(of, margin)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
-                Some(spread.best_suffix(spread.periods().last()?, t, c, &test, 1.0, 1.0)?.0)
+                Some(spread.best_suffix(spread.periods().last()?, t, c, &test, 1.0, |_| 1.0)?.0)
             }
             _ => None,
         }
@@ -274,7 +282,7 @@ impl Judge {
 
     /// Whether the confidence sequence of the whole life lies inside the margin: the same tests, their sides exchanged.
     fn margin_holds(&self, of: Hypothesis) -> bool {
-        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.levels(of).0);
+        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_level(of, 0));
         let (Some(margin), Some(evidence)) = (guardrail.max_increase, self.evidence_of(of)) else { return false };
         let (book, needed) = (self.booking(), -alpha.ln());
         match evidence {
@@ -300,7 +308,7 @@ impl Judge {
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
                 let Some(period) = spread.periods().last() else { return false };
-                let needed = needed - period_share(period).ln();
+                let needed = -self.whole_life_level(of, period).ln();
                 let Some(by) = spread.may_reach(period, c, t, &turned, needed, needed).filter(|by| by.filled) else { return false };
                 spread.pair(period, c, t).is_some_and(|pair| turned.relative.reaches(pair.arms(by), needed))
             }
@@ -309,7 +317,7 @@ impl Judge {
 
     /// Design effect of the bucket's observations in the test of the whole life; `None` where they are independent by design.
     pub(super) fn design_effect(&self, of: Hypothesis) -> Option<f64> {
-        let (guardrail, bucket, needed) = (&self.plan.guardrails[of.guardrail], of.bucket, -self.levels(of).0.ln());
+        let (guardrail, bucket, needed) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_threshold(of));
         let baseline = self.plan.baseline();
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) => shares.batches(bucket).map(|_| shares.clustering(bucket, baseline, needed).rate),
@@ -524,11 +532,6 @@ fn plain_null(test: &ShareTest) -> (Null, f64) {
         true => (test.null, 1.0),
         false => (Null { ratio: test.null.ratio, margin: -test.null.margin }, -1.0),
     }
-}
-
-/// Share of the level that a period of allocation has, by its place among those whose shares are known: every other one.
-fn period_share(period: usize) -> f64 {
-    arrival_share(period as u32 / 2 + 1)
 }
 
 fn is_count(statistic: Statistic) -> bool {

@@ -92,6 +92,8 @@ struct Reference {
     median: f64,
     p90: Option<f64>,
     of: Of,
+    /// What its log e-value had to reach, where that was not ln(1/alpha).
+    threshold: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq)]
@@ -122,7 +124,7 @@ impl Case {
             self.buckets.clone()
         };
         format!(
-            "guardrail: v1\noverview: {{experiment: calibration, owner: load-tests}}\nbuckets: {buckets}\nanalysis: {{alpha: {}}}\n\
+            "guardrail: v1\noverview: {{experiment: calibration, owner: load-tests}}\nbuckets: {buckets}\nanalysis: {{alpha: {}, min_units: 1}}\n\
              actions: {{mode: observe}}\n{}",
             self.alpha, self.rule
         )
@@ -194,9 +196,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     println!(
         "\n`alarmed`: any guardrail, at any time. `at most`: more would happen to a rate of alpha in fewer than 1 of 10,000 such tables."
     );
-    let head = ["case", "alpha", "effect", "detected", "median (95% interval)", "p90", "reference median / p90", "ours / reference"];
+    let head =
+        ["case", "alpha", "effect", "detected", "median (95% interval)", "p90", "reference median / p90", "at log e", "ours / reference"];
     table::print("Detection delay", &head, &delays);
-    println!("\n`reference`: the specification's own simulation of the bare test, one guardrail with the whole alpha.");
+    println!(
+        "\n`reference`: the specification's own simulation of the bare test, one guardrail with the whole alpha. `at log e`: the evidence at which it \
+         alarmed: ln(1/alpha), or a mean time to a false alarm of 30 days."
+    );
     if ratio {
         let runs = if args.smoke { ratio::Runs { clean: 50, skewed: 5 } } else { ratio::Runs { clean: 2_000, skewed: 200 } };
         faults.extend(ratio::run(runs, args.seed, UNLUCKY));
@@ -240,6 +246,7 @@ fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
     let [low, high] = delay.median_interval;
     let reference =
         detect.reference.map_or_else(String::new, |r| format!("{} / {}", show(Some(r.median * unit)), show(r.p90.map(|p| p * unit))));
+    let threshold = detect.reference.map_or_else(String::new, |r| format!("{:.2}", r.threshold.unwrap_or(-case.alpha.ln())));
     let ratio = detect.reference.zip(delay.median).map_or_else(String::new, |(r, median)| format!("{:.2}", median / (r.median * unit)));
     let onset = if detect.onset > 0 { format!(", after {} clean", duration(detect.onset as f64 * 1e3)) } else { String::new() };
     vec![
@@ -250,6 +257,7 @@ fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
         format!("{} ({} .. {})", show(delay.median), show(low), show(high)),
         show(delay.p90),
         reference,
+        threshold,
         ratio,
     ]
 }

@@ -32,7 +32,7 @@ pub struct Observation {
     /// Of traffic, one of [`traffic`]; of a distribution, its bin and perhaps [`CLAMPED`]; of a rate or count, [`HIT`] and [`FIRST_HIT`];
     /// 0 otherwise.
     pub value: u16,
-    /// Which of the [`BATCHES`] batches its unit hashes to, or [`NO_UNIT`].
+    /// Which of the [`BATCHES`] batches its unit hashes to, with [`AGAIN`] or not; or [`NO_UNIT`].
     pub batch: u16,
 }
 
@@ -62,9 +62,11 @@ pub const HIT: u16 = 1;
 pub const FIRST_HIT: u16 = 2;
 
 /// Batches of units in which clustering is measured (Rao and Scott 1992: variance between batches against that of independent trials).
-pub const BATCHES: usize = 64;
+pub const BATCHES: usize = 256;
 /// [`Observation::batch`] of a record without a unit.
 pub const NO_UNIT: u16 = u16::MAX;
+/// Set in [`Observation::batch`] unless this is known to be the unit's first event of its kind.
+pub const AGAIN: u16 = 1 << 15;
 
 impl Observation {
     /// Bin of a distribution.

@@ -21,7 +21,7 @@ pub use checkpoint::Snapshot;
 use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
 use super::pane::{
-    Abandoned, BATCHES, Cause, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Seen, Urgent, panes_between, traffic,
+    AGAIN, Abandoned, BATCHES, Cause, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Seen, Urgent, panes_between, traffic,
 };
 use super::plan::{Catalog, Settings, Signal};
 use super::time::{Millis, Pane};
@@ -304,7 +304,11 @@ impl Aggregator {
         if !aside {
             self.look(target, unit, event);
         }
-        let mark = self.mark(target, unit);
+        let mut mark = self.mark(target, unit);
+        let feeds = &self.feeds[experiment as usize];
+        if !aside && feeds.signals(&event.kind).any(|signal| !feeds.plan.signals[usize::from(signal)].is_per_user()) {
+            mark.batch |= self.again(target, unit, event.kind.name());
+        }
         let feeds = &self.feeds[experiment as usize];
         let bucket = usize::from(bucket);
         self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch });
@@ -353,11 +357,20 @@ impl Aggregator {
         Mark { age: target.cohort.map_or(0, |cohort| panes_between(cohort, open_pane)), batch, member }
     }
 
+    /// [`AGAIN`] unless this is surely the unit's first event of the kind. That is known of joined events, all of which are read here.
+    fn again(&mut self, target: Target, unit: Option<Key>, kind: &str) -> u16 {
+        let Some(unit) = unit.filter(|_| target.cohort.is_some()) else { return AGAIN };
+        let kind = tallies::of(keys::key(kind), self.feeds[target.experiment as usize].signature, u16::MAX);
+        if self.tallies.again(kind, unit, self.settings.units_max) { AGAIN } else { 0 }
+    }
+
     fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets, unit: Option<Key>) {
         let pane = self.open_pane(ts);
         for &target in targets.iter().filter(|target| !target.aside) {
             let Target { experiment, bucket, .. } = target;
             let Mark { age, batch, .. } = self.mark(target, unit);
+            let again = if self.feeds[experiment as usize].workflow.is_empty() { AGAIN } else { self.again(target, unit, "workflow") };
+            let batch = batch | again;
             let feeds = &self.feeds[experiment as usize];
             for &signal in &feeds.workflow {
                 let Signal::Abandonment { within, workflow: only } = &feeds.plan.signals[usize::from(signal)] else { continue };

@@ -3,6 +3,7 @@
 use super::keys::{Key, KeyMap, KeySet};
 use crate::engine::pane::Sums;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Sums of one unit: its values, and its covariate once one has been seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +17,8 @@ pub struct Tally {
 pub struct Tallies {
     hits: KeySet,
     sums: KeyMap<Tally>,
+    /// Units that have come once with an event of a kind; `None` from when one came again.
+    once: BTreeMap<Key, Option<KeySet>>,
     /// Changes since the last snapshot, in order.
     changed: Changes,
     /// Units that there was no room to remember; they do not count.
@@ -27,11 +30,13 @@ pub struct Tallies {
 pub struct Changes {
     hits: Vec<Key>,
     sums: Vec<(Key, Tally)>,
+    /// Kind and unit, in order.
+    once: Vec<(Key, Key)>,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        self.hits.is_empty() && self.sums.is_empty()
+        self.hits.is_empty() && self.sums.is_empty() && self.once.is_empty()
     }
 }
 
@@ -53,6 +58,23 @@ impl Tallies {
             self.changed.hits.push(key);
         }
         first
+    }
+
+    /// Whether a unit may have had an event of this kind before. Once one has, so may all others: that is known for nothing, and
+    /// of kinds that do not repeat for a set of units.
+    pub fn again(&mut self, kind: Key, unit: Key, max: usize) -> bool {
+        let once = self.once.entry(kind).or_insert_with(|| Some(KeySet::default()));
+        let Some(units) = once else { return true };
+        self.changed.once.push((kind, unit));
+        let full = units.len() >= max;
+        if full {
+            // As two changes of one unit are read.
+            self.changed.once.push((kind, unit));
+        }
+        if full || !units.insert(unit) {
+            *once = None;
+        }
+        once.is_none()
     }
 
     /// Adds a value to the unit's sum; returns what that adds to the sums over all units. The covariate counts once.
@@ -84,6 +106,10 @@ impl Tallies {
     pub fn apply(&mut self, changes: Changes) {
         self.hits.extend(changes.hits);
         self.sums.extend(changes.sums);
+        for (kind, unit) in changes.once {
+            self.again(kind, unit, usize::MAX);
+        }
+        self.changed.once.clear();
     }
 }
 
@@ -112,5 +138,17 @@ mod tests {
         assert!(tallies.hit(1, 1) && !tallies.hit(2, 1));
         assert!(tallies.add(1, 1.0, None, 1).is_some() && tallies.add(2, 1.0, None, 1).is_none());
         assert_eq!(tallies.dropped, 2);
+    }
+
+    #[test]
+    fn a_unit_that_comes_again_is_noticed_and_then_nobody_is_asked() {
+        let mut tallies = Tallies::default();
+        assert!(!tallies.again(1, 7, 9) && !tallies.again(1, 8, 9) && !tallies.again(2, 7, 9));
+        let mut restored = Tallies::default();
+        restored.apply(tallies.take_changes());
+        for tallies in [&mut tallies, &mut restored] {
+            assert!(tallies.again(1, 8, 9) && tallies.again(1, 99, 9), "no kind that repeats is kept");
+            assert!(!tallies.again(2, 8, 2) && tallies.again(2, 9, 2), "no room to tell");
+        }
     }
 }

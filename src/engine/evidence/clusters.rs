@@ -1,8 +1,11 @@
 //! How far the requests of one unit resemble each other: hits by batch of units, from which the design effect is estimated.
 
-use crate::engine::pane::{BATCHES, NO_UNIT};
+use crate::engine::pane::{AGAIN, BATCHES, NO_UNIT};
 use crate::engine::stats::design_effect::{self, Batch};
 use serde::{Deserialize, Serialize};
+
+/// Batches that distributions and blocks of slots are satisfied with, and all where the many would hold too little.
+pub(super) const COARSE: usize = 64;
 
 /// Observations and hits of one bucket by batch.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -10,6 +13,8 @@ pub struct Batches {
     /// By batch; empty until a unit is seen.
     named: Vec<(u64, u64)>,
     anonymous: u64,
+    /// A unit may have come more than once.
+    repeated: bool,
 }
 
 impl Batches {
@@ -18,6 +23,7 @@ impl Batches {
             self.anonymous += n;
             return;
         }
+        self.repeated |= batch & AGAIN != 0;
         self.named.resize(BATCHES, (0, 0));
         let (count, hits) = &mut self.named[usize::from(batch) % BATCHES];
         *count += n;
@@ -25,9 +31,20 @@ impl Batches {
     }
 
     pub fn counts(&self) -> Counted {
-        let named = self.named.iter().map(|&(n, s)| Batch { n: n as f64, s: s as f64 }).collect();
-        Counted { named, anonymous: self.anonymous }
+        Counted { named: fold(self.named.iter().copied()), anonymous: self.anonymous, repeated: self.repeated }
     }
+}
+
+/// All batches while half of them hold something, or else [`COARSE`] of them: a batch of one observation tells nothing of clustering.
+pub(super) fn fold(sums: impl ExactSizeIterator<Item = (u64, u64)> + Clone) -> Vec<Batch> {
+    let filled = sums.clone().filter(|sum| sum.0 > 0).count();
+    let kept = if 2 * filled < sums.len() { COARSE.min(sums.len()) } else { sums.len() };
+    let mut batches = vec![Batch::default(); kept];
+    for (i, (n, s)) in sums.enumerate() {
+        let batch = &mut batches[i % kept];
+        (batch.n, batch.s) = (batch.n + n as f64, batch.s + s as f64);
+    }
+    batches
 }
 
 /// Batches of a distribution: how many values lie in each of its coarse bins, four in each octave.
@@ -38,6 +55,8 @@ pub struct CoarseBatches {
     /// Of all rows, by batch; empty until a unit is seen.
     all: Vec<u64>,
     anonymous: u64,
+    /// A unit may have come more than once.
+    repeated: bool,
 }
 
 /// The coarse bin of a value in thousandths.
@@ -53,16 +72,17 @@ impl CoarseBatches {
             self.anonymous += 1;
             return;
         }
-        self.all.resize(BATCHES, 0);
-        self.all[usize::from(batch) % BATCHES] += 1;
+        self.repeated |= batch & AGAIN != 0;
+        let batch = usize::from(batch) % COARSE;
+        self.all.resize(COARSE, 0);
+        self.all[batch] += 1;
         let row = coarse(value);
         if row >= self.rows.len() {
             self.rows.resize_with(row + 1, Vec::new);
         }
         let row = &mut self.rows[row];
-        row.resize(BATCHES, 0);
-        let count = &mut row[usize::from(batch) % BATCHES];
-        *count = count.saturating_add(1);
+        row.resize(COARSE, 0);
+        row[batch] = row[batch].saturating_add(1);
     }
 
     /// Hits are the values above the coarse edge nearest to `threshold`.
@@ -76,7 +96,7 @@ impl CoarseBatches {
         for row in self.rows.iter().skip(first) {
             named.iter_mut().zip(row).for_each(|(batch, &count)| batch.s += f64::from(count));
         }
-        Counted { named, anonymous: self.anonymous }
+        Counted { named, anonymous: self.anonymous, repeated: self.repeated }
     }
 }
 
@@ -84,12 +104,18 @@ impl CoarseBatches {
 pub struct Counted {
     named: Vec<Batch>,
     anonymous: u64,
+    repeated: bool,
 }
 
 impl Counted {
     /// Batches that hold something.
     fn filled(&self) -> usize {
         self.named.iter().filter(|b| b.n > 0.0).count()
+    }
+
+    /// Half of them do.
+    fn is_filled(&self) -> bool {
+        2 * self.filled() >= self.named.len()
     }
 
     /// Observations that name their unit.
@@ -108,9 +134,19 @@ impl Counted {
         Some((variance / mean).max(1.0))
     }
 
+    /// [`Counted::dispersion`], raised for its uncertainty as design effects are.
+    pub fn cautious_dispersion(&self, log_threshold: f64) -> Option<f64> {
+        Some(caution(self.named.len(), log_threshold) * self.dispersion()?)
+    }
+
     /// Most records do not name their unit: they are taken as independent.
     fn is_anonymous(&self) -> bool {
         self.named() <= self.anonymous as f64
+    }
+
+    /// No unit has come twice, so that observations are independent as units are; or nobody can tell.
+    fn is_independent(&self) -> bool {
+        !self.repeated || self.is_anonymous()
     }
 }
 
@@ -139,7 +175,7 @@ impl Clustering {
     /// nothing else) and so no estimate of its own, it takes that of the other. Readiness asks for half of each arm's batches, and
     /// for hits in the bucket, not in the baseline: where the baseline has next to none, the alarm must not wait for them.
     pub fn of(baseline: &Counted, bucket: &Counted, log_threshold: f64) -> Clustering {
-        if baseline.is_anonymous() || bucket.is_anonymous() {
+        if baseline.is_anonymous() || bucket.is_anonymous() || !(baseline.repeated || bucket.repeated) {
             return Clustering::NONE;
         }
         let (c, t) = (design_effect::of_batches(&baseline.named), design_effect::of_batches(&bucket.named));
@@ -148,7 +184,7 @@ impl Clustering {
         let caution = caution(baseline.filled().min(bucket.filled()), log_threshold);
         let of_arm = |raw: f64| (caution * raw.max(pooled)).max(1.0);
         let (of_c, of_t) = (of_arm(c.raw), of_arm(t.raw));
-        let filled = 2 * baseline.filled() >= BATCHES && 2 * bucket.filled() >= BATCHES;
+        let filled = baseline.is_filled() && bucket.is_filled();
         let hits: f64 = bucket.named.iter().map(|b| b.s).sum();
         Clustering { baseline: of_c, bucket: of_t, rate: of_c.max(of_t), filled, ready: filled && hits / of_t >= MIN_HITS }
     }
@@ -156,7 +192,7 @@ impl Clustering {
     /// Of a single arm, at least 1: for tests against a limit. So few units that they leave half of the batches empty tell nothing about
     /// clustering, and a limit must not wait for more of them: their observations are taken as independent.
     pub fn of_one(bucket: &Counted, log_threshold: f64) -> f64 {
-        if bucket.is_anonymous() || 2 * bucket.filled() < BATCHES {
+        if bucket.is_independent() || !bucket.is_filled() {
             return 1.0;
         }
         (caution(bucket.filled(), log_threshold) * design_effect::of_batches(&bucket.named).raw).max(1.0)
@@ -164,7 +200,7 @@ impl Clustering {
 }
 
 /// By how much a variance from that many batches is raised for its uncertainty.
-fn caution(batches: usize, log_threshold: f64) -> f64 {
+pub(super) fn caution(batches: usize, log_threshold: f64) -> f64 {
     1.0 + (log_threshold.max(0.0) + 0.5) / (batches.saturating_sub(1).max(1) as f64)
 }
 
@@ -190,11 +226,32 @@ mod tests {
         let mut batches = Batches::default();
         batches.add(NO_UNIT, 50, 5);
         batches.add(1, 10, 9);
+        assert_eq!(Clustering::of_one(&batches.counts(), 20.0), 1.0, "no unit has come twice");
+        batches.add(1 | AGAIN, 10, 9);
         assert_eq!(Clustering::of_one(&batches.counts(), 20.0), 1.0);
         assert_eq!(Clustering::of(&batches.counts(), &batches.counts(), 20.0), Clustering::NONE);
         batches.add(2, 100, 3);
         assert_eq!(Clustering::of_one(&batches.counts(), 20.0), 1.0, "too few units to tell");
-        (3..40).for_each(|batch| batches.add(batch, 10, if batch % 8 == 0 { 9 } else { 0 }));
+        (3..140).for_each(|batch| batches.add(batch, 10, if batch % 8 == 0 { 9 } else { 0 }));
         assert!(Clustering::of_one(&batches.counts(), 20.0) > 5.0);
+    }
+
+    #[test]
+    fn few_observations_are_folded_into_fewer_batches() {
+        let mut batches = Batches::default();
+        (0..100).for_each(|batch| batches.add(batch | AGAIN, 1, 0));
+        assert_eq!((batches.counts().named.len(), batches.counts().named[3].n), (COARSE, 2.0));
+        (100..128).for_each(|batch| batches.add(batch | AGAIN, 1, 0));
+        assert_eq!((batches.counts().named.len(), batches.counts().named()), (BATCHES, 128.0));
+    }
+
+    #[test]
+    fn units_that_came_once_are_independent() {
+        let mut once = Batches::default();
+        (0..40).for_each(|batch| once.add(batch, 3, u64::from(batch % 8 == 0) * 3));
+        let mut twice = once.clone();
+        twice.add(7 | AGAIN, 1, 0);
+        assert_eq!(Clustering::of(&once.counts(), &once.counts(), 5.0), Clustering::NONE);
+        assert!(Clustering::of(&once.counts(), &twice.counts(), 5.0).rate > 1.5);
     }
 }

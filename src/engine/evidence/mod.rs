@@ -6,6 +6,7 @@
 
 pub mod allocation;
 mod clusters;
+mod ladder;
 mod means;
 mod periods;
 mod ripening;

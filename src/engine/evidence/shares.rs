@@ -1,11 +1,12 @@
 //! Hits among observations: rates of events, of units, and of workflows once their limit has passed.
 
 use super::clusters::{Batches, Clustering, Counted};
+use super::ladder::Ladder;
 use super::periods::Periods;
 use super::ripening::Ripening;
 use super::slots::{Content, Slots};
 use super::{Booking, enrolled};
-use crate::engine::pane::{Abandoned, BucketPartial, Cell, NO_UNIT};
+use crate::engine::pane::{AGAIN, Abandoned, BucketPartial, Cell, NO_UNIT};
 use crate::engine::stats::rates::{self, Null, Stratum};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,7 @@ pub struct Shares {
     periods: Periods<Period>,
     /// By bucket; of units, which are independent, none are kept.
     batches: Vec<Batches>,
+    ladder: Box<Ladder>,
     /// Expected rate of the baseline from now on, and the observations of the baseline at which it is fixed anew.
     expected: f64,
     configured: Option<f64>,
@@ -110,6 +112,7 @@ impl Shares {
             per_user,
             periods: Periods::new(MAX_PERIODS),
             batches: vec![Batches::default(); buckets],
+            ladder: Box::default(),
             expected: rates::next_baseline(0, 0, expected),
             configured: expected,
             refresh_at: rates::next_refresh(0),
@@ -161,6 +164,9 @@ impl Shares {
         for w in ripe {
             self.count_events(pane, w.period as usize, w.bucket as usize, NO_UNIT, w.arm, book);
         }
+        if (pane.0 + 1) % book.slot == 0 {
+            self.ladder.close(pane.0.div_euclid(book.slot), book.baseline);
+        }
         let baseline = self.total(book.baseline);
         if baseline.n >= self.refresh_at {
             self.expected = rates::next_baseline(baseline.n, baseline.x, self.configured);
@@ -193,6 +199,9 @@ impl Shares {
     /// Events belong to the period of their unit's cohort, and in it to the stratum and the slot of now.
     fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, batch: u16, arm: Arm, book: &Booking<'_>) {
         self.batches[bucket].add(batch, arm.n, arm.x);
+        if batch != NO_UNIT {
+            self.ladder.add(self.buckets, bucket, usize::from(batch & !AGAIN), arm.n, arm.x);
+        }
         let (expected, buckets) = (self.expected, self.buckets);
         let Some(period) = self.period(period) else { return };
         if let Some(stratum) = period.strata.last_mut() {
@@ -246,6 +255,12 @@ impl Shares {
         }
     }
 
+    /// Design effect of the last `slots`, where that of all time is `cumulative`.
+    pub fn short_effect(&self, bucket: usize, slots: u64, cumulative: f64, log_threshold: f64) -> f64 {
+        // Independent observations are so at any length.
+        if cumulative <= 1.0 { cumulative } else { self.ladder.effect(bucket, slots, log_threshold).unwrap_or(cumulative) }
+    }
+
     /// Strata of a bucket against the baseline, those that hold something.
     pub fn strata(&self, bucket: usize, book: &Booking<'_>) -> Vec<Stratum> {
         let all = self.periods.iter().flat_map(|(index, p)| p.strata.iter().map(move |s| (index, s)));
@@ -254,19 +269,20 @@ impl Shares {
     }
 
     /// The most convincing of the tests that were started anew: the one whose evidence lies farthest beyond what its start `needed`, which
-    /// must rise with the start. Counts are divided by `deff`, which is asked for only where a start may reach that.
+    /// must rise with the start. Counts are divided by `deff` of the length in slots, which is asked for only where a start may reach that.
     pub fn best_suffix(
         &self,
         bucket: usize,
         book: &Booking<'_>,
         test: &ShareTest,
-        deff: impl Fn() -> f64,
+        deff: impl Fn(u64) -> f64,
         needed: impl Fn(Pane) -> f64,
     ) -> Option<Suffix> {
         let mut best: Option<(f64, Suffix)> = None;
         for (index, period) in self.periods.iter() {
             let (mut t, mut c) = (Arm::default(), Arm::default());
             let Some(least_of_all) = period.slots.oldest().map(&needed) else { continue };
+            let newest = period.slots.newest_first().next().map_or(0, |slot| slot.start.0);
             for slot in period.slots.newest_first() {
                 t.add(slot.content.arms[bucket]);
                 c.add(slot.content.arms[book.baseline]);
@@ -281,7 +297,7 @@ impl Shares {
                 if bound <= least {
                     continue;
                 }
-                let stratum = stratum.deflated(deff());
+                let stratum = stratum.deflated(deff(((newest - slot.start.0) / book.slot) as u64 + 1));
                 if test.at_most(&[stratum]) <= least {
                     continue;
                 }
@@ -419,9 +435,9 @@ mod tests {
             shares.close(Pane(pane), &book(&allocation));
         }
         let test = ShareTest { null: Null::absolute(0.005), higher_is_worse: true };
-        let best = shares.best_suffix(1, &book(&allocation), &test, || 1.0, |_| 5.0).unwrap();
+        let best = shares.best_suffix(1, &book(&allocation), &test, |_| 1.0, |_| 5.0).unwrap();
         assert_eq!(best.since, Pane(1_980));
         assert!(best.log_e > 10.0 && test.log_e(&shares.strata(1, &book(&allocation))) < 0.0, "{}", best.log_e);
-        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, || 1.0, |_| 0.0).is_none());
+        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, |_| 1.0, |_| 0.0).is_none());
     }
 }

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 /// Slots of each length; the longest are 2^[`TOP`] slots: about three hours at five seconds, in fewer than 40 slots.
 const PER_LENGTH: usize = 4;
-const TOP: u8 = 8;
+pub(super) const TOP: u8 = 8;
 
 /// What a slot holds.
 pub trait Content {

@@ -261,12 +261,12 @@ mod tests {
     use super::*;
     use crate::engine::evidence::allocation::Allocation;
     use crate::engine::histogram::thousandths;
-    use crate::engine::pane::Observation;
+    use crate::engine::pane::{AGAIN, Observation};
     use crate::engine::stats::exceedance::Exceedance;
 
     /// `salt` deals the values to the batches.
     fn seen(values: impl Iterator<Item = f64>, salt: usize) -> Vec<Observation> {
-        let batch = |i: usize| ((i + salt).wrapping_mul(0x9e37_79b9) >> 13) as u16 % 64;
+        let batch = |i: usize| (((i + salt).wrapping_mul(0x9e37_79b9) >> 13) as u16 % 64) | AGAIN;
         values.enumerate().map(|(i, v)| Observation { batch: batch(i), ..of(0, bin_of(thousandths(v).0)) }).collect()
     }
 

@@ -245,7 +245,8 @@ impl Judge {
             SignalEvidence::Share(shares) => {
                 let test = share_test(guardrail, margin);
                 let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, most));
-                let found = shares.best_suffix(bucket, &book, &test, || by.rate, needed).filter(|_| by.ready)?;
+                let deff = |slots| shares.short_effect(bucket, slots, by.rate, most);
+                let found = shares.best_suffix(bucket, &book, &test, deff, needed).filter(|_| by.ready)?;
                 let s = found.stratum;
                 let values = [(s.x_c, s.n_c), (s.x_t, s.n_t)].map(|(x, n)| (n > 0.0).then(|| x / n));
                 Some(self.look(Sample::Share { strata: vec![s], test }, level(found.since), Some(values), Some(found.since)))
@@ -268,7 +269,8 @@ impl Judge {
         let margin = guardrail.max_increase?;
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
-                let deff = || shares.clustering(bucket, book.baseline, 1.0).rate;
+                let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, 1.0));
+                let deff = |slots| shares.short_effect(bucket, slots, by.rate, 1.0);
                 Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), deff, |_| 1.0)?.since)
             }
             SignalEvidence::Spread(spread) => {

@@ -5,7 +5,6 @@ mod found;
 use super::Judge;
 use crate::engine::decision::{Evidence, LogKind, Output, SrmStratum, Verdict};
 use crate::engine::evidence::SignalEvidence;
-use crate::engine::pane::BATCHES;
 use crate::engine::plan::{Plan, QualityCheck, QualityKind};
 use crate::engine::stats::{counts, rates, srm};
 use crate::engine::time::{Millis, Pane};
@@ -256,9 +255,7 @@ impl Judge {
             SignalEvidence::Mean(_) => None,
         };
         let most = self.state.evidence.iter().flatten().filter_map(counted).max_by(|a, b| a.named().total_cmp(&b.named()))?;
-        // Uncertain as any variance from few batches is: raised as design effects are.
-        let caution = 1.0 + (-self.parity_alpha().ln() + 0.5) / (BATCHES - 1) as f64;
-        Some(caution * most.dispersion()?)
+        most.cautious_dispersion(-self.parity_alpha().ln())
     }
 
     /// Milliseconds without a record at the end of `pane`; `None` before there is anything to miss, and after the experiment's end.

@@ -184,6 +184,7 @@ fn decision(id: &str) -> Decision {
         evidence: Evidence::Count { count: 1, allowed: 0 },
         reason: "one flag".to_owned(),
         epoch: 0,
+        segment: None,
         covered_by: None,
         author: None,
         shared_cause: None,

@@ -35,7 +35,7 @@ guardrails:
   - {metric: buyers, max_increase: 0%, on_breach: notify}
   - {metric: latency_p90, max_increase: 0%, on_breach: notify}
   - {metric: tickets, max_increase: 0%, on_breach: notify}
-analysis: {correction: bonferroni, min_units: 2}
+analysis: {correction: bonferroni, min_units: 2, segments: {by: [region], top: 2, act: true}}
 actions: {mode: enforce, rollback: {webhook: flags}, kill: {webhook: flags}, page: {webhook: pager}, notify: {webhook: chat}, confirm_within: 10s}
 quality: {silence: {after: 20s, do: hold}}
 ";
@@ -78,7 +78,12 @@ enum Record {
 impl Record {
     fn line(&self, ms: i64) -> String {
         match *self {
-            Record::Exposure(user) => exposure(ms, user, "exp", bucket_of(user)),
+            Record::Exposure(user) => {
+                // What a later exposure says does not move a unit.
+                let region = if user.is_multiple_of(5) || ms % 7 == 0 { "uk" } else { "eu" };
+                exposure(ms, user, "exp", bucket_of(user))
+                    .replace("\"tenant_id\"", &format!(r#""attributes":{{"region":"{region}"}},"tenant_id""#))
+            }
             Record::Request { user, latency, error } => request(ms, user, f64::from(latency), error),
             Record::Ticket(user) => unit_event("ticket", ms, user, ""),
             Record::Flag(user) => unit_event("compliance_flag", ms, user, r#","flag":"f""#),
@@ -244,6 +249,11 @@ proptest! {
 
         for (index, bucket) in ["control", "treatment"].into_iter().enumerate() {
             prop_assert_eq!(state.buckets[index].exposed_units as usize, model.units(bucket));
+        }
+        // Segments of an attribute share out all that is counted.
+        for shown in fleet.close_view("exp").unwrap().guardrails.iter().filter(|g| ["spend", "buyers"].contains(&g.guardrail.as_str())) {
+            let parts = shown.segments.iter().fold((0, 0), |sum, s| (sum.0 + s.n, sum.1 + s.baseline_n));
+            prop_assert_eq!(parts, (shown.n, shown.baseline_n), "{:?}", shown.segments);
         }
         let mut latencies = model.latencies("treatment", last);
         latencies.sort_unstable();

@@ -56,6 +56,9 @@ struct Case {
     /// The rule's `buckets`, where there is not just one treatment.
     #[serde(default)]
     buckets: String,
+    /// More of the rule's `analysis`, such as `segments: {by: [region], act: true}`.
+    #[serde(default)]
+    analysis: String,
     /// What the rule file says besides `overview`, `buckets`, `analysis` and `actions`.
     rule: String,
     /// A traffic description without its first line.
@@ -74,6 +77,8 @@ struct Case {
 #[serde(deny_unknown_fields)]
 struct Detect {
     effect: String,
+    /// Only units with this value of an attribute suffer it: `region=eu`.
+    segment: Option<String>,
     /// When it begins, s.
     #[serde(default)]
     onset: i64,
@@ -124,9 +129,9 @@ impl Case {
             self.buckets.clone()
         };
         format!(
-            "guardrail: v1\noverview: {{experiment: calibration, owner: load-tests}}\nbuckets: {buckets}\nanalysis: {{alpha: {}, min_units: 1}}\n\
+            "guardrail: v1\noverview: {{experiment: calibration, owner: load-tests}}\nbuckets: {buckets}\nanalysis: {{alpha: {}, min_units: 1, {}}}\n\
              actions: {{mode: observe}}\n{}",
-            self.alpha, self.rule
+            self.alpha, self.analysis, self.rule
         )
     }
 
@@ -158,7 +163,10 @@ impl Case {
         }
         let spec = self.spec(detect.onset + detect.seconds)?;
         let effect = Effect::parse(&detect.effect, &spec.plan).map_err(anyhow::Error::msg)?;
-        let options = options(args.seed, detect.onset, &spec);
+        let mut options = options(args.seed, detect.onset, &spec);
+        if let Some(segment) = &detect.segment {
+            options.segment = Some(spec.segment(segment).with_context(|| format!("the traffic has no {segment}"))?);
+        }
         Ok(Some(detection(&spec, &options, &effect, runs, &AtomicBool::new(false), |_| ())))
     }
 }
@@ -166,7 +174,7 @@ impl Case {
 fn options(seed: u64, onset_s: i64, spec: &Spec) -> Options {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let bucket = (0..spec.plan.buckets.len()).find(|b| *b != spec.plan.baseline()).unwrap_or(0);
-    Options { seed, threads, bucket, onset: onset_s * 1_000 }
+    Options { seed, threads, bucket, segment: None, onset: onset_s * 1_000 }
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -282,6 +290,7 @@ mod tests {
             for detect in &case.detect {
                 let effect = Effect::parse(&detect.effect, &spec.plan).unwrap_or_else(|e| panic!("{}: {e}", case.name));
                 assert!(effect.possible(&spec.traffic), "{}: {effect}", case.name);
+                assert!(detect.segment.as_ref().is_none_or(|s| spec.segment(s).is_some()), "{}: {:?}", case.name, detect.segment);
             }
         }
     }

@@ -89,7 +89,7 @@ struct Session<'a> {
     partitions: BTreeMap<i32, PartitionView>,
     assigned: BTreeSet<i32>,
     /// What bounds made each partition forget.
-    dropped: BTreeMap<i32, [(&'static str, u64); 3]>,
+    dropped: BTreeMap<i32, [(&'static str, u64); 4]>,
     barrier: Barrier,
     next_checkpoint: Instant,
     /// Why the store could not be written last time.

@@ -210,9 +210,12 @@ fn experiment(state: &Value) -> String {
     }
     for row in rows(state, "guardrails") {
         out.push(format!("{:<8} {} {}: {}", text(&row["verdict"]), text(&row["bucket"]), text(&row["guardrail"]), text(&row["reason"])));
+        out.extend(segments(row));
     }
     for row in rows(state, "quality") {
         out.push(format!("{:<8} {}: {}", text(&row["verdict"]), text(&row["check"]), text(&row["reason"])));
+        let failing = rows(row, "parts").filter(|part| part["verdict"] == "breach");
+        out.extend(failing.map(|part| format!("  {:<8} {}: {}", text(&part["verdict"]), text(&part["part"]), text(&part["reason"]))));
     }
     out.extend(show::funnels(state));
     out.extend(show::retention(state));
@@ -220,8 +223,25 @@ fn experiment(state: &Value) -> String {
     out.join("\n")
 }
 
+/// How many segments fare how, and those in breach one by one.
+fn segments(guardrail: &Value) -> Vec<String> {
+    let verdicts = ["breach", "safe", "watching", "no_data"];
+    let of = |verdict: &str| rows(guardrail, "segments").filter(|s| s["verdict"] == verdict).count();
+    let counted: Vec<String> = verdicts.iter().map(|v| (of(v), v)).filter(|(n, _)| *n > 0).map(|(n, v)| format!("{n} {v}")).collect();
+    if counted.is_empty() {
+        return Vec::new();
+    }
+    let breached = rows(guardrail, "segments").filter(|s| s["verdict"] == "breach");
+    let shown =
+        breached.map(|s| format!("  {:<8} {} ({} units): {}", text(&s["verdict"]), text(&s["segment"]), s["units"], text(&s["reason"])));
+    std::iter::once(format!("  segments: {}", counted.join(", "))).chain(shown).collect()
+}
+
 fn decision(d: &Value) -> String {
     let mut out = vec![format!("{}  {} {} {}", text(&d["decision"]), text(&d["action"]), text(&d["experiment"]), text(&d["bucket"]))];
+    if let Some(segment) = d["segment"].as_str() {
+        out.push(format!("segment    {segment}"));
+    }
     out.push(format!("why        {}", text(&d["reason"])));
     out.push(format!("since      {}, decided {}", text(&d["since"]), text(&d["decided_at"])));
     out.push(format!(
@@ -283,10 +303,13 @@ mod tests {
             "phase": 0, "records": 9, "holds": [], "quality": [],
             "buckets": [{"bucket": "b", "exposed_units": 3, "exposure_rate": 0.0,
                          "stopped": {"action": "rollback", "decision": "d-1", "confirmation": "confirmed"}}],
-            "guardrails": [{"guardrail": "error_rate", "bucket": "b", "verdict": "breach", "reason": "breached: see d-1"}]});
+            "guardrails": [{"guardrail": "error_rate", "bucket": "b", "verdict": "breach", "reason": "breached: see d-1",
+                            "segments": [{"segment": "region=uk", "units": 7, "verdict": "breach", "reason": "breached: see d-2"},
+                                         {"segment": "region=eu", "units": 9, "verdict": "safe", "reason": "fine"}]}]});
         let shown = experiment(&state);
         assert!(shown.contains("bucket b: 3 units, 0.0 exposures/s; rollback by d-1, confirmed"), "{shown}");
         assert!(shown.contains("breach   b error_rate: breached: see d-1"), "{shown}");
+        assert!(shown.ends_with("  segments: 1 breach, 1 safe\n  breach   region=uk (7 units): breached: see d-2"), "{shown}");
         assert!(!shown.contains("whole life"), "{shown}");
     }
 

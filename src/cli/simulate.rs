@@ -65,6 +65,9 @@ pub struct SimulateArgs {
     /// The affected bucket [default: the first that is not the baseline]
     #[arg(long, value_name = "NAME")]
     pub bucket: Option<String>,
+    /// Only units with this value of an attribute suffer the effects, such as region=eu; the traffic description says how many have it
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub segment: Option<String>,
     /// When effects begin, counted from the start: 30m, 6h.
     #[arg(long, value_name = "SPAN", value_parser = super::span)]
     pub onset: Option<i64>,
@@ -173,7 +176,16 @@ fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
     let threads = args.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let settings = Settings { pane: args.pane, ..Settings::default() };
     let spec = Spec::new(plan, fields, settings, traffic, length).map_err(|e| usage(e.to_string()))?;
-    Ok(Prepared { spec, planning, questions, options: Options { seed: args.seed, threads, bucket, onset } })
+    let segment = args.segment.as_deref().map(|text| spec.segment(text).ok_or_else(|| no_segment(&spec, text))).transpose()?;
+    Ok(Prepared { spec, planning, questions, options: Options { seed: args.seed, threads, bucket, segment, onset } })
+}
+
+fn no_segment(spec: &Spec, text: &str) -> Refusal {
+    let known =
+        |(name, values): &(String, Vec<(String, f64)>)| values.iter().map(|(value, _)| format!("{name}={value}")).collect::<Vec<_>>();
+    let known: Vec<String> = spec.traffic.segments.iter().flat_map(known).collect();
+    let have = if known.is_empty() { "the traffic description has none".to_owned() } else { format!("there are {}", known.join(", ")) };
+    usage(format!("--segment: no {text}; {have}"))
 }
 
 fn usage(message: String) -> Refusal {

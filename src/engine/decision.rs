@@ -102,6 +102,9 @@ pub struct Decision {
     pub evidence: Evidence,
     /// One sentence for people.
     pub reason: String,
+    /// The segment whose units show it; absent where all units of the bucket do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub segment: Option<String>,
     /// Arming epoch: how often an operator has re-armed the experiment.
     pub epoch: u32,
     /// An earlier decision in force that has already done as much for this bucket: this one is logged and not delivered.
@@ -300,6 +303,8 @@ pub enum LogKind {
     Resolved,
     /// A breach that an operator's hold kept from acting.
     Withheld,
+    /// A breach in a segment of a rule whose segments only show.
+    Exploratory,
     Operator,
     Annotation,
     Delivery,

@@ -17,6 +17,8 @@ pub mod outcome;
 pub mod pane;
 pub mod plan;
 pub mod quality;
+mod radix;
+pub mod segment;
 pub mod shared_cause;
 pub mod state;
 pub mod stats;

@@ -5,6 +5,8 @@
 
 use super::histogram::SparseBins;
 use super::quality::QualityPartial;
+use super::radix::sort_by_cell;
+use super::segment::{Listed, NO_PROFILE};
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -34,6 +36,8 @@ pub struct Observation {
     pub value: u16,
     /// Which of the [`BATCHES`] batches its unit hashes to, with [`AGAIN`] or not; or [`NO_UNIT`].
     pub batch: u16,
+    /// Index into [`Seen::profiles`] (or those of a [`Pool`]), or [`NO_PROFILE`].
+    pub profile: u32,
 }
 
 /// What a record is to the traffic of a bucket.
@@ -96,6 +100,8 @@ pub struct Abandoned {
     /// Age of its unit's cohort at the start, and the unit's batch.
     pub age: u32,
     pub batch: u16,
+    /// As of the [`Observation`].
+    pub profile: u32,
 }
 
 /// Sums over the units of one cohort (or over events): of a value y, and of a covariate x.
@@ -139,6 +145,8 @@ pub struct Seen {
     pub surplus: BTreeMap<Surplus, u64>,
     /// By index of the experiment.
     pub controls: Vec<(u32, Control)>,
+    /// Of the units seen.
+    pub profiles: Vec<Listed>,
     /// Workflows of funnels, and by how much each count changes.
     pub strides: BTreeMap<Stride, i64>,
     /// Of an experiment's data itself, by its index.
@@ -209,7 +217,7 @@ impl Seen {
     /// Takes in a value of a mean: observations begun by it, and what the sums grew by.
     pub fn add(&mut self, cell: CellId, part: Part) {
         let parts = self.sums.entry(cell).or_default();
-        match parts.iter_mut().rev().take(8).find(|p| p.age == part.age) {
+        match parts.iter_mut().rev().take(8).find(|p| (p.age, p.profile) == (part.age, part.profile)) {
             Some(own) => {
                 own.n += part.n;
                 own.sums += part.sums;
@@ -224,7 +232,7 @@ impl Seen {
     }
 
     pub fn is_empty(&self) -> bool {
-        let Seen { observations, abandoned, sums, surplus, controls, strides, quality } = self;
+        let Seen { observations, abandoned, sums, surplus, controls, strides, quality, .. } = self;
         let nothing_counted = observations.is_empty() && abandoned.is_empty() && sums.is_empty() && surplus.is_empty();
         nothing_counted && controls.is_empty() && strides.is_empty() && quality.is_empty()
     }
@@ -249,6 +257,8 @@ impl Seen {
                 .filter_map(|(s, n)| Some((Stride { experiment: experiment(s.experiment)?, ..s }, n)))
                 .collect(),
             quality: self.quality.into_iter().filter_map(|(e, quality)| Some((experiment(e)?, quality))).collect(),
+            // Their places are kept.
+            profiles: self.profiles.into_iter().map(|l| Listed { experiment: experiment(l.experiment).unwrap_or(u32::MAX), ..l }).collect(),
         }
     }
 }
@@ -268,6 +278,7 @@ pub struct Pool {
     controls: Vec<(u32, Control)>,
     strides: Vec<(Stride, i64)>,
     quality: BTreeMap<u32, QualityPartial>,
+    profiles: Vec<Listed>,
 }
 
 /// Sums of values that one partition has seen of a cohort.
@@ -275,6 +286,8 @@ pub struct Pool {
 pub struct Part {
     /// Of the cohort.
     pub age: u32,
+    /// As of the [`Observation`].
+    pub profile: u32,
     /// Observations begun.
     pub n: u64,
     pub sums: Sums,
@@ -287,6 +300,8 @@ pub struct PanePartial<'p> {
     strides: &'p [(Stride, i64)],
     /// What it says of the data itself, if anything.
     pub quality: Option<&'p QualityPartial>,
+    /// Of the whole pool.
+    pub profiles: &'p [Listed],
 }
 
 /// What a cell holds of one pane.
@@ -321,7 +336,8 @@ impl Pool {
     /// Takes in what partitions have seen. Their order is kept: sums of floats depend on it.
     pub fn of(partitions: impl IntoIterator<Item = Seen>) -> Pool {
         let mut pool = Pool::default();
-        for seen in partitions {
+        for mut seen in partitions {
+            pool.take_profiles(&mut seen);
             pool.observations.extend(seen.observations);
             pool.abandoned.extend(seen.abandoned);
             pool.sums.extend(seen.sums.into_iter().flat_map(|(cell, parts)| parts.into_iter().map(move |part| (cell, part))));
@@ -339,6 +355,18 @@ impl Pool {
         pool
     }
 
+    /// Numbers profiles through all partitions.
+    fn take_profiles(&mut self, seen: &mut Seen) {
+        let before = self.profiles.len() as u32;
+        let later = |profile: &mut u32| *profile += if *profile == NO_PROFILE { 0 } else { before };
+        if before > 0 && !seen.profiles.is_empty() {
+            seen.observations.iter_mut().for_each(|o| later(&mut o.profile));
+            seen.abandoned.iter_mut().for_each(|a| later(&mut a.profile));
+            seen.sums.values_mut().flatten().for_each(|part| later(&mut part.profile));
+        }
+        self.profiles.append(&mut seen.profiles);
+    }
+
     /// Splits into experiments, whose first cells are `firsts` (and one more, where the last one ends); those that saw nothing are left
     /// out.
     pub fn partials<'p>(&'p self, firsts: &'p [CellId]) -> impl Iterator<Item = (usize, PanePartial<'p>)> + 'p {
@@ -353,7 +381,7 @@ impl Pool {
             let quality = self.quality.get(&(experiment as u32));
             (!own.is_empty() || !taken.is_empty() || quality.is_some()).then(|| {
                 let cells = (span[0]..span[1]).map(|cell| own.split_before(cell + 1)).collect();
-                (experiment, PanePartial { cells, controls: mine, strides: taken, quality })
+                (experiment, PanePartial { cells, controls: mine, strides: taken, profiles: &self.profiles, quality })
             })
         })
     }
@@ -460,33 +488,6 @@ impl BucketPartial {
     }
 }
 
-/// A stable sort. Cells are few for the observations of a busy pane, so that they are dealt out digit by digit: the price is two passes,
-/// whatever the number of experiments.
-fn sort_by_cell(observations: &mut Vec<Observation>) {
-    const DIGIT: u32 = 8;
-    let highest = observations.iter().map(|o| o.cell).max().unwrap_or(0);
-    if observations.len() < 1 << DIGIT {
-        observations.sort_by_key(|o| o.cell);
-        return;
-    }
-    let mut dealt = observations.clone();
-    for shift in (0..u32::BITS - highest.leading_zeros()).step_by(DIGIT as usize) {
-        let digit = |o: &Observation| (o.cell >> shift) as usize & ((1 << DIGIT) - 1);
-        let mut next = [0_usize; 1 << DIGIT];
-        observations.iter().for_each(|o| next[digit(o)] += 1);
-        let mut before = 0;
-        for place in &mut next {
-            before += std::mem::replace(place, before);
-        }
-        for o in observations.iter() {
-            let place = &mut next[digit(o)];
-            dealt[*place] = *o;
-            *place += 1;
-        }
-        std::mem::swap(observations, &mut dealt);
-    }
-}
-
 /// A control event, in the order of arrival.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Control {
@@ -531,7 +532,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn o(cell: CellId, age: u32, value: u16) -> Observation {
-        Observation { cell, age, value, batch: 0 }
+        Observation { cell, age, value, batch: 0, profile: NO_PROFILE }
     }
 
     #[test]
@@ -539,8 +540,8 @@ mod tests {
         let mut seen = [Seen::default(), Seen::default()];
         [o(4, 0, 1), o(0, 0, traffic::EVENT), o(3, 2, traffic::FIRST_EXPOSURE), o(4, 0, 2)].into_iter().for_each(|o| seen[0].see(o));
         seen[1].see(o(4, 0, 3));
-        seen[1].abandon(Abandoned { cell: 9, begun: Pane(1), age: 0, batch: 0 }, Pane(5));
-        seen[1].add(4, Part { age: 0, n: 1, sums: Sums { y: 2.0, ..Sums::default() } });
+        seen[1].abandon(Abandoned { cell: 9, begun: Pane(1), age: 0, batch: 0, profile: NO_PROFILE }, Pane(5));
+        seen[1].add(4, Part { age: 0, profile: NO_PROFILE, n: 1, sums: Sums { y: 2.0, ..Sums::default() } });
         seen[0].controls.push((2, Control::Annotation { at: 0, text: "t".into(), author: None }));
         let pool = Pool::of(seen);
         // Cells 0 to 2, 3 to 5, none, 6 to 9.

@@ -82,6 +82,8 @@ pub struct Plan {
     pub alpha: f64,
     /// How guardrails and buckets share it.
     pub correction: Correction,
+    /// Slices of the units in which guardrails are compared with the baseline, too.
+    pub segments: Option<Segmentation>,
     pub method: Method,
     /// Whether means use the covariates of their metrics.
     pub cuped: bool,
@@ -94,6 +96,28 @@ pub struct Plan {
     pub unconfirmed: Vec<Action>,
 }
 
+/// Which units are compared apart from the others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Segmentation {
+    /// Attributes of exposures, at most [`MAX_ATTRIBUTES`]. Each slices all units anew: `region=eu`, `device=ios`, not their product.
+    pub by: Vec<String>,
+    /// Segments at most, of all attributes together, beside the rest of each; at most [`MAX_SEGMENTS`].
+    pub top: usize,
+    /// Whether a breach in a segment is a decision.
+    pub act: bool,
+}
+
+impl Segmentation {
+    /// Segments that can be tested: those of their own and the rest of each attribute.
+    pub fn places(&self) -> usize {
+        self.top + self.by.len()
+    }
+}
+
+/// Attributes that one experiment is sliced by at most.
+pub const MAX_ATTRIBUTES: usize = 4;
+/// Segments of one experiment at most.
+pub const MAX_SEGMENTS: usize = 32;
 /// Buckets of one experiment at most.
 pub const MAX_BUCKETS: usize = 64;
 
@@ -143,8 +167,10 @@ impl Plan {
 
     /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.
     pub fn signature(&self) -> u64 {
-        let Plan { revision, buckets, signals, guardrails, quality, funnels, eligibility, assignment, .. } = self;
-        let text = format!("{revision} {buckets:?} {signals:?} {guardrails:?} {quality:?} {funnels:?} {eligibility:?} {assignment:?}");
+        let Plan { revision, buckets, signals, guardrails, quality, funnels, eligibility, assignment, segments, .. } = self;
+        let text = format!(
+            "{revision} {buckets:?} {signals:?} {guardrails:?} {quality:?} {funnels:?} {eligibility:?} {assignment:?} {segments:?}"
+        );
         xxhash_rust::xxh3::xxh3_64(text.as_bytes())
     }
 }
@@ -338,7 +364,7 @@ pub enum Correction {
     Bonferroni,
     /// Equal shares; what has tripped leaves its share to the others.
     Holm,
-    /// As Holm; with segments, 80% of a guardrail's share is its overall hypothesis' and 20% that of its segments.
+    /// As Holm; and what has tripped in all units leaves its share to its segments, and these theirs to it.
     Hierarchical,
     /// Each hypothesis has the whole budget.
     None,

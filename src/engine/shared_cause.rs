@@ -164,6 +164,7 @@ fn shared(kind: &Kind, at: Millis, since: Millis, experiments: &BTreeSet<&str>, 
             named.join(", ")
         ),
         epoch: 0,
+        segment: None,
         covered_by: None,
         author: None,
         shared_cause: None,

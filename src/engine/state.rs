@@ -250,6 +250,32 @@ pub struct GuardrailState {
     pub decision: Option<String>,
     /// Values moved to the nearest bound of the histogram, so far.
     pub clamped: u64,
+    /// The comparison in each segment, over the whole life; in lists of all experiments, those in breach.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub segments: Vec<SegmentState>,
+}
+
+/// A comparison with the baseline among the units of a segment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SegmentState {
+    /// `region=eu`; `region=other` is the rest.
+    pub segment: String,
+    pub verdict: Verdict,
+    pub reason: String,
+    /// Units exposed for the first time since the segment is told apart, in the bucket and in the baseline.
+    pub units: u64,
+    pub baseline_units: u64,
+    pub baseline_value: Option<f64>,
+    pub bucket_value: Option<f64>,
+    pub change: Option<f64>,
+    /// As of [`GuardrailState`].
+    pub interval: Option<[f64; 2]>,
+    /// Observations, bucket and baseline; of quantiles, since the last change of the allocation.
+    pub n: u64,
+    pub baseline_n: u64,
+    pub log_e_value: f64,
+    pub log_threshold: f64,
+    pub decision: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -261,6 +287,21 @@ pub struct QualityState {
     pub bound: Option<f64>,
     pub action: Action,
     pub decision: Option<String>,
+    /// Of the sample ratio: segments, and periods of allocation; not in lists of all experiments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<QualityPart>,
+}
+
+/// A check in a part of the units.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QualityPart {
+    /// `region=eu`, or `period 2`.
+    pub part: String,
+    pub verdict: Verdict,
+    pub reason: String,
+    pub value: Option<f64>,
+    /// `null` where it is only shown.
+    pub bound: Option<f64>,
 }
 
 /// What is wrong with the experiment's records and units, since the beginning.

@@ -118,7 +118,7 @@ pub enum FromIngest {
         watermark: Option<Millis>,
         counts: Counts,
         /// What bounds made the partition forget: name of the bound, and how often.
-        dropped: [(&'static str, u64); 3],
+        dropped: [(&'static str, u64); 4],
     },
     /// One from every worker for every barrier; behind everything that it reflects. [`STOPPED`] is the barrier of the last one.
     Snapshot {

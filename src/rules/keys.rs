@@ -399,7 +399,7 @@ static ANALYSIS: Section = Section {
             "How guardrails, buckets and segments share it. Default `holm`.",
         ),
         key("min_units", Int(1), "100", "Exposed units per bucket before a relative test may act. Default 100."),
-        key("segments", Shape::Section(&SEGMENTS), "", "Slices of the readout."),
+        key("segments", Shape::Section(&SEGMENTS), "", "Slices in which comparisons are tested, too."),
         key("cuped", Bool, "true", "Use covariates to reduce variance."),
     ],
 };
@@ -407,8 +407,14 @@ static ANALYSIS: Section = Section {
 static SEGMENTS: Section = Section {
     name: "`segments`",
     keys: &[
-        key("by", List(&Name), "[region, device]", "Attributes to slice by."),
-        key("act", Bool, "false", "Whether a breach in one segment acts. Default false."),
+        required("by", List(&Name), "[region, device]", "Attributes of exposures to slice by, each for itself; at most 4."),
+        key(
+            "top",
+            Int(1),
+            "8",
+            "Segments at most, of all attributes together; the rest of each is one more, `other`. Default 8, at most 32.",
+        ),
+        key("act", Bool, "false", "Whether a breach in one segment acts on its bucket; otherwise it is shown. Default false."),
     ],
 };
 

@@ -5,7 +5,7 @@ use super::metric::{BUILT_IN, Metric};
 use super::quantity::{duration, number, percent};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
-use super::{RuleSet, custom, eligibility, guardrails, quality, rollout, sense};
+use super::{RuleSet, custom, eligibility, guardrails, quality, rollout, segments, sense};
 use crate::engine::decision::{Action, Mode};
 use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan};
 use crate::engine::time::Millis;
@@ -50,9 +50,10 @@ pub fn lower(
     let unconfirmed = unconfirmed(&context, faults);
     let rollout = rollout::read(&context, faults);
     check_references(&context, faults);
+    let analysis = root.get("analysis");
+    let segments = segments::read(analysis, faults);
     sense::check(&context, ends, faults);
     sense::check_watch(&context, &rollout, faults);
-    let analysis = root.get("analysis");
     if faults.has_errors() {
         return None;
     }
@@ -75,6 +76,7 @@ pub fn lower(
         assignment,
         alpha: analysis.and_then(|a| a.get("alpha")).and_then(Node::text).and_then(number).unwrap_or(0.01),
         correction: correction(analysis.and_then(|a| a.get("correction")).and_then(Node::text)),
+        segments,
         method: method(analysis.and_then(|a| a.get("method")).and_then(Node::text)),
         cuped: analysis.and_then(|a| a.get("cuped")).and_then(Node::boolean) != Some(false),
         min_units: whole(analysis.and_then(|a| a.get("min_units"))).map_or(100, u64::from),

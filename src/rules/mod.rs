@@ -19,6 +19,7 @@ mod quality;
 pub(crate) mod quantity;
 mod rollout;
 mod routes;
+mod segments;
 mod sense;
 mod sources;
 

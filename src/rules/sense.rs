@@ -40,6 +40,13 @@ pub(super) fn check(context: &Context<'_>, ends: Option<Millis>, faults: &mut Fa
         let fault = faults.at(&correction.span, "GR2601", "`correction: none` keeps no budget of false alarms").with_label(label);
         faults.push(fault.with_help("`holm` shares `alpha` among them, and hands on what is not needed").as_warning());
     }
+    // A primary metric has a sample size for each segment.
+    let is_used = watched.iter().any(|w| w.relative) || context.root.get("success").is_some_and(|s| s.get("primary").is_some());
+    if let Some(segments) = analysis("segments").filter(|_| !is_used) {
+        let fault = faults.at(&segments.span, "GR2610", "segments, and nothing that is compared in them");
+        let fault = fault.with_label("limits look at all units");
+        faults.push(fault.with_help("add `max_increase` to a guardrail").as_warning());
+    }
     check_tail(&watched, faults);
     check_primary(context, &watched, faults);
     for entry in context.root.get("metrics").map_or(&[][..], Node::entries) {

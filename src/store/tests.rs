@@ -35,6 +35,7 @@ fn decision(id: &str) -> Decision {
         evidence: Evidence::Count { count: 1, allowed: 0 },
         reason: "latency p95 of treatment is 23.3% above control".to_owned(),
         epoch: 2,
+        segment: None,
         covered_by: None,
         author: None,
         shared_cause: None,

@@ -268,8 +268,15 @@ mod tests {
         let traffic = Traffic::new(Case::default(), clock::now()).unwrap();
         let feed = Feed::start(traffic, Writer::new(&broker.servers(), "", &[]).unwrap()).unwrap();
         let effect = Effect { latency: 2.0, ..Effect::default() };
-        let fault =
-            Fault { at_s: 0.0, until_s: None, experiment: "new-checkout".into(), stagger_s: 0.0, bucket: "treatment".into(), effect };
+        let fault = Fault {
+            at_s: 0.0,
+            until_s: None,
+            experiment: "new-checkout".into(),
+            stagger_s: 0.0,
+            bucket: "treatment".into(),
+            segment: None,
+            effect,
+        };
         feed.inject(fault);
         until("treatment is exposed", || feed.sent().struck.is_some_and(|s| s.exposures > 20 && s.users == s.exposures));
         feed.switch().stop("new-checkout", "treatment");
@@ -333,7 +340,15 @@ mod tests {
         let traffic = Traffic::new(Case::default(), clock::now()).unwrap();
         let feed = Feed::start(traffic, Writer::new(&broker.servers(), "", &[]).unwrap()).unwrap();
         let effect = Effect::default();
-        feed.inject(Fault { at_s: 0.0, until_s: None, experiment: "nobody".into(), stagger_s: 0.0, bucket: "treatment".into(), effect });
+        feed.inject(Fault {
+            at_s: 0.0,
+            until_s: None,
+            experiment: "nobody".into(),
+            stagger_s: 0.0,
+            bucket: "treatment".into(),
+            segment: None,
+            effect,
+        });
         until("the feed ends", || feed.is_over());
         assert!(feed.finish().unwrap_err().to_string().contains("`nobody`"));
     }

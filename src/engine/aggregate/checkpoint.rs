@@ -3,6 +3,7 @@
 use super::funnels::Funnels;
 use super::ids::Ids;
 use super::keys::Key;
+use super::profiles::Named;
 use super::tallies::Changes;
 use super::units::Assignment;
 use super::workflows::Workflows;
@@ -56,6 +57,7 @@ struct UnitsChunk {
     experiments: Vec<(String, u64)>,
     changes: Vec<(Key, Assignment)>,
     tallies: Changes,
+    profiles: Vec<Named>,
 }
 
 impl Aggregator {
@@ -64,12 +66,12 @@ impl Aggregator {
     /// # Errors
     /// The state cannot be written down: a fault of the program, after which nothing should be committed.
     pub fn snapshot(&mut self) -> Result<Snapshot, String> {
-        let (changes, tallies) = (self.units.take_changes(), self.tallies.take_changes());
-        let units = match changes.is_empty() && tallies.is_empty() {
+        let (changes, tallies, profiles) = (self.units.take_changes(), self.tallies.take_changes(), self.profiles.take_changes());
+        let units = match changes.is_empty() && tallies.is_empty() && profiles.is_empty() {
             true => Vec::new(),
             false => {
                 let experiments = self.feeds.iter().map(|f| (f.plan.experiment.clone(), f.signature)).collect();
-                encode(&UnitsChunk { experiments, changes, tallies })?
+                encode(&UnitsChunk { experiments, changes, tallies, profiles })?
             }
         };
         let state = encode(&StateRef {
@@ -112,6 +114,7 @@ impl Aggregator {
         for chunk in units.iter().filter(|chunk| !chunk.is_empty()) {
             new.restore_units(chunk)?;
         }
+        new.profiles.relist(&new.open.profiles);
         Ok(new)
     }
 
@@ -125,6 +128,12 @@ impl Aggregator {
         self.tallies.apply(chunk.tallies);
         let index = |(name, signature): &(String, u64)| Some((*self.names.get(name.as_str())?, self.same(name, *signature).is_some()));
         let known: Vec<Option<(u32, bool)>> = chunk.experiments.iter().map(index).collect();
+        for mut named in chunk.profiles {
+            if let Some(Some((experiment, _))) = known.get(named.experiment as usize).copied() {
+                named.experiment = experiment;
+                self.profiles.apply(named);
+            }
+        }
         for (unit, mut assignment) in chunk.changes {
             let Some(Some((experiment, same))) = known.get(assignment.experiment as usize).copied() else { continue };
             if usize::from(assignment.bucket) < self.feeds[experiment as usize].plan.buckets.len() {

@@ -13,7 +13,12 @@ pub fn key(text: &str) -> Key {
 
 /// The first text seeds the second, so that ("a", "bc") and ("ab", "c") differ.
 pub fn pair(first: &str, second: &str) -> Key {
-    xxh3_64_with_seed(second.as_bytes(), key(first))
+    chain(key(first), second)
+}
+
+/// The key of a text after another.
+pub fn chain(before: Key, text: &str) -> Key {
+    xxh3_64_with_seed(text.as_bytes(), before)
 }
 
 /// Keys are hashes already.

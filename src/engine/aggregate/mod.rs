@@ -11,6 +11,7 @@ mod funnels;
 mod ids;
 pub mod keys;
 mod open;
+mod profiles;
 mod progress;
 mod tallies;
 mod units;
@@ -24,6 +25,7 @@ use super::pane::{
     AGAIN, Abandoned, BATCHES, Cause, Control, Emission, NO_UNIT, Observation, PaneBatch, PhaseName, Seen, Urgent, panes_between, traffic,
 };
 use super::plan::{Catalog, Settings, Signal};
+use super::segment::NO_PROFILE;
 use super::time::{Millis, Pane};
 use feeds::Feeds;
 use funnels::Funnels;
@@ -31,6 +33,7 @@ use hashbrown::HashMap;
 use ids::Ids;
 use keys::Key;
 use open::{Mark, Memory};
+use profiles::{Profiles, UNKNOWN};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use tallies::Tallies;
@@ -48,6 +51,8 @@ struct Target {
     cohort: Option<Pane>,
     /// Its unit does not count (any more).
     aside: bool,
+    /// Number of the unit's profile, as far as it is known.
+    profile: u16,
 }
 
 /// See the module.
@@ -65,6 +70,7 @@ pub struct Aggregator {
     /// By experiment: some of its units have been set aside.
     set_aside: Vec<bool>,
     tallies: Tallies,
+    profiles: Profiles,
     workflows: Workflows,
     funnels: Funnels,
     ids: Ids,
@@ -89,6 +95,7 @@ impl Aggregator {
             watermark: None,
             units: Units::default(),
             tallies: Tallies::default(),
+            profiles: Profiles::new(&catalog),
             workflows: Workflows::default(),
             funnels: Funnels::default(),
             ids: Ids::new(),
@@ -188,11 +195,12 @@ impl Aggregator {
     }
 
     /// What a bound made this partition forget: name of the bound, and how often.
-    pub fn dropped(&self) -> [(&'static str, u64); 3] {
+    pub fn dropped(&self) -> [(&'static str, u64); 4] {
         [
             ("units", self.units_dropped + self.tallies.dropped),
             ("workflows", self.workflows.dropped + self.funnels.dropped),
             ("ids", self.ids.evicted),
+            ("segment_values", self.profiles.dropped),
         ]
     }
 
@@ -224,7 +232,7 @@ impl Aggregator {
                 None => keys::pair(workflow, workflow_id),
             };
             match step {
-                Step::Started => self.workflow_started(key, workflow, event.ts, &targets, unit),
+                Step::Started => self.workflow_started(key, workflow, event, &targets, unit),
                 Step::Completed => self.workflow_ended(key, false, event.ts),
                 Step::Abandoned => self.workflow_ended(key, true, event.ts),
             }
@@ -241,7 +249,7 @@ impl Aggregator {
         };
         match (named, event.bucket.as_deref(), &event.kind) {
             (Some(experiment), _, Kind::Phase { .. } | Kind::Annotation { .. }) => {
-                Ok(SmallVec::from_elem(Target { experiment, bucket: 0, cohort: None, aside: false }, 1))
+                Ok(SmallVec::from_elem(Target { experiment, bucket: 0, cohort: None, profile: UNKNOWN, aside: false }, 1))
             }
             (Some(experiment), Some(bucket), _) => {
                 let Some(bucket) = self.feeds[experiment as usize].plan.bucket(bucket) else {
@@ -253,7 +261,7 @@ impl Aggregator {
                 }
                 let aside = self.set_aside[experiment as usize]
                     && unit(event).and_then(|unit| self.units.in_experiment(unit, experiment)).is_some_and(|seen| seen.is_aside());
-                Ok(SmallVec::from_elem(Target { experiment, bucket: bucket as u8, cohort: None, aside }, 1))
+                Ok(SmallVec::from_elem(Target { experiment, bucket: bucket as u8, cohort: None, profile: UNKNOWN, aside }, 1))
             }
             (only, _, _) => self.joined(event, only),
         }
@@ -269,7 +277,13 @@ impl Aggregator {
             }
             if self.active(seen.experiment, event.ts) {
                 let cohort = Some(seen.cohort(self.settings.pane));
-                targets.push(Target { experiment: seen.experiment, bucket: seen.bucket, cohort, aside: seen.is_aside() });
+                targets.push(Target {
+                    experiment: seen.experiment,
+                    bucket: seen.bucket,
+                    cohort,
+                    profile: seen.profile,
+                    aside: seen.is_aside(),
+                });
             } else {
                 inactive = true;
             }
@@ -287,7 +301,7 @@ impl Aggregator {
 
     fn reject(&mut self, experiment: u32) {
         let cell = self.feeds[experiment as usize].traffic_cell(0);
-        self.open.pass(Observation { cell, age: 0, value: traffic::REFUSED, batch: NO_UNIT });
+        self.open.pass(Observation { cell, age: 0, value: traffic::REFUSED, batch: NO_UNIT, profile: NO_PROFILE });
     }
 
     fn book(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) {
@@ -304,6 +318,7 @@ impl Aggregator {
         if !aside {
             self.look(target, unit, event);
         }
+        let target = self.sliced(target, unit, event);
         let mut mark = self.mark(target, unit);
         let feeds = &self.feeds[experiment as usize];
         if !aside && feeds.signals(&event.kind).any(|signal| !feeds.plan.signals[usize::from(signal)].is_per_user()) {
@@ -311,7 +326,7 @@ impl Aggregator {
         }
         let feeds = &self.feeds[experiment as usize];
         let bucket = usize::from(bucket);
-        self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch });
+        self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch, profile: mark.listed });
         for signal in feeds.signals(&event.kind) {
             let urgent = feeds.urgent.contains(&signal);
             // What is not allowed at all is policy and no statistic: it counts whoever did it.
@@ -334,6 +349,25 @@ impl Aggregator {
         }
     }
 
+    /// The target of a record that names its bucket itself, with a profile: that of its unit, which is learned from the first exposure
+    /// that tells it; else that of its own attributes.
+    fn sliced(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) -> Target {
+        let experiment = target.experiment;
+        let controls = matches!(event.kind, Kind::Phase { .. } | Kind::Annotation { .. });
+        if target.cohort.is_some() || controls || !self.profiles.is_sliced(experiment) {
+            return target;
+        }
+        let known = unit.and_then(|unit| self.units.in_experiment(unit, experiment)).map(|seen| seen.profile);
+        let profile = match known.filter(|profile| *profile != UNKNOWN) {
+            Some(profile) => profile,
+            None => self.profiles.number(experiment, &event.attributes),
+        };
+        if let (Some(unit), Some(UNKNOWN), Kind::Exposure) = (unit, known, &event.kind) {
+            self.units.learn(unit, experiment, profile);
+        }
+        Target { profile, ..target }
+    }
+
     /// The pane that is open; that of `ts` before the first record.
     fn open_pane(&self, ts: Millis) -> Pane {
         Pane::of(self.watermark.unwrap_or(ts), self.settings.pane)
@@ -341,7 +375,7 @@ impl Aggregator {
 
     /// Where a record belongs in the tests against the baseline. A record that was joined belongs to its unit's cohort, one that names its
     /// bucket itself to the cohort of now; where the unit is the observation, it must be known to be exposed in any case.
-    fn mark(&self, target: Target, unit: Option<Key>) -> Mark {
+    fn mark(&mut self, target: Target, unit: Option<Key>) -> Mark {
         let pane_ms = self.settings.pane;
         let open_pane = self.open_pane(0);
         let batch = unit.map_or(NO_UNIT, |unit| ((unit >> 32) % BATCHES as u64) as u16);
@@ -354,7 +388,9 @@ impl Aggregator {
             None => None,
         };
         let member = unit.zip(cohort).map(|(unit, cohort)| (unit, panes_between(cohort, open_pane)));
-        Mark { age: target.cohort.map_or(0, |cohort| panes_between(cohort, open_pane)), batch, member }
+        let age = target.cohort.map_or(0, |cohort| panes_between(cohort, open_pane));
+        let listed = self.profiles.list(target.experiment, target.profile, &mut self.open.profiles);
+        Mark { age, batch, profile: target.profile, listed, member }
     }
 
     /// [`AGAIN`] unless this is surely the unit's first event of the kind. That is known of joined events, all of which are read here.
@@ -364,11 +400,12 @@ impl Aggregator {
         if self.tallies.again(kind, unit, self.settings.units_max) { AGAIN } else { 0 }
     }
 
-    fn workflow_started(&mut self, key: Key, workflow: &str, ts: Millis, targets: &Targets, unit: Option<Key>) {
-        let pane = self.open_pane(ts);
+    fn workflow_started(&mut self, key: Key, workflow: &str, event: &Event<'_>, targets: &Targets, unit: Option<Key>) {
+        let (ts, pane) = (event.ts, self.open_pane(event.ts));
         for &target in targets.iter().filter(|target| !target.aside) {
             let Target { experiment, bucket, .. } = target;
-            let Mark { age, batch, .. } = self.mark(target, unit);
+            let target = self.sliced(target, unit, event);
+            let Mark { age, batch, profile, listed, .. } = self.mark(target, unit);
             let again = if self.feeds[experiment as usize].workflow.is_empty() { AGAIN } else { self.again(target, unit, "workflow") };
             let batch = batch | again;
             let feeds = &self.feeds[experiment as usize];
@@ -377,14 +414,14 @@ impl Aggregator {
                 if only.as_deref().is_some_and(|only| only != workflow) {
                     continue;
                 }
-                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within), age, batch };
+                let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within), age, batch, profile };
                 let started = self.workflows.start(key, watcher, self.settings.pane, self.settings.workflows_max);
                 if !matches!(started, Started::Again | Started::Dropped) {
                     let cell = feeds.signal_cell(usize::from(bucket), usize::from(signal));
-                    self.open.see(Observation { cell, age, value: 0, batch });
+                    self.open.see(Observation { cell, age, value: 0, batch, profile: listed });
                 }
                 if started == Started::Abandoned {
-                    book_abandoned(&self.feeds, &mut self.open, watcher, pane);
+                    book_abandoned(&self.feeds, &mut self.profiles, &mut self.open, watcher, pane);
                 }
             }
         }
@@ -394,14 +431,14 @@ impl Aggregator {
         let open_pane = self.open_pane(ts);
         let keep = Pane::of(self.watermark.unwrap_or(ts).saturating_add(self.settings.lateness), self.settings.pane);
         for watcher in self.workflows.end(key, abandoned, ts, keep, self.settings.workflows_max) {
-            book_abandoned(&self.feeds, &mut self.open, watcher, open_pane);
+            book_abandoned(&self.feeds, &mut self.profiles, &mut self.open, watcher, open_pane);
         }
     }
 
     /// Emits the open pane.
     fn close(&mut self, pane: Pane, watermark: Millis) {
-        let (feeds, open) = (&self.feeds, &mut self.open);
-        self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, open, watcher, pane));
+        let (feeds, profiles, open) = (&self.feeds, &mut self.profiles, &mut self.open);
+        self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, profiles, open, watcher, pane));
         self.funnels.expire(pane, self.settings.pane, |stride, by| *open.strides.entry(stride).or_default() += by);
         // The next pane is likely to hold as much.
         let next = Seen { observations: Vec::with_capacity(self.open.observations.len()), ..Seen::default() };
@@ -410,9 +447,10 @@ impl Aggregator {
     }
 }
 
-fn book_abandoned(feeds: &[Feeds], open: &mut Seen, watcher: Watcher, pane: Pane) {
+fn book_abandoned(feeds: &[Feeds], profiles: &mut Profiles, open: &mut Seen, watcher: Watcher, pane: Pane) {
     let cell = feeds[watcher.experiment as usize].signal_cell(usize::from(watcher.bucket), usize::from(watcher.signal));
-    open.abandon(Abandoned { cell, begun: watcher.pane, age: watcher.age, batch: watcher.batch }, pane);
+    let profile = profiles.list(watcher.experiment, watcher.profile, &mut open.profiles);
+    open.abandon(Abandoned { cell, begun: watcher.pane, age: watcher.age, batch: watcher.batch, profile }, pane);
 }
 
 /// The key of the event's unit, if it names one.

@@ -14,6 +14,9 @@ pub struct Mark {
     /// Panes since the unit was exposed for the first time; 0 for a record that names its bucket itself.
     pub age: u32,
     pub batch: u16,
+    /// Number of the unit's profile, and its place in the list of the open pane.
+    pub profile: u16,
+    pub listed: u32,
     /// The unit, and the age of its cohort, where it is known to be exposed to this bucket.
     pub member: Option<(Key, u32)>,
 }
@@ -29,7 +32,7 @@ pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event
     let (bucket, signal) = place;
     let cell = feeds.signal_cell(bucket, signal);
     let own = || mark.member.map(|(unit, age)| (tallies::of(unit, feeds.signature, signal as u16), age));
-    let mut o = Observation { cell, age: mark.age, value: 0, batch: mark.batch };
+    let mut o = Observation { cell, age: mark.age, value: 0, batch: mark.batch, profile: mark.listed };
     match &feeds.plan.signals[signal] {
         Signal::Distribution { source, value: from } if passes(source, event) => {
             let Some(x) = value(from, event) else { return false };
@@ -58,11 +61,11 @@ pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event
                 (Unit::Event, _) => {
                     let known = x.unwrap_or(0.0);
                     let sums = Sums { y, yy: y * y, x: known, xx: known * known, xy: known * y };
-                    open.add(cell, Part { age: mark.age, n: 1, sums });
+                    open.add(cell, Part { age: mark.age, profile: mark.listed, n: 1, sums });
                 }
                 (Unit::User, Some((key, age))) => {
                     if let Some(sums) = memory.tallies.add(key, y, x, memory.max) {
-                        open.add(cell, Part { age, n: 0, sums });
+                        open.add(cell, Part { age, profile: mark.listed, n: 0, sums });
                     }
                 }
                 (Unit::User, None) => {}

@@ -48,7 +48,7 @@ impl Aggregator {
             let key = tallies::of(unit, feeds.signature, *signal as u16);
             if shows && today == i64::from(*day) && self.tallies.hit(key, self.settings.units_max) {
                 let cell = feeds.signal_cell(usize::from(bucket), *signal);
-                self.open.see(Observation { cell, age, value: HIT | FIRST_HIT, batch: mark.batch });
+                self.open.see(Observation { cell, age, value: HIT | FIRST_HIT, batch: mark.batch, profile: mark.listed });
             }
         }
     }

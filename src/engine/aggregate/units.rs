@@ -1,6 +1,7 @@
 //! Who has been exposed to what: the observed assignments of one partition.
 
 use super::keys::{Key, KeyMap};
+use super::profiles::UNKNOWN;
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -21,6 +22,8 @@ pub struct Assignment {
     heard: bool,
     /// Panes from that of `since` to the unit's cohort.
     lag: u16,
+    /// Number of the unit's profile, or [`UNKNOWN`].
+    pub profile: u16,
 }
 
 impl Assignment {
@@ -72,7 +75,8 @@ impl Units {
             if full {
                 return Exposed::Full;
             }
-            let assignment = Assignment { since: ts, experiment, bucket, mixed: false, ineligible: false, heard: false, lag: 0 };
+            let assignment =
+                Assignment { since: ts, experiment, bucket, mixed: false, ineligible: false, heard: false, lag: 0, profile: UNKNOWN };
             known.push(assignment);
             self.assignments += 1;
             self.changed.push((unit, assignment));
@@ -94,6 +98,11 @@ impl Units {
     /// Remembers that a known unit must not take part.
     pub fn disqualify(&mut self, unit: Key, experiment: u32) {
         self.change(unit, experiment, |seen| !std::mem::replace(&mut seen.ineligible, true));
+    }
+
+    /// Notes the profile of a unit that had none.
+    pub fn learn(&mut self, unit: Key, experiment: u32, profile: u16) {
+        self.change(unit, experiment, |seen| std::mem::replace(&mut seen.profile, profile) != profile);
     }
 
     /// Remembers that a unit of `bucket` has had an event; returns its assignment if that was the first one.
@@ -154,7 +163,10 @@ mod tests {
         assert_eq!(units.expose(7, 0, 0, 110, 1_000, 10), Exposed::Mixed);
         assert_eq!(units.expose(7, 0, 0, 120, 1_000, 10), Exposed::Again);
         let found: Vec<_> = units.of(7, 95).collect();
-        assert_eq!(found, [Assignment { since: 90, experiment: 0, bucket: 1, mixed: true, ineligible: false, heard: false, lag: 2 }]);
+        assert_eq!(
+            found,
+            [Assignment { since: 90, experiment: 0, bucket: 1, mixed: true, ineligible: false, heard: false, lag: 2, profile: UNKNOWN }]
+        );
         assert_eq!(found[0].cohort(1_000), Pane(2), "the cohort of the exposure that was read first");
         assert_eq!(units.of(7, 89).count(), 0, "not exposed yet");
     }

@@ -19,6 +19,8 @@ pub struct Watcher {
     /// Age of the unit's cohort, and its batch, as they were counted at the start.
     pub age: u32,
     pub batch: u16,
+    /// Number of the unit's profile.
+    pub profile: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     fn watcher(pane: i64, deadline: Millis) -> Watcher {
-        Watcher { experiment: 0, bucket: 1, signal: 0, pane: Pane(pane), deadline, age: 0, batch: 0 }
+        Watcher { experiment: 0, bucket: 1, signal: 0, pane: Pane(pane), deadline, age: 0, batch: 0, profile: 0 }
     }
 
     fn expired(flows: &mut Workflows, pane: i64) -> usize {

@@ -40,7 +40,7 @@ impl Means {
                 }
             }
         }
-        for &(_, Part { age, n, sums }) in cell.sums {
+        for &(_, Part { age, n, sums, .. }) in cell.sums {
             let cohort = Pane(pane.0 - i64::from(age));
             if self.per_user && cohort < book.first_cohort {
                 continue;
@@ -86,7 +86,7 @@ mod tests {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
         let mut means = Means::new(2, true);
-        let sums = [(0, Part { age: 0, n: 0, sums: Sums { y: 8.0, yy: 40.0, ..Sums::default() } })];
+        let sums = [(0, Part { age: 0, profile: 0, n: 0, sums: Sums { y: 8.0, yy: 40.0, ..Sums::default() } })];
         let cell = Cell { sums: &sums, ..Cell::default() };
         means.add(Pane(3), 1, &BucketPartial { new_units: 4, ..BucketPartial::default() }, cell, &book);
         assert_eq!((means.mean(1), means.mean(0)), (Some((4, 2.0)), None));

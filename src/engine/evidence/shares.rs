@@ -373,7 +373,7 @@ mod tests {
 
     /// Units of these ages have their first hit.
     fn hits(ages: &[u32]) -> Vec<Observation> {
-        ages.iter().map(|&age| Observation { cell: 0, age, value: HIT | FIRST_HIT, batch: 0 }).collect()
+        ages.iter().map(|&age| Observation { cell: 0, age, value: HIT | FIRST_HIT, batch: 0, profile: 0 }).collect()
     }
 
     fn cell(observations: &[Observation]) -> Cell<'_> {
@@ -410,8 +410,8 @@ mod tests {
     fn workflows_wait_for_their_limit() {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let mut shares = Shares::new(2, false, Some(10), None);
-        let o = Observation { cell: 0, age: 0, value: 0, batch: 4 };
-        let lost = [Abandoned { cell: 0, begun: Pane(0), age: 0, batch: 4 }];
+        let o = Observation { cell: 0, age: 0, value: 0, batch: 4, profile: 0 };
+        let lost = [Abandoned { cell: 0, begun: Pane(0), age: 0, batch: 4, profile: 0 }];
         shares.add(Pane(0), 1, &part(0), cell(&[o, o, o]), &book(&allocation));
         shares.add(Pane(3), 1, &part(0), Cell { abandoned: &lost, ..cell(&[o]) }, &book(&allocation));
         shares.close(Pane(9), &book(&allocation));
@@ -427,7 +427,7 @@ mod tests {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let mut shares = Shares::new(2, false, None, None);
         let seen = |bad: u16| -> Vec<Observation> {
-            (0..100).map(|i| Observation { cell: 0, age: 0, value: if i < bad { HIT } else { 0 }, batch: i % 64 }).collect()
+            (0..100).map(|i| Observation { cell: 0, age: 0, value: if i < bad { HIT } else { 0 }, batch: i % 64, profile: 0 }).collect()
         };
         for pane in 0..2_000 {
             shares.add(Pane(pane), 0, &part(0), cell(&seen(1)), &book(&allocation));

@@ -141,6 +141,11 @@ impl Spread {
         self.periods.iter().map(|(index, _)| index)
     }
 
+    /// Values of the newest period.
+    pub fn newest(&self, bucket: usize) -> Option<&Bins> {
+        Some(&self.periods.iter().next_back()?.1.arms[bucket].bins)
+    }
+
     /// Values above `threshold` by batch of units, in the newest period.
     pub fn batches(&self, bucket: usize, threshold: u64) -> Option<Counted> {
         Some(self.periods.iter().next_back()?.1.arms[bucket].batches.counts(threshold))
@@ -271,7 +276,7 @@ mod tests {
     }
 
     fn of(age: u32, value: u16) -> Observation {
-        Observation { cell: 0, age, value, batch: 0 }
+        Observation { cell: 0, age, value, batch: 0, profile: 0 }
     }
 
     fn cell(observations: &[Observation]) -> Cell<'_> {

@@ -48,14 +48,30 @@ impl Judge {
         let plan = std::sync::Arc::clone(&self.plan);
         let guardrail = &plan.guardrails[of.guardrail];
         let name = &plan.buckets[of.bucket].name;
+        if of.segment.is_some() && !self.segments_act() {
+            self.guard_mut(of).withheld = true;
+            return self.log(now, LogKind::Exploratory, None, alarm.reason, out);
+        }
         if self.held(guardrail.on_breach) {
             if !std::mem::replace(&mut self.guard_mut(of).withheld, true) {
-                let text = format!("{} of {name} is in breach; a hold withholds {}", guardrail.name, guardrail.on_breach.name());
+                let place = of.segment.map_or(String::new(), |segment| format!(" in {}", self.state.segments.list[segment].name));
+                let text = format!("{} of {name}{place} is in breach; a hold withholds {}", guardrail.name, guardrail.on_breach.name());
                 self.log(now, LogKind::Withheld, None, text, out);
             }
             return;
         }
         let mut decision = self.decision(name, &guardrail.name, alarm.criterion, guardrail.on_breach, now);
+        if let Some(segment) = of.segment {
+            let name = self.state.segments.list[segment].name.clone();
+            let part = format!("{}/{name}", alarm.criterion);
+            let (experiment, bucket) = (&decision.experiment, &decision.bucket);
+            decision.decision = decision_id(experiment, decision.revision, bucket, &decision.guardrail, decision.epoch, &part);
+            decision.segment = Some(name);
+        }
+        if self.in_force.contains_key(&decision.decision) {
+            self.guard_mut(of).tripped = Some(decision.decision);
+            return;
+        }
         [decision.baseline_value, decision.bucket_value] = alarm.values;
         decision.unit = alarm.unit;
         decision.change = change(decision.baseline_value, decision.bucket_value);
@@ -68,6 +84,12 @@ impl Judge {
         decision.exposed_units = self.state.traffic[of.bucket].units;
         decision.evidence = alarm.evidence;
         decision.reason = alarm.reason;
+        if of.segment.is_none() && !self.segments_act() {
+            let breached = self.segments(of, false).into_iter().map(|s| s.segment).collect::<Vec<_>>().join(", ");
+            if !breached.is_empty() {
+                let _ = write!(decision.reason, "; exploratory: also in {breached}");
+            }
+        }
         self.guard_mut(of).tripped = Some(decision.decision.clone());
         self.enforce(&mut decision, &[of.bucket], Pane::of(now - 1, self.pane_ms));
         self.put_in_force(decision, out);
@@ -75,7 +97,7 @@ impl Judge {
 
     /// What a limit that is exceeded says. `label` names the event, where a single one decides.
     pub(super) fn limit_alarm(&self, of: Hypothesis, now: Millis, reading: &Reading, label: Option<&str>) -> Alarm {
-        let Hypothesis { guardrail: index, bucket } = of;
+        let Hypothesis { guardrail: index, bucket, .. } = of;
         let (guardrail, pane) = (&self.plan.guardrails[index], Pane::of(now - 1, self.pane_ms));
         let alpha = (-self.limit_threshold()).exp();
         let value = match reading.evidence {
@@ -134,6 +156,7 @@ impl Judge {
             evidence: Evidence::Count { count: 0, allowed: 0 },
             reason: String::new(),
             epoch,
+            segment: None,
             covered_by: None,
             author: None,
             shared_cause: None,
@@ -191,7 +214,11 @@ impl Judge {
             && let Some(bucket) = bucket
             && let Some(guardrail) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
         {
-            self.guard_mut(Hypothesis { guardrail, bucket }).tripped = id;
+            // A segment that is not there yet finds its decision when it trips again.
+            let segment = decision.segment.as_ref().map(|name| self.state.segments.find(name));
+            if segment != Some(None) {
+                self.guard_mut(Hypothesis { guardrail, bucket, segment: segment.flatten() }).tripped = id;
+            }
         } else if let Some(check) = self.plan.quality.iter().position(|q| q.kind.name() == decision.guardrail) {
             self.state.quality.checks[check].tripped = id;
         }
@@ -259,12 +286,14 @@ impl Judge {
             let text = format!("{} of {} re-armed by {}: {}", decision.guardrail, decision.experiment, operator.author, operator.reason);
             out.notices.push(Notice { kind: NoticeKind::Resolved, at: operator.at, decision, text });
         }
-        let tripped = self.state.guards.iter().flatten().filter(|g| g.tripped.is_some()).count();
+        let in_segments = self.state.segments.list.iter().flat_map(|segment| &segment.guards);
+        let tripped = self.state.guards.iter().chain(in_segments).flatten().filter(|g| g.tripped.is_some()).count();
         let fresh = Judge::new(std::sync::Arc::clone(&self.plan), self.pane_ms).state;
         self.state.windows = fresh.windows;
         self.state.guards.iter_mut().flatten().for_each(|g| *g = Guard::default());
         self.state.quality = fresh.quality;
         self.state.evidence = fresh.evidence;
+        self.state.segments.rearm(&self.plan, self.pane_ms);
         self.state.enrolled = fresh.enrolled;
         self.state.volume = fresh.volume;
         self.state.first_cohort = None;

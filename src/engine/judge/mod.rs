@@ -9,8 +9,11 @@ mod interval;
 mod limit;
 mod phases;
 mod quality;
+mod reason;
 mod relative;
 mod rollout;
+mod segmented;
+mod segments;
 mod stop;
 mod traffic;
 mod view;
@@ -24,11 +27,12 @@ use super::pane::{BucketPartial, Cause, Control, PanePartial, PhaseName, Urgent}
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
-use budget::Budget;
+use budget::{Budget, Kind, Tripped};
 use funnels::Funnels;
 use limit::Reading;
 use quality::Quality;
 use rollout::Rollout;
+use segments::Segments;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -89,16 +93,25 @@ struct State {
     volume: Volume,
     /// The first pane that counts as evidence: units of earlier cohorts were not counted.
     first_cohort: Option<Pane>,
+    segments: Segments,
 }
 
 /// How long after a change of allocation the exposures may follow the old shares or the new ones.
 const SPREADING_MS: Millis = 30_000;
 
-/// What is tested: a guardrail's criterion in a bucket.
+/// What is tested: a guardrail's criterion in a bucket, of all its units or of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hypothesis {
     guardrail: usize,
     bucket: usize,
+    /// Index among [`Segments::list`].
+    segment: Option<usize>,
+}
+
+impl Hypothesis {
+    fn overall(guardrail: usize, bucket: usize) -> Hypothesis {
+        Hypothesis { guardrail, bucket, segment: None }
+    }
 }
 
 /// One guardrail of one bucket.
@@ -176,7 +189,8 @@ impl Judge {
             began: None,
             stale_to: None,
             allocation: Allocation::new(plan.first_weights()),
-            evidence: evidence(&plan, pane_ms),
+            evidence: evidence(&plan, pane_ms, |signal| is_asked_for(&plan, signal)),
+            segments: Segments::new(&plan, pane_ms),
             enrolled: Enrolled::new(buckets),
             volume: Volume::new(buckets),
             first_cohort: None,
@@ -257,7 +271,7 @@ impl Judge {
     fn weigh(&mut self, pane: Pane, partial: &PanePartial<'_>, traffic: &[BucketPartial], warming: bool) {
         let first_cohort = *self.state.first_cohort.get_or_insert(pane);
         let (slot, baseline, frozen) = (self.budget.slot, self.plan.baseline(), self.is_frozen());
-        let State { allocation, evidence, enrolled, volume, quality, .. } = &mut self.state;
+        let State { allocation, evidence, enrolled, volume, quality, segments, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot, baseline };
         quality.weigh(pane, partial.quality, traffic, &self.plan, &book);
         for (bucket, part) in traffic.iter().enumerate() {
@@ -269,6 +283,7 @@ impl Judge {
             }
         }
         volume.add(traffic, baseline, !frozen);
+        segments.weigh(&self.plan, pane, partial, &book, (self.pane_ms, warming));
     }
 
     /// Event time has come to the end of `pane` without further records of the experiment.
@@ -307,9 +322,10 @@ impl Judge {
             changed |= window.slide(pane);
         }
         let first_cohort = self.state.first_cohort.unwrap_or(pane);
-        let State { allocation, evidence, .. } = &mut self.state;
+        let State { allocation, evidence, segments, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot: self.budget.slot, baseline: self.plan.baseline() };
         evidence.iter_mut().flatten().for_each(|e| e.close(pane, &book));
+        segments.list.iter_mut().for_each(|segment| segment.close(pane, &book));
         let now = pane.end(self.pane_ms);
         if self.state.hold.as_ref().is_some_and(|h| h.until.is_some_and(|until| until <= now)) {
             self.state.hold = None;
@@ -340,7 +356,7 @@ impl Judge {
         let log_threshold = self.limit_threshold();
         for index in 0..self.plan.guardrails.len() {
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
-                let of = Hypothesis { guardrail: index, bucket };
+                let of = Hypothesis::overall(index, bucket);
                 if self.guard(of).tripped.is_some() {
                     continue;
                 }
@@ -383,18 +399,21 @@ impl Judge {
             }
             let evidence = Evidence::Count { count: 1, allowed: 0 };
             let reading = Reading { n: 1, over: f64::INFINITY, under: 0.0, beyond: true, test: "count", evidence };
-            let of = Hypothesis { guardrail: index, bucket };
+            let of = Hypothesis::overall(index, bucket);
             let alarm = self.limit_alarm(of, urgent.at, &reading, Some(&urgent.label));
             self.trip(of, urgent.at, alarm, out);
         }
     }
 
     fn guard(&self, of: Hypothesis) -> &Guard {
-        &self.state.guards[of.guardrail][of.bucket]
+        let guards = of.segment.map_or(&self.state.guards, |segment| &self.state.segments.list[segment].guards);
+        &guards[of.guardrail][of.bucket]
     }
 
     fn guard_mut(&mut self, of: Hypothesis) -> &mut Guard {
-        &mut self.state.guards[of.guardrail][of.bucket]
+        let State { guards, segments, .. } = &mut self.state;
+        let guards = of.segment.map_or(guards, |segment| &mut segments.list[segment].guards);
+        &mut guards[of.guardrail][of.bucket]
     }
 
     fn read(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<Reading> {
@@ -430,12 +449,31 @@ impl Judge {
 
     /// What a log e-value of a limit must reach.
     fn limit_threshold(&self) -> f64 {
-        -self.budget.limit(self.budget.each(self.rejected())).ln()
+        -self.budget.limit(self.budget.each(Kind::Limit, &self.tripped(None))).ln()
     }
 
-    /// Hypotheses that have tripped.
-    fn rejected(&self) -> u32 {
-        self.state.guards.iter().flatten().filter(|g| g.tripped.is_some()).count() as u32
+    /// Share of `alpha` that a comparison has now.
+    fn each(&self, of: Hypothesis) -> f64 {
+        let kind = if of.segment.is_some() { Kind::Segment } else { Kind::Comparison };
+        self.budget.each(kind, &self.tripped(Some(of)))
+    }
+
+    /// What has tripped, as far as it matters to the share of a hypothesis.
+    fn tripped(&self, of: Option<Hypothesis>) -> Tripped {
+        let own = |d: &Decision| {
+            of.is_some_and(|of| d.guardrail == self.plan.guardrails[of.guardrail].name && d.bucket == self.plan.buckets[of.bucket].name)
+        };
+        let mut tripped = Tripped::default();
+        for decision in self.in_force.values() {
+            let kind = match (decision.criterion.as_str(), &decision.segment) {
+                ("limit", _) => Kind::Limit,
+                ("max_increase" | "stop_on_negative", None) => Kind::Comparison,
+                ("max_increase" | "stop_on_negative", Some(_)) => Kind::Segment,
+                _ => continue,
+            };
+            tripped.add(kind, own(decision));
+        }
+        tripped
     }
 
     fn beyond(&self, guardrail: usize, bucket: usize, pane: Pane) -> Option<bool> {
@@ -450,7 +488,7 @@ impl Judge {
         if let Some(units) = self.of_units(guardrail, bucket) {
             return units.rate();
         }
-        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(Hypothesis { guardrail, bucket }) {
+        if let Some(SignalEvidence::Mean(means)) = self.evidence_of(Hypothesis::overall(guardrail, bucket)) {
             return means.mean(bucket).map(|(_, mean)| mean);
         }
         let window = &self.state.windows[self.window_of[guardrail]][bucket];
@@ -500,17 +538,21 @@ impl Judge {
     }
 }
 
-/// One for each signal that a test asks for: comparisons with the baseline, and limits on clustered observations.
-fn evidence(plan: &Plan, pane_ms: Millis) -> Vec<Option<SignalEvidence>> {
+/// One for each signal that is asked for.
+fn evidence(plan: &Plan, pane_ms: Millis, is_asked_for: impl Fn(usize) -> bool) -> Vec<Option<SignalEvidence>> {
     let of = |(index, signal): (usize, &Signal)| {
-        let mut mine = plan.guardrails.iter().filter(|g| g.signal == index);
-        let asked = match signal {
-            Signal::Count { .. } => mine.clone().any(|g| g.max_increase.is_some()),
-            Signal::Retention { .. } => true,
-            _ => mine.clone().next().is_some(),
-        };
-        let expected = mine.find_map(|g| g.expected);
-        asked.then(|| SignalEvidence::new(signal, plan.buckets.len(), expected, pane_ms))
+        let expected = plan.guardrails.iter().filter(|g| g.signal == index).find_map(|g| g.expected);
+        is_asked_for(index).then(|| SignalEvidence::new(signal, plan.buckets.len(), expected, pane_ms))
     };
     plan.signals.iter().enumerate().map(of).collect()
+}
+
+/// Whether a test asks for a signal: a comparison with the baseline, or a limit on clustered observations. Retention is shown in any case.
+fn is_asked_for(plan: &Plan, signal: usize) -> bool {
+    let mut mine = plan.guardrails.iter().filter(|g| g.signal == signal);
+    match plan.signals[signal] {
+        Signal::Count { .. } => mine.any(|g| g.max_increase.is_some()),
+        Signal::Retention { .. } => true,
+        _ => mine.next().is_some(),
+    }
 }

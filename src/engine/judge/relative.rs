@@ -4,8 +4,8 @@
 //! that begins late. Both share the budget of their hypothesis ([`super::budget`]); the decision says which of them fired, by its `since`
 //! and its evidence. Bayesian and fixed-horizon rules are answered from the same statistics.
 
-use super::act::show;
 use super::budget::has_detector;
+use super::reason::compared_unit;
 use super::{Alarm, Hypothesis, Judge, interval};
 use crate::engine::decision::{Evidence, MeanStratum, Output};
 use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest, ordinal};
@@ -91,19 +91,34 @@ impl Look {
 
 impl Judge {
     pub(super) fn judge_relative(&mut self, pane: Pane, out: &mut Output) {
-        let (slot_closes, baseline) = ((pane.0 + 1) % self.budget.slot == 0, self.plan.baseline());
-        for index in 0..self.plan.guardrails.len() {
-            if self.plan.guardrails[index].max_increase.is_none() {
+        let slot_closes = (pane.0 + 1) % self.budget.slot == 0;
+        self.compare(None, slot_closes, pane, out);
+        // Each segment is looked at once in a slot; in turn, so that no pane pays for all.
+        let slot = self.budget.slot as usize;
+        for segment in 0..self.state.segments.list.len() {
+            let turn = pane.0.rem_euclid(self.budget.slot) as usize == segment % slot;
+            if turn || self.horizon() == Some(pane) {
+                self.weigh_sample_ratio(segment);
+                self.compare(Some(segment), true, pane, out);
+            }
+        }
+    }
+
+    /// Looks at all comparisons of all units, or of a segment; `noted` says whether what is shown is brought up to date, too.
+    fn compare(&mut self, segment: Option<usize>, noted: bool, pane: Pane, out: &mut Output) {
+        let baseline = self.plan.baseline();
+        for guardrail in 0..self.plan.guardrails.len() {
+            if self.plan.guardrails[guardrail].max_increase.is_none() {
                 continue;
             }
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
-                let of = Hypothesis { guardrail: index, bucket };
-                if self.guard(of).tripped.is_some() || self.untold(of).is_some() {
+                let of = Hypothesis { guardrail, bucket, segment };
+                if self.guard(of).tripped.is_some() || self.is_shown(of) || self.untold(of).is_some() {
                     continue;
                 }
                 let look = match self.plan.method {
                     Method::Sequential => self.whole_life(of, f64::INFINITY).filter(Look::trips).or_else(|| self.change(of)),
-                    Method::Bayesian if slot_closes => self.whole_life(of, f64::NEG_INFINITY),
+                    Method::Bayesian if noted => self.whole_life(of, f64::NEG_INFINITY),
                     Method::FixedHorizon if self.horizon() == Some(pane) => self.whole_life(of, f64::NEG_INFINITY),
                     Method::Bayesian | Method::FixedHorizon => None,
                 };
@@ -112,7 +127,7 @@ impl Judge {
                         let alarm = self.alarm(of, pane, look);
                         self.trip(of, pane.end(self.pane_ms), alarm, out);
                     }
-                    None if slot_closes && self.plan.method == Method::Sequential => self.note(of),
+                    None if noted && self.plan.method == Method::Sequential => self.note(of),
                     None => {}
                 }
             }
@@ -141,8 +156,11 @@ impl Judge {
         if self.srm_fails() {
             return Some("the sample ratio is wrong: comparisons with the baseline are held".into());
         }
+        if of.segment.is_some_and(|segment| self.state.segments.list[segment].lopsided) {
+            return Some("the sample ratio of the segment is wrong: its comparisons are held".into());
+        }
         for b in [of.bucket, self.plan.baseline()] {
-            let (size, least) = (self.state.traffic[b].size(), self.plan.min_units);
+            let (size, least) = (self.size(of, b), self.plan.min_units);
             if size < least {
                 return Some(format!("{} has {size} units of the {least} that a comparison needs", self.plan.buckets[b].name));
             }
@@ -159,7 +177,17 @@ impl Judge {
     }
 
     pub(super) fn evidence_of(&self, of: Hypothesis) -> Option<&SignalEvidence> {
-        self.state.evidence[self.plan.guardrails[of.guardrail].signal].as_ref()
+        let evidence = of.segment.map_or(&self.state.evidence, |segment| &self.state.segments.list[segment].evidence);
+        evidence[self.plan.guardrails[of.guardrail].signal].as_ref()
+    }
+
+    /// How the observations of a hypothesis are booked.
+    fn booking_of(&self, of: Hypothesis) -> Booking<'_> {
+        let of_all = self.booking();
+        match of.segment {
+            Some(segment) => self.state.segments.list[segment].book(&of_all),
+            None => of_all,
+        }
     }
 
     pub(super) fn booking(&self) -> Booking<'_> {
@@ -169,7 +197,7 @@ impl Judge {
 
     /// Level of the test of the whole life: of a quantile, that of a period of allocation, other metrics have one test for all.
     fn whole_life_level(&self, of: Hypothesis, period: usize) -> f64 {
-        let (each, statistic) = (self.budget.each(self.rejected()), self.plan.guardrails[of.guardrail].statistic);
+        let (each, statistic) = (self.each(of), self.plan.guardrails[of.guardrail].statistic);
         match (self.plan.method, statistic) {
             (Method::Sequential, _) => self.budget.whole_life(each, statistic, ordinal(period)),
             (Method::Bayesian | Method::FixedHorizon, Statistic::Quantile { .. }) => each * arrival_share(ordinal(period) + 1),
@@ -186,11 +214,11 @@ impl Judge {
     /// beginning: the most convincing speaks. Rates and quantiles, which are dear, are left out unless they may reach `floor` or trip.
     pub(super) fn whole_life(&self, of: Hypothesis, floor: f64) -> Option<Look> {
         let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_level(of, 0));
-        let (margin, book) = (guardrail.max_increase?, self.booking());
+        let (margin, book) = (guardrail.max_increase?, self.booking_of(of));
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
                 // Counts of buckets of different size cannot be compared: per exposed unit, or per designed share.
-                let size = |b: usize| match self.state.traffic[b].units {
+                let size = |b: usize| match self.units(of, b) {
                     0 => self.state.weights[b],
                     units => units as f64,
                 };
@@ -233,7 +261,7 @@ impl Judge {
     fn change(&self, of: Hypothesis) -> Option<Look> {
         let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], of.bucket);
         let margin = guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?;
-        let (book, each) = (self.booking(), self.budget.each(self.rejected()));
+        let (book, each) = (self.booking_of(of), self.each(of));
         let level = |start: Pane| {
             let (k, periods) = book.place(start);
             self.budget.late(each, k, periods)
@@ -265,7 +293,7 @@ impl Judge {
 
     /// When what the whole life shows seems to have begun: the most convincing start of the detector, whether or not it trips.
     fn onset(&self, of: Hypothesis) -> Option<Pane> {
-        let (guardrail, bucket, book) = (&self.plan.guardrails[of.guardrail], of.bucket, self.booking());
+        let (guardrail, bucket, book) = (&self.plan.guardrails[of.guardrail], of.bucket, self.booking_of(of));
         let margin = guardrail.max_increase?;
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
@@ -286,7 +314,7 @@ impl Judge {
     fn margin_holds(&self, of: Hypothesis) -> bool {
         let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_level(of, 0));
         let (Some(margin), Some(evidence)) = (guardrail.max_increase, self.evidence_of(of)) else { return false };
-        let (book, needed) = (self.booking(), -alpha.ln());
+        let (book, needed) = (self.booking_of(of), -alpha.ln());
         match evidence {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
                 let Sample::Count { strata, r, phi, higher_is_worse } = count_sample(shares, guardrail, margin, bucket, &book) else {
@@ -357,7 +385,8 @@ impl Judge {
         let guardrail = &self.plan.guardrails[of.guardrail];
         let interval = look.interval(guardrail);
         let reason = self.reason(of, &look, interval);
-        let began = self.state.first_cohort.or(self.state.began);
+        let own = of.segment.map(|segment| self.state.segments.list[segment].from).filter(|from| from.0 > i64::MIN);
+        let began = own.or(self.state.first_cohort).or(self.state.began);
         let since = look.since.or_else(|| self.onset(of)).or(began).unwrap_or(pane);
         Alarm {
             criterion: if guardrail.primary { "stop_on_negative" } else { "max_increase" },
@@ -378,66 +407,6 @@ impl Judge {
             reason,
         }
     }
-
-    fn reason(&self, of: Hypothesis, look: &Look, interval: Option<[f64; 2]>) -> String {
-        let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], of.bucket);
-        let (name, baseline) = (&self.plan.buckets[bucket].name, &self.plan.buckets[self.plan.baseline()].name);
-        let unit = compared_unit(guardrail);
-        let [c, t] = look.values;
-        let (change, margin) = match guardrail.max_increase {
-            Some(Margin::Relative(r)) => (c.zip(t).filter(|(c, _)| *c != 0.0).map(|(c, t)| signed(t / c - 1.0, "%")), signed(r, "%")),
-            Some(Margin::Absolute(d)) => (c.zip(t).map(|(c, t)| signed(t - c, points(unit))), signed(d, points(unit))),
-            None => (None, String::new()),
-        };
-        let shown = |value: Option<f64>| value.map_or("unknown".to_owned(), |v| show(v, unit));
-        let word = if guardrail.higher_is_worse { "above" } else { "below" };
-        let what =
-            if guardrail.statistic == Statistic::PerUnit { format!("units with {}", guardrail.name) } else { guardrail.name.clone() };
-        let mut text = format!("{what} of {name} is {}, {baseline} {}", shown(t), shown(c));
-        if let Some(change) = change {
-            text += &format!(": {change}");
-        }
-        if let Some([low, high]) = interval {
-            let unit = if matches!(guardrail.max_increase, Some(Margin::Relative(_))) { "%" } else { points(unit) };
-            text += &format!(" (interval {} to {})", signed(low, unit), signed(high, unit));
-        }
-        let none = margin.trim_matches(|c: char| !c.is_ascii_digit() || c == '0').is_empty();
-        let worst = if guardrail.higher_is_worse || none { margin } else { margin.replacen('+', "-", 1) };
-        text += &format!(", proved {word} the margin of {worst}");
-        if let Some(since) = look.since {
-            let ago = (self.state.at.map_or(0, |at| at.0 - since.0 + 1) * self.pane_ms) as f64 / 1_000.0;
-            text += &format!(", by the last {ago:.0} s");
-        }
-        match look.found {
-            Found::LogE(_) => {}
-            Found::Probability(harm) => text += &format!(" with a posterior probability of {harm:.4}"),
-            Found::P(p) if p < 1e-300 => text += " at the end of the experiment, p < 1e-300",
-            Found::P(p) => text += &format!(" at the end of the experiment, p = {p:.2e}"),
-        }
-        text
-    }
-}
-
-/// Unit of what is compared: of events per unit, the share of units that have one.
-fn compared_unit(guardrail: &Guardrail) -> &str {
-    if guardrail.statistic == Statistic::PerUnit { "%" } else { &guardrail.unit }
-}
-
-/// `+12.3%`, `+0.51pp`, `-20 ms`.
-fn signed(value: f64, unit: &str) -> String {
-    // No sign for what rounds to nothing.
-    let value = if (value * 1e4).round() == 0.0 { 0.0 } else { value };
-    match unit {
-        "%" => format!("{:+.1}%", 100.0 * value),
-        "pp" => format!("{:+.2}pp", 100.0 * value),
-        "" => format!("{value:+.3}"),
-        _ => format!("{value:+.1} {unit}"),
-    }
-}
-
-/// Unit of a difference.
-fn points(unit: &str) -> &str {
-    if unit == "%" { "pp" } else { unit }
 }
 
 impl Sample {

@@ -4,7 +4,7 @@ use super::act::show;
 use super::{Hypothesis, Judge, interval, limit};
 use crate::engine::decision::Verdict;
 use crate::engine::evidence::{Arm, SignalEvidence};
-use crate::engine::plan::{Margin, QualityKind, Signal, Statistic};
+use crate::engine::plan::{Guardrail, Margin, QualityKind, Signal, Statistic};
 use crate::engine::state::{
     BucketState, ExperimentState, GuardrailState, HoldState, QualityState, RetentionBucket, RetentionState, RolloutState, StopState,
 };
@@ -26,9 +26,10 @@ impl Judge {
         let baseline = self.plan.baseline();
         let tested = || (0..self.plan.buckets.len()).filter(move |b| *b != baseline);
         let each = (0..self.plan.guardrails.len()).flat_map(|g| tested().map(move |b| (g, b)));
-        let guardrails: Vec<GuardrailState> =
-            each.map(|(guardrail, bucket)| self.guardrail(Hypothesis { guardrail, bucket }, pane, closely)).collect();
-        let verdict = guardrails.iter().map(|g| g.verdict).max_by_key(|v| rank(*v)).unwrap_or(Verdict::NoData);
+        let guardrails: Vec<GuardrailState> = each.map(|(g, b)| self.guardrail(Hypothesis::overall(g, b), pane, closely)).collect();
+        let in_segments =
+            guardrails.iter().flat_map(|g| &g.segments).map(|s| s.verdict).filter(|v| *v == Verdict::Breach && self.segments_act());
+        let verdict = guardrails.iter().map(|g| g.verdict).chain(in_segments).max_by_key(|v| rank(*v)).unwrap_or(Verdict::NoData);
         let holds = self.holds();
         let stop = self.state.stops.iter().any(Option::is_some);
         let small = self.state.traffic.iter().position(|t| t.size() < self.plan.min_units);
@@ -47,7 +48,7 @@ impl Judge {
             holds,
             buckets: (0..self.plan.buckets.len()).map(|b| self.bucket(b, pane)).collect(),
             guardrails,
-            quality: (0..self.plan.quality.len()).map(|q| self.quality(q, pane)).collect(),
+            quality: (0..self.plan.quality.len()).map(|q| self.quality(q, pane, closely)).collect(),
             data: self.state.figures.shown(self.state.records, self.checked()),
             judged_to: self.state.at.map(|p| p.end(self.pane_ms)),
             last_record: self.state.last_record.map(|p| p.end(self.pane_ms)),
@@ -78,6 +79,10 @@ impl Judge {
         }
         if let Some(bad) = guardrails.iter().find(|g| g.verdict == verdict && matches!(verdict, Verdict::Breach | Verdict::NoData)) {
             return (false, format!("{} of {}: {}", bad.guardrail, bad.bucket, bad.reason));
+        }
+        let acting = guardrails.iter().filter(|_| self.segments_act()).flat_map(|g| g.segments.iter().map(move |s| (g, s)));
+        if let Some((g, s)) = acting.into_iter().find(|(_, s)| s.verdict == Verdict::Breach) {
+            return (false, format!("{} of {} in {}: {}", g.guardrail, g.bucket, s.segment, s.reason));
         }
         if let Some(hold) = holds.first() {
             return (false, format!("held by {}: {}", hold.by, hold.reason));
@@ -130,7 +135,7 @@ impl Judge {
     }
 
     fn guardrail(&self, of: Hypothesis, pane: Pane, closely: bool) -> GuardrailState {
-        let Hypothesis { guardrail: index, bucket } = of;
+        let Hypothesis { guardrail: index, bucket, .. } = of;
         let (plan, baseline) = (&self.plan.guardrails[index], self.plan.baseline());
         let (windows, guard) = (&self.state.windows[self.window_of[index]], self.guard(of));
         let reading = self.read(index, bucket, pane);
@@ -184,12 +189,13 @@ impl Judge {
             on_breach: plan.on_breach,
             decision: guard.tripped.clone(),
             clamped: windows.iter().map(|w| w.clamped()).sum(),
+            segments: self.segments(of, closely),
         }
     }
 
     /// Observations behind a guardrail's value.
     fn observations(&self, of: Hypothesis, pane: Pane) -> u64 {
-        let Hypothesis { guardrail: index, bucket } = of;
+        let Hypothesis { guardrail: index, bucket, .. } = of;
         if let Some(units) = self.of_units(index, bucket) {
             return units.n;
         }
@@ -210,7 +216,7 @@ impl Judge {
     }
 
     fn weighed(&self, of: Hypothesis, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
-        let Hypothesis { guardrail: index, bucket } = of;
+        let Hypothesis { guardrail: index, bucket, .. } = of;
         let (plan, guard) = (&self.plan.guardrails[index], self.guard(of));
         if let Some(id) = &guard.tripped {
             return (Verdict::Breach, format!("breached: see {id}"));
@@ -236,17 +242,13 @@ impl Judge {
             let why = if r.n > 0 { "beyond the limit, not enough evidence yet" } else { "not enough evidence either way" };
             return (Verdict::Watching, format!("{shown}: {why}"));
         }
-        let Some(margin) = plan.max_increase else {
+        if plan.max_increase.is_none() {
             return match limit_holds && reading.is_some() {
                 true => (Verdict::Safe, format!("{shown}: evidence that the limit holds")),
                 false => (Verdict::Watching, format!("{shown}: not enough evidence either way")),
             };
         };
-        let word = if plan.higher_is_worse { "over" } else { "under" };
-        let against = match margin {
-            Margin::Relative(r) => format!("{}% {word} the baseline", 100.0 * r),
-            Margin::Absolute(d) => format!("{} {word} the baseline", show(d, &plan.unit)),
-        };
+        let against = against(plan);
         match self.untold(of) {
             Some(why) => (Verdict::Watching, format!("{shown}: {why}")),
             None if guard.safe && limit_holds => (Verdict::Safe, format!("{shown}: proved to be less than {against}")),
@@ -269,7 +271,7 @@ impl Judge {
         RetentionState { metric: name.to_owned(), day, buckets: (0..self.plan.buckets.len()).map(bucket).collect() }
     }
 
-    fn quality(&self, index: usize, pane: Pane) -> QualityState {
+    fn quality(&self, index: usize, pane: Pane, closely: bool) -> QualityState {
         let (check, state) = (&self.plan.quality[index], &self.state.quality.checks[index]);
         let total = self.state.quality.accepted + self.state.quality.refused;
         let within = |value: Option<f64>, bound: f64| (value, Some(bound), Verdict::Safe, "within its bound".to_owned());
@@ -318,7 +320,21 @@ impl Judge {
             bound,
             action: check.action,
             decision: state.tripped.clone(),
+            parts: match check.kind {
+                QualityKind::Srm { .. } if closely => self.sample_ratios(),
+                _ => Vec::new(),
+            },
         }
+    }
+}
+
+/// What a comparison tolerates.
+pub(super) fn against(plan: &Guardrail) -> String {
+    let word = if plan.higher_is_worse { "over" } else { "under" };
+    match plan.max_increase {
+        Some(Margin::Relative(r)) => format!("{}% {word} the baseline", 100.0 * r),
+        Some(Margin::Absolute(d)) => format!("{} {word} the baseline", show(d, &plan.unit)),
+        None => String::new(),
     }
 }
 

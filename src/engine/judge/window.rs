@@ -231,7 +231,7 @@ mod tests {
 
     /// `n` observations, the first `x` of which are hits.
     fn observations(n: usize, x: usize) -> Vec<Observation> {
-        (0..n).map(|i| Observation { cell: 0, age: 0, value: if i < x { HIT } else { 0 }, batch: 0 }).collect()
+        (0..n).map(|i| Observation { cell: 0, age: 0, value: if i < x { HIT } else { 0 }, batch: 0, profile: 0 }).collect()
     }
 
     #[test]
@@ -258,7 +258,8 @@ mod tests {
 
     /// Adds starts, and workflows that turned out abandoned: the pane in which they began, and how many.
     fn add(w: &mut Window, pane: i64, started: usize, abandoned: &[(i64, usize)]) {
-        let of = |&(begun, n): &(i64, usize)| std::iter::repeat_n(Abandoned { cell: 0, begun: Pane(begun), age: 0, batch: 0 }, n);
+        let of =
+            |&(begun, n): &(i64, usize)| std::iter::repeat_n(Abandoned { cell: 0, begun: Pane(begun), age: 0, batch: 0, profile: 0 }, n);
         let abandoned: Vec<Abandoned> = abandoned.iter().flat_map(of).collect();
         w.add(Pane(pane), Cell { observations: &observations(started, 0), abandoned: &abandoned, ..Cell::default() });
     }

@@ -158,8 +158,15 @@ impl Stage<'_> {
 
     fn strike(&mut self) {
         let effect = Effect { latency: SLOWER, ..Effect::default() };
-        let fault =
-            Fault { at_s: 0.0, until_s: None, experiment: EXPERIMENT.to_owned(), stagger_s: 0.0, bucket: BUCKET.to_owned(), effect };
+        let fault = Fault {
+            at_s: 0.0,
+            until_s: None,
+            experiment: EXPERIMENT.to_owned(),
+            stagger_s: 0.0,
+            bucket: BUCKET.to_owned(),
+            segment: None,
+            effect,
+        };
         self.feed.inject(fault);
         self.story.fault(clock::now(), (SLOWER - 1.0) * 100.0).iter().for_each(|line| self.screen.tell(line));
     }

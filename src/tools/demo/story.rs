@@ -256,6 +256,7 @@ mod tests {
             on_breach: Action::Rollback,
             decision: None,
             clamped: 0,
+            segments: Vec::new(),
         };
         let stop = |c: &str| StopState { decision: "d-1".into(), action: Action::Rollback, at: FAULT, confirmation: c.into() };
         let bucket = BucketState {

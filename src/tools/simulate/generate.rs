@@ -4,6 +4,7 @@
 //! when its time has come. Nothing is allocated for an event, and its record is never written: the engine gets it decoded.
 
 use super::draw::{Draw, normal_cdf};
+use super::run::Harm;
 use super::sample::{self, mixed};
 use super::spec::{Spec, StreamEvent, VariantOf, World, cumulated};
 use super::traffic::Model;
@@ -18,8 +19,7 @@ pub struct Generator<'s> {
     spec: &'s Spec,
     draw: Draw,
     healthy: World,
-    /// The affected bucket, what it suffers, and from when on (ms after the start).
-    harm: Option<(usize, World, Millis)>,
+    harm: Option<&'s Harm>,
     /// Slots of the panes from the current one on; the last ones may not be there yet.
     slots: VecDeque<Vec<Item>>,
     pool: Vec<Vec<Item>>,
@@ -73,14 +73,15 @@ struct Arrival {
     at: f64,
     unit: u32,
     bucket: u8,
+    /// As of [`What::Exposure`].
+    segments: u64,
     /// Normal variables of its latencies and of its errors.
     pace: f64,
     luck: f64,
 }
 
 impl<'s> Generator<'s> {
-    /// `harm` is the affected bucket, what it suffers, and from when on.
-    pub fn new(spec: &'s Spec, harm: Option<(usize, World, Millis)>, draw: Draw) -> Generator<'s> {
+    pub fn new(spec: &'s Spec, harm: Option<&'s Harm>, draw: Draw) -> Generator<'s> {
         let mut generator = Generator {
             healthy: spec.healthy(),
             spec,
@@ -181,7 +182,7 @@ impl<'s> Generator<'s> {
             segments |= (value as u64) << (8 * i);
         }
         let (pace, luck) = (self.unit_normal(self.spec.traffic.latency.icc), self.unit_normal(self.spec.traffic.errors_icc));
-        let arrival = Arrival { at, unit, bucket, pace, luck };
+        let arrival = Arrival { at, unit, bucket, segments, pace, luck };
         self.put(&arrival, at, What::Exposure { segments });
         self.requests(&arrival);
         self.others(&arrival);
@@ -213,7 +214,7 @@ impl<'s> Generator<'s> {
         let spec = self.spec;
         let growth = self.growth(at);
         let (factor, shift, timeouts, mut errors) = {
-            let world = self.world(arrival.bucket, at);
+            let world = self.world(arrival, at);
             (world.latency_factor, world.latency_shift, world.timeouts, world.errors)
         };
         let (mut factor, mut value, mut number) = (factor * growth, 0.0, u8::MAX);
@@ -225,7 +226,7 @@ impl<'s> Generator<'s> {
                     continue;
                 }
                 number = i as u8;
-                let level = self.world(arrival.bucket, at).levels[variant.metric];
+                let level = self.world(arrival, at).levels[variant.metric];
                 match variant.is {
                     VariantOf::Latency => factor *= level,
                     VariantOf::Errors => errors = level,
@@ -255,7 +256,7 @@ impl<'s> Generator<'s> {
         let at = arrival.at;
         let growth = self.growth(at);
         let (tickets, flags, abandoned) = {
-            let world = self.world(arrival.bucket, at);
+            let world = self.world(arrival, at);
             (world.tickets * growth, world.flags, world.abandoned * growth)
         };
         for (count, what) in [(self.draw.poisson(tickets), What::Ticket), (self.draw.poisson(flags), What::Flag)] {
@@ -279,7 +280,7 @@ impl<'s> Generator<'s> {
     fn metric(&mut self, arrival: &Arrival, index: usize) {
         let spec = self.spec;
         let stream = &spec.streams[index];
-        let level = |g: &Generator<'_>, at: f64| g.world(arrival.bucket, at).levels[stream.metric] * g.growth(at);
+        let level = |g: &Generator<'_>, at: f64| g.world(arrival, at).levels[stream.metric] * g.growth(at);
         let count = match stream.model {
             _ if stream.of_units => 1,
             Model::Count => {
@@ -306,11 +307,12 @@ impl<'s> Generator<'s> {
         }
     }
 
-    fn world(&self, bucket: u8, at: f64) -> &World {
-        match &self.harm {
-            Some((harmed, world, onset)) if *harmed == usize::from(bucket) && at >= *onset as f64 => world,
-            _ => &self.healthy,
-        }
+    fn world(&self, arrival: &Arrival, at: f64) -> &World {
+        let meant = |harm: &&Harm| {
+            let inside = harm.segment.is_none_or(|(attribute, value)| (arrival.segments >> (8 * attribute)) as usize & 0xff == value);
+            harm.bucket == usize::from(arrival.bucket) && at >= harm.onset as f64 && inside
+        };
+        self.harm.filter(meant).map_or(&self.healthy, |harm| &harm.world)
     }
 
     /// Common growth of all buckets at a time.

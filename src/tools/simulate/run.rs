@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// What one run came to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
-    /// First decision of each guardrail and bucket, and of each check of the data, in the order of time.
+    /// First decision of each guardrail, bucket and segment, and of each check of the data, in the order of time.
     pub trips: Vec<Trip>,
     pub units: u64,
     /// Of them, those exposed before the harm began.
@@ -29,6 +29,7 @@ pub struct Trip {
     /// As the decision names it: a guardrail, or a check of the data.
     pub guardrail: String,
     pub bucket: String,
+    pub segment: Option<String>,
     /// `limit`, `max_increase` and so on.
     pub criterion: String,
     /// Name of the test that said so.
@@ -44,13 +45,15 @@ pub struct Trip {
 pub struct Harm {
     pub bucket: usize,
     pub world: World,
+    /// Only units with this value of this attribute: their places in [`super::Traffic::segments`].
+    pub segment: Option<(usize, usize)>,
     /// ms after the start.
     pub onset: Millis,
 }
 
 /// One run. It ends early once `enough` says so of what has tripped; `None` when `cancelled` is set meanwhile.
 pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]) -> bool, cancelled: &AtomicBool) -> Option<Run> {
-    let mut generator = Generator::new(spec, harm.map(|h| (h.bucket, h.world.clone(), h.onset)), draw);
+    let mut generator = Generator::new(spec, harm, draw);
     let mut aggregator = Aggregator::new(0, Arc::clone(&spec.catalog), spec.settings.clone());
     let mut fleet = Fleet::new(&spec.catalog, spec.settings.pane);
     let mut trips: Vec<Trip> = Vec::new();
@@ -71,10 +74,12 @@ pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]
         }
         aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, &mut out));
         for decision in out.decisions.drain(..).filter(|d| d.criterion != "confirm_within") {
-            if !trips.iter().any(|t| t.guardrail == decision.guardrail && t.bucket == decision.bucket) {
+            let known = |t: &Trip| (&t.guardrail, &t.bucket, &t.segment) == (&decision.guardrail, &decision.bucket, &decision.segment);
+            if !trips.iter().any(known) {
                 trips.push(Trip {
                     guardrail: decision.guardrail,
                     bucket: decision.bucket,
+                    segment: decision.segment,
                     criterion: decision.criterion,
                     test: decision.test,
                     at: decision.decided_at - spec.start,

@@ -189,6 +189,13 @@ impl Spec {
         self.streams.push(Stream { event, name, fields, values, covariates, model, metric, of_units, per_unit, delay_ms });
     }
 
+    /// Places of the attribute and of the value of `region=eu` in [`Traffic::segments`].
+    pub fn segment(&self, text: &str) -> Option<(usize, usize)> {
+        let (name, value) = text.split_once('=')?;
+        let (attribute, (_, values)) = self.traffic.segments.iter().enumerate().find(|(_, (n, _))| n == name)?;
+        Some((attribute, values.iter().position(|(v, _)| v == value)?))
+    }
+
     /// Healthy traffic.
     pub fn healthy(&self) -> World {
         let t = &self.traffic;

@@ -21,6 +21,8 @@ pub struct Options {
     pub threads: usize,
     /// The affected bucket.
     pub bucket: usize,
+    /// As of [`Harm`].
+    pub segment: Option<(usize, usize)>,
     /// When effects begin, ms after the start.
     pub onset: Millis,
 }
@@ -103,7 +105,7 @@ pub fn healthy(spec: &Spec, options: &Options, runs: u64, cancelled: &AtomicBool
     let buckets = spec.plan.buckets.len() - 1;
     let all = spec.plan.guardrails.len() * buckets;
     let is_guardrail = |t: &Trip| spec.plan.guardrails.iter().any(|g| g.name == t.guardrail);
-    let enough = |trips: &[Trip]| trips.iter().filter(|t| is_guardrail(t)).count() >= all;
+    let enough = |trips: &[Trip]| trips.iter().filter(|t| t.segment.is_none() && is_guardrail(t)).count() >= all;
     let work = |i: usize| run(spec, None, Draw::new(options.seed, 0, i as u64), enough, cancelled);
     let (mut count, mut family, mut events, mut units) = (0, 0, 0.0, 0.0);
     let mut guardrails = vec![0; spec.plan.guardrails.len()];
@@ -138,7 +140,7 @@ pub fn detection(
     cancelled: &AtomicBool,
     mut done: impl FnMut(&Run),
 ) -> Detection {
-    let harm = Harm { bucket: options.bucket, world: spec.world(effect), onset: options.onset };
+    let harm = Harm { bucket: options.bucket, world: spec.world(effect), segment: options.segment, onset: options.onset };
     let bucket = &spec.plan.buckets[options.bucket].name;
     // A timeout is seen by any guardrail.
     let any = effect.metric == super::effect::TIMEOUTS;
@@ -147,7 +149,11 @@ pub fn detection(
             && (metric_name(&t.guardrail) == effect.metric || any && spec.plan.guardrails.iter().any(|g| g.name == t.guardrail))
     };
     // Effects that look the same are different scenarios only by their draws: all share those of the first.
-    let text = effect.to_string();
+    let place = options.segment.and_then(|(attribute, value)| {
+        let (name, values) = spec.traffic.segments.get(attribute)?;
+        Some(format!(" in {name}={}", values.get(value)?.0))
+    });
+    let text = format!("{effect}{}", place.unwrap_or_default());
     let scenario = 1 + xxhash_rust::xxh3::xxh3_64(text.as_bytes()) % (u64::MAX - 1);
     let enough = |trips: &[Trip]| trips.iter().any(sees);
     let work = |i: usize| run(spec, Some(&harm), Draw::new(options.seed, scenario, i as u64), enough, cancelled);

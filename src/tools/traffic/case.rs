@@ -85,6 +85,9 @@ pub struct Fault {
     #[serde(default)]
     pub stagger_s: f64,
     pub bucket: String,
+    /// Only users with this value of an attribute: `region=uk`.
+    #[serde(default)]
+    pub segment: Option<String>,
     pub effect: Effect,
 }
 
@@ -218,6 +221,9 @@ impl Case {
         let experiment = found.ok_or_else(|| unknown("experiment", &fault.experiment))?;
         if !experiment.buckets.iter().any(|b| b.name == fault.bucket) {
             return Err(unknown("bucket", &fault.bucket));
+        }
+        if let Some(segment) = fault.segment.as_ref().filter(|segment| super::write::attribute(segment).is_none()) {
+            return Err(unknown("segment", segment));
         }
         for (key, value) in [("at_s", fault.at_s), ("until_s", fault.until_s.unwrap_or(0.0)), ("stagger_s", fault.stagger_s)] {
             if !(0.0..=1e9).contains(&value) {

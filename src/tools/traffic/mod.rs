@@ -97,6 +97,8 @@ struct Scheduled {
     until: Millis,
     experiment: usize,
     bucket: usize,
+    /// Part of the attributes of those who are struck, as they are written.
+    attribute: Option<String>,
     effect: Effect,
 }
 
@@ -224,7 +226,8 @@ impl Traffic {
             let Some(bucket) = experiment.buckets.iter().position(|b| b.name == fault.bucket).filter(|_| is_copy) else { continue };
             let later = origin + ms(copy * fault.stagger_s);
             let until = fault.until_s.map_or(Millis::MAX, |s| later + ms(s));
-            self.faults.push(Scheduled { from: later + ms(fault.at_s), until, experiment: index, bucket, effect: fault.effect });
+            let attribute = fault.segment.as_deref().and_then(write::attribute);
+            self.faults.push(Scheduled { from: later + ms(fault.at_s), until, experiment: index, bucket, attribute, effect: fault.effect });
             copy += 1.0;
         }
         // Effects are made anew at the next visit.
@@ -238,8 +241,10 @@ impl Traffic {
         self.next_change = Millis::MAX;
         for fault in &self.faults {
             if fault.from <= ts {
-                let bucket = &mut self.experiments[fault.experiment].buckets[fault.bucket];
-                bucket.now = bucket.now.and(fault.effect);
+                if fault.attribute.is_none() {
+                    let bucket = &mut self.experiments[fault.experiment].buckets[fault.bucket];
+                    bucket.now = bucket.now.and(fault.effect);
+                }
                 self.next_change = self.next_change.min(fault.until);
             } else {
                 self.next_change = self.next_change.min(fault.from);
@@ -295,6 +300,12 @@ impl Traffic {
             let own = experiment.buckets.iter().position(|b| share < b.upto).unwrap_or(experiment.buckets.len() - 1);
             let served = if experiment.buckets[own].stopped { 0 } else { own };
             self.visit.effect = self.visit.effect.and(experiment.buckets[served].now);
+            let here = |f: &&Scheduled| f.from <= self.visit.ts && (f.experiment, f.bucket) == (index, served);
+            for fault in self.faults.iter().filter(here) {
+                if fault.attribute.as_ref().is_some_and(|attribute| self.writer.attributes(user).contains(attribute)) {
+                    self.visit.effect = self.visit.effect.and(fault.effect);
+                }
+            }
             self.visit.buckets.push((index as u32, own as u32));
         }
     }

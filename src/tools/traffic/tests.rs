@@ -89,6 +89,7 @@ fn latency_and_errors_follow_the_case_and_the_fault() {
         experiment: "new-checkout".into(),
         stagger_s: 0.0,
         bucket: "treatment".into(),
+        segment: None,
         effect: Effect { latency: 1.5, errors: 0.05, ..Effect::default() },
     };
     let case = Case { requests_per_visit: 5, faults: vec![fault], ..Case::default() };
@@ -109,6 +110,7 @@ fn a_fault_begins_and_ends_at_its_time() {
         experiment: "new-checkout".into(),
         stagger_s: 0.0,
         bucket: "treatment".into(),
+        segment: None,
         effect,
     };
     let case = Case { faults: vec![fault(Effect { compliance: 1.0, ..Effect::default() })], ..Case::default() };
@@ -122,8 +124,15 @@ fn a_fault_begins_and_ends_at_its_time() {
 fn a_stopped_bucket_is_no_longer_exposed_and_behaves_as_the_first() {
     let mut traffic = Traffic::new(Case::default(), 0).unwrap();
     let slow = Effect { latency: 100.0, ..Effect::default() };
-    let fault =
-        Fault { at_s: 0.0, until_s: None, experiment: "new-checkout".into(), stagger_s: 0.0, bucket: "treatment".into(), effect: slow };
+    let fault = Fault {
+        at_s: 0.0,
+        until_s: None,
+        experiment: "new-checkout".into(),
+        stagger_s: 0.0,
+        bucket: "treatment".into(),
+        segment: None,
+        effect: slow,
+    };
     traffic.inject(&fault, 0).unwrap();
     assert!((0..500).any(|_| record(&mut traffic).exposed == Some((0, 1))));
     assert!(traffic.stop("new-checkout", "treatment"));
@@ -149,6 +158,7 @@ fn copies_share_the_users_and_are_struck_one_after_another() {
         experiment: "new-checkout".into(),
         stagger_s: 0.5,
         bucket: "treatment".into(),
+        segment: None,
         effect: Effect { compliance: 1.0, ..Effect::default() },
     }];
     let mut traffic = Traffic::new(case, 0).unwrap();
@@ -191,9 +201,36 @@ fn impossible_cases_are_refused() {
         experiment: "new-checkout".into(),
         stagger_s: 0.0,
         bucket: "blue".into(),
+        segment: None,
         effect: Effect::default(),
     };
     assert!(refused(Case { faults: vec![fault], ..Case::default() }).contains("`blue`"));
+}
+
+#[test]
+fn a_fault_of_a_segment_strikes_those_who_belong_to_it() {
+    let effect = Effect { errors: 0.5, ..Effect::default() };
+    let fault = |segment: &str| Fault {
+        at_s: 0.0,
+        until_s: None,
+        experiment: "new-checkout".into(),
+        stagger_s: 0.0,
+        bucket: "treatment".into(),
+        segment: Some(segment.into()),
+        effect,
+    };
+    let case = Case { faults: vec![fault("region=uk")], ..Case::default() };
+    let mut failed = [[0.0; 2]; 2];
+    for value in records(case, 20_000).iter().map(json).filter(|value| value["event"] == "request") {
+        let cell = &mut failed[usize::from(value["attributes"]["region"] == "uk")];
+        cell[0] += f64::from(u8::from(value["error"] == true));
+        cell[1] += 1.0;
+    }
+    let [others, struck] = failed.map(|[x, n]| x / n);
+    // Half of those in the region are in the treatment.
+    assert!(others < 0.03 && (0.2..0.35).contains(&struck), "{others} {struck}");
+    let refused = Traffic::new(Case { faults: vec![fault("region=mars")], ..Case::default() }, 0).err().unwrap().to_string();
+    assert!(refused.contains("`region=mars`"), "{refused}");
 }
 
 #[test]

@@ -4,31 +4,44 @@ use super::{Millis, Record};
 
 pub(super) const ROUTES: [&str; 4] = ["/api/cart", "/api/checkout/address", "/api/checkout/payment", "/api/checkout/confirm"];
 
+/// Attributes of users, and their values, each as frequent as the others.
+pub(super) const ATTRIBUTES: [(&str, &[&str]); 4] = [
+    ("role", &["buyer", "admin", "viewer"]),
+    ("region", &["eu", "uk", "us", "apac"]),
+    ("tenant_size", &["s", "m", "l"]),
+    ("device", &["ios", "android", "desktop"]),
+];
+
+/// `"region":"uk"` of `region=uk`; `None` where no user has it.
+pub(super) fn attribute(segment: &str) -> Option<String> {
+    let (name, value) = segment.split_once('=')?;
+    ATTRIBUTES.iter().any(|(n, values)| *n == name && values.contains(&value)).then(|| format!(r#""{name}":"{value}""#))
+}
+
 /// Writes records of users whose names and attributes follow from their numbers.
 pub(super) struct Writer {
     tenants: u64,
     ids: bool,
     /// Attribute objects, one of which every user has.
-    attributes: Vec<Vec<u8>>,
+    attributes: Vec<String>,
 }
 
 type Stamp<'a> = Option<(&'a str, &'a str)>;
 
 impl Writer {
     pub(super) fn new(tenants: u64, ids: bool) -> Writer {
-        let mut attributes = Vec::new();
-        for role in ["buyer", "admin", "viewer"] {
-            for region in ["eu", "uk", "us", "apac"] {
-                for size in ["s", "m", "l"] {
-                    for device in ["ios", "android", "desktop"] {
-                        let text =
-                            format!(r#""attributes":{{"role":"{role}","region":"{region}","tenant_size":"{size}","device":"{device}"}}"#);
-                        attributes.push(text.into_bytes());
-                    }
-                }
-            }
+        let mut all = vec![String::new()];
+        for (name, values) in ATTRIBUTES {
+            let with = |before: &String| values.iter().map(|value| format!(r#"{before},"{name}":"{value}""#)).collect::<Vec<_>>();
+            all = all.iter().flat_map(with).collect();
         }
+        let attributes = all.iter().map(|text| format!(r#""attributes":{{{}}}"#, text.trim_start_matches(','))).collect();
         Writer { tenants, ids, attributes }
+    }
+
+    /// The attributes of a user, as they are written.
+    pub(super) fn attributes(&self, user: u64) -> &str {
+        &self.attributes[(mix(user ^ 0x9e37) % self.attributes.len() as u64) as usize]
     }
 
     pub(super) fn key(&self, out: &mut Record) {
@@ -102,9 +115,8 @@ impl Writer {
     }
 
     fn close(&self, out: &mut Record) {
-        let index = mix(out.user ^ 0x9e37) % self.attributes.len() as u64;
         out.payload.push(b',');
-        out.payload.extend_from_slice(&self.attributes[index as usize]);
+        out.payload.extend_from_slice(self.attributes(out.user).as_bytes());
         out.payload.push(b'}');
     }
 }

@@ -34,7 +34,7 @@ pub fn spec(rule: &str, traffic: &str, seconds: i64) -> Spec {
 }
 
 /// Events as text, in order.
-fn events(spec: &Spec, harm: Option<(usize, World, Millis)>, seed: u64) -> Vec<String> {
+fn events(spec: &Spec, harm: Option<&Harm>, seed: u64) -> Vec<String> {
     let mut generator = Generator::new(spec, harm, Draw::new(seed, 0, 0));
     let mut all = Vec::new();
     let mut last = 0;
@@ -108,7 +108,8 @@ fn shares_rates_and_numbers_are_as_described() {
 fn an_effect_changes_one_bucket_from_its_onset_on() {
     let spec = spec(RULE, BUSY, 60);
     let effect = Effect::parse("error_rate=+80pp", &spec.plan).unwrap();
-    let mut generator = Generator::new(&spec, Some((1, spec.world(&effect), 30_000)), Draw::new(4, 0, 0));
+    let harm = Harm { bucket: 1, world: spec.world(&effect), segment: None, onset: 30_000 };
+    let mut generator = Generator::new(&spec, Some(&harm), Draw::new(4, 0, 0));
     let mut treated = std::collections::BTreeSet::new();
     let mut errors = [[0.0; 2]; 4];
     while generator
@@ -119,6 +120,38 @@ fn an_effect_changes_one_bucket_from_its_onset_on() {
             Kind::Request { error, .. } => {
                 let late = usize::from(event.ts >= spec.start + 30_000);
                 let cell = &mut errors[2 * late + usize::from(treated.contains(event.user_id.as_deref().unwrap()))];
+                cell[0] += f64::from(u8::from(*error));
+                cell[1] += 1.0;
+            }
+            _ => {}
+        })
+        .is_some()
+    {}
+    let rates: Vec<f64> = errors.iter().map(|[x, n]| x / n).collect();
+    assert!(rates[..3].iter().all(|r| (0.05..0.16).contains(r)) && rates[3] > 0.8, "{rates:?}");
+}
+
+#[test]
+fn an_effect_in_a_segment_leaves_the_others_alone() {
+    let spec = spec(RULE, &format!("{BUSY}segments: {{device: {{ios: 30%, web: 70%}}, region: {{eu: 50%, uk: 50%}}}}\n"), 60);
+    let effect = Effect::parse("error_rate=+80pp", &spec.plan).unwrap();
+    let segment = spec.segment("region=uk");
+    assert_eq!((segment, spec.segment("region=us"), spec.segment("uk")), (Some((1, 1)), None, None));
+    let harm = Harm { bucket: 1, world: spec.world(&effect), segment, onset: 0 };
+    let mut generator = Generator::new(&spec, Some(&harm), Draw::new(4, 0, 0));
+    let mut units = std::collections::BTreeMap::new();
+    let mut errors = [[0.0; 2]; 4];
+    while generator
+        .pane(|event| match &event.kind {
+            Kind::Exposure => {
+                let treated = event.bucket.as_deref() == Some("treatment");
+                units.insert(
+                    event.user_id.clone().unwrap().into_owned(),
+                    2 * usize::from(treated) + usize::from(event.attributes[1].1 == "uk"),
+                );
+            }
+            Kind::Request { error, .. } => {
+                let cell = &mut errors[units[event.user_id.as_deref().unwrap()]];
                 cell[0] += f64::from(u8::from(*error));
                 cell[1] += 1.0;
             }

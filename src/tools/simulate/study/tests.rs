@@ -16,7 +16,7 @@ fn spec() -> Spec {
 }
 
 fn options(threads: usize, onset: Millis) -> Options {
-    Options { seed: 5, threads, bucket: 1, onset }
+    Options { seed: 5, threads, bucket: 1, segment: None, onset }
 }
 
 #[test]

@@ -5,7 +5,7 @@
 use guardraild::clock;
 use guardraild::config::Config;
 use guardraild::engine::decision::{Action, Mode, Verdict};
-use guardraild::engine::state::{DataState, ExperimentState, RolloutState};
+use guardraild::engine::state::{DataState, ExperimentState, FunnelBucket, FunnelCounts, FunnelState, RolloutState};
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::telemetry::Metrics;
@@ -508,6 +508,14 @@ async fn hostile_names_are_text_on_the_page() {
     let hostile = "<script>alert(1)</script>\"'&";
     let mut experiment = state(hostile, Verdict::Breach);
     experiment.reason = "<img src=x onerror=alert(2)>".to_owned();
+    let all = FunnelCounts { started: 4, reached: vec![3], completed: 2, abandoned: 1, open: 1, ..FunnelCounts::default() };
+    experiment.funnels = vec![FunnelState {
+        funnel: hostile.to_owned(),
+        workflow: hostile.to_owned(),
+        within_ms: 1_000,
+        steps: vec![hostile.to_owned()],
+        buckets: vec![FunnelBucket { bucket: hostile.to_owned(), matured: all.clone(), all }],
+    }];
     d.live.set(view(vec![experiment]));
     let response = d.get("/").send().await.unwrap();
     let policy = response.headers()["content-security-policy"].to_str().unwrap().to_owned();
@@ -516,6 +524,7 @@ async fn hostile_names_are_text_on_the_page() {
     assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"), "{html}");
     assert!(!html.contains("<script>") && !html.contains("<img"), "{html}");
     assert!(html.contains("mixed_units: 3"), "what is wrong with the data: {html}");
+    assert!(html.contains("<td>4<td>3 (75.0%)<td>2 (50.0%)<td>0<td>1<td>0<td>1</tr>"), "{html}");
     for asset in ["/assets/status.css", "/assets/status.js"] {
         assert!(html.contains(asset));
         let text = d.get(asset).send().await.unwrap().text().await.unwrap();

@@ -94,6 +94,8 @@ fn a_full_rollout_is_watched_for_a_while_and_then_done() {
     let now = state(&fleet);
     assert!(now.rollout.stage == Stage::Done && !now.go && now.reason.starts_with("done:"), "{}", now.reason);
     assert_eq!(now.holds, [], "no silence alarm");
+    let (_, fleet) = run(&[&text], &full_after_a_minute(300, broken));
+    assert!(state(&fleet).guardrails[1].reason.ends_with("not judged any more"), "{}", state(&fleet).guardrails[1].reason);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use support::*;
 
 const RULE: &str = "guardrail: v1
-overview: {experiment: exp, owner: team}
+overview: {experiment: exp, owner: team, type: phased_rollout}
 buckets: {control: {baseline: true}, treatment: {}}
 metrics:
   spend: {kind: mean, event: outcome, where: {metric: basket}, value: /value, unit: event, better: up}
@@ -38,6 +38,7 @@ guardrails:
 analysis: {correction: bonferroni, min_units: 2, segments: {by: [region], top: 2, act: true}}
 actions: {mode: enforce, rollback: {webhook: flags}, kill: {webhook: flags}, page: {webhook: pager}, notify: {webhook: chat}, confirm_within: 10s}
 quality: {silence: {after: 20s, do: hold}}
+rollout: {phases: [{traffic: 50%, for: 10s}, {traffic: 20%}, {traffic: 100%}]}
 ";
 /// Who counts, who must not take part, what is missing.
 const TRUST: &str = "guardrail: v1
@@ -95,10 +96,11 @@ impl Record {
             Record::Wanderer(user, bucket, region) => exposure(ms, user, "exp", bucket)
                 .replace('}', &format!(r#","id":"w{user}{}","attributes":{{"region":"{region}"}}}}"#, ms % 7)),
             Record::Bare(user) => unit_event("request", ms, user, ""),
-            Record::Phase(share) => {
-                let (ts, share) = (START + ms, f64::from(share) / 10.0);
+            Record::Phase(tenths) => {
+                let (ts, share) = (START + ms, f64::from(tenths) / 10.0);
                 format!(
-                    r#"{{"event":"phase","ts":{ts},"experiment":"exp","phase":1,"weights":{{"control":{},"treatment":{share}}}}}"#,
+                    r#"{{"event":"phase","ts":{ts},"experiment":"exp","phase":{},"weights":{{"control":{},"treatment":{share}}}}}"#,
+                    tenths % 3,
                     1.0 - share
                 )
             }
@@ -169,7 +171,7 @@ impl Model {
             | Record::Cart(user, _)
             | Record::Workflow(user, ..) => (user, false),
         };
-        let known = self.exposed.get(&user).is_some_and(|since| *since <= ts);
+        let known = matches!(record, Record::Phase(_)) || self.exposed.get(&user).is_some_and(|since| *since <= ts);
         let outcome = if late {
             Outcome::Late
         } else if exposes || known {
@@ -403,8 +405,8 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
         take(&mut fleet, &mut said, partition.aggregator.drain());
     }
     let mut lines = said.lines();
-    let view = fleet.views().remove(0);
-    lines.push(format!("{:?} {:?}", view.funnels, view.retention));
+    let view = fleet.close_view("exp").unwrap();
+    lines.push(format!("{:?} {:?} {:?} {:?}", view.funnels, view.retention, view.phases, view.whole_life));
     lines.sort();
     lines
 }

@@ -237,6 +237,9 @@ impl Judge {
             return (Verdict::NoData, format!("nothing in the last {} s", plan.window / 1_000));
         }
         let shown = self.value(index, bucket, pane).map_or("no value yet".into(), |v| show(v, &plan.unit));
+        if self.state.rollout.is_done() {
+            return (Verdict::Watching, format!("{shown}: not judged any more"));
+        }
         let limit_holds = reading.is_none_or(|r| r.under >= self.limit_threshold());
         if let Some(r) = reading.filter(|r| r.beyond) {
             let why = if r.n > 0 { "beyond the limit, not enough evidence yet" } else { "not enough evidence either way" };

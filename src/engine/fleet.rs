@@ -23,6 +23,8 @@ pub struct Fleet {
     partitions: BTreeMap<i32, Progress>,
     /// What partitions have seen in panes that have not been judged.
     pending: Pending,
+    /// The pane that is being judged.
+    pool: Pool,
     /// Last pane judged.
     judged: Option<Pane>,
     pane_ms: Millis,
@@ -64,6 +66,7 @@ impl Fleet {
             cells,
             partitions: BTreeMap::new(),
             pending: BTreeMap::new(),
+            pool: Pool::default(),
             judged: None,
             pane_ms,
             shared_cause: SharedCause::default(),
@@ -141,8 +144,8 @@ impl Fleet {
         std::mem::swap(&mut ready, &mut self.pending);
         for (pane, seen) in ready {
             // In the order of partitions, not that of arrival: sums of floats depend on it.
-            let pool = Pool::of(seen.into_values().flatten());
-            for (experiment, partial) in pool.partials(&self.cells) {
+            self.pool.fill(seen.into_values().flatten());
+            for (experiment, partial) in self.pool.partials(&self.cells) {
                 self.judges[experiment].pane(pane, &partial, out);
             }
         }

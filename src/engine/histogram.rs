@@ -13,6 +13,8 @@ pub const HIGHEST: u64 = 3_600_000_000;
 /// log2 of half the sub-bins of an octave: 2,048 sub-bins give 3 significant digits.
 const HALF_BITS: u32 = 10;
 const PAGE: usize = 64;
+/// With more samples than this, to walk over all bins is cheaper than to sort.
+const COUNTED: usize = 8_192;
 
 /// The bin of a value, below 23,552. Values above [`HIGHEST`] must have been clamped.
 pub fn bin_of(value: u64) -> u16 {
@@ -46,8 +48,12 @@ pub fn thousandths(value: f64) -> (u64, bool) {
 pub struct SparseBins(SmallVec<[(u16, u16); 4]>);
 
 impl SparseBins {
-    /// From the bins of single values; `samples` is sorted and left empty, its memory kept.
+    /// From the bins of single values; `samples` is left empty, its memory kept.
     pub fn from_samples(samples: &mut Vec<u16>) -> SparseBins {
+        if samples.len() > COUNTED { SparseBins::counted(samples) } else { SparseBins::sorted(samples) }
+    }
+
+    fn sorted(samples: &mut Vec<u16>) -> SparseBins {
         samples.sort_unstable();
         let mut out: SmallVec<[(u16, u16); 4]> = SmallVec::new();
         for &bin in samples.iter() {
@@ -59,6 +65,14 @@ impl SparseBins {
         samples.clear();
         out.shrink_to_fit();
         SparseBins(out)
+    }
+
+    /// As [`SparseBins::from_samples`], without sorting.
+    fn counted(samples: &mut Vec<u16>) -> SparseBins {
+        let mut counts = vec![0_u64; 1 + samples.iter().copied().max().map_or(0, usize::from)];
+        samples.drain(..).for_each(|bin| counts[usize::from(bin)] += 1);
+        let filled = counts.iter().enumerate().filter(|(_, n)| **n > 0);
+        SparseBins(filled.flat_map(|(bin, n)| SparseBins::single(bin as u16, *n).0).collect())
     }
 
     /// `n` values in one bin.
@@ -115,14 +129,10 @@ impl SparseBins {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(into = "Vec<(u16, u32)>", from = "Vec<(u16, u32)>")]
 pub struct Bins {
-    pages: Vec<Option<Box<Page>>>,
+    pages: Vec<Option<Box<[u32; PAGE]>>>,
+    /// Of each page: they are read far more often than the pages, and lie together.
+    sums: Vec<u64>,
     count: u64,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-struct Page {
-    sum: u64,
-    counts: [u32; PAGE],
 }
 
 impl From<Bins> for Vec<(u16, u32)> {
@@ -153,10 +163,11 @@ impl Bins {
         let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
         if page >= self.pages.len() {
             self.pages.resize(page + 1, None);
+            self.sums.resize(page + 1, 0);
         }
-        let page = self.pages[page].get_or_insert_with(|| Box::new(Page { sum: 0, counts: [0; PAGE] }));
-        page.sum += count;
-        page.counts[slot] = page.counts[slot].saturating_add(count as u32);
+        let counts = self.pages[page].get_or_insert_with(|| Box::new([0; PAGE]));
+        counts[slot] = counts[slot].saturating_add(count as u32);
+        self.sums[page] += count;
         self.count += count;
     }
 
@@ -164,9 +175,9 @@ impl Bins {
     pub fn subtract(&mut self, bins: &SparseBins) {
         for (bin, count) in bins.iter() {
             let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
-            if let Some(Some(page)) = self.pages.get_mut(page) {
-                page.sum = page.sum.saturating_sub(count);
-                page.counts[slot] = page.counts[slot].saturating_sub(count as u32);
+            if let Some(Some(counts)) = self.pages.get_mut(page) {
+                counts[slot] = counts[slot].saturating_sub(count as u32);
+                self.sums[page] = self.sums[page].saturating_sub(count);
                 self.count = self.count.saturating_sub(count);
             }
         }
@@ -184,13 +195,13 @@ impl Bins {
         }
         let wanted = ((u128::from(self.count) * u128::from(ppm)).div_ceil(1_000_000) as u64).max(1);
         let mut below = 0;
-        for (index, page) in self.pages.iter().enumerate() {
-            let Some(page) = page else { continue };
-            if below + page.sum < wanted {
-                below += page.sum;
+        for (index, (page, sum)) in self.pages.iter().zip(&self.sums).enumerate() {
+            if below + sum < wanted {
+                below += sum;
                 continue;
             }
-            for (slot, &count) in page.counts.iter().enumerate() {
+            let Some(page) = page else { continue };
+            for (slot, &count) in page.iter().enumerate() {
                 below += u64::from(count);
                 if below >= wanted {
                     return Some(upper_edge((index * PAGE + slot) as u16));
@@ -203,24 +214,17 @@ impl Bins {
     /// Number of values in bins wholly above the bin that holds `value` (thousandths).
     pub fn above(&self, value: u64) -> u64 {
         let bin = usize::from(bin_of(value.min(HIGHEST)));
-        let mut sum = 0;
-        for (index, page) in self.pages.iter().enumerate().skip(bin / PAGE) {
-            let Some(page) = page else { continue };
-            if index == bin / PAGE {
-                sum += page.counts.iter().skip(bin % PAGE + 1).map(|&c| u64::from(c)).sum::<u64>();
-            } else {
-                sum += page.sum;
-            }
-        }
-        sum
+        let whole: u64 = self.sums.iter().skip(bin / PAGE + 1).sum();
+        let part = self.pages.get(bin / PAGE).and_then(Option::as_ref);
+        whole + part.map_or(0, |page| page[bin % PAGE + 1..].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Number of values in bins below this one.
     pub fn below(&self, bin: u16) -> u64 {
         let bin = usize::from(bin);
-        let whole: u64 = self.pages.iter().take(bin / PAGE).flatten().map(|page| page.sum).sum();
+        let whole: u64 = self.sums.iter().take(bin / PAGE).sum();
         let part = self.pages.get(bin / PAGE).and_then(Option::as_ref);
-        whole + part.map_or(0, |page| page.counts[..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
+        whole + part.map_or(0, |page| page[..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Upper edge (thousandths) and count of each bin that is not empty, by edge.
@@ -231,7 +235,7 @@ impl Bins {
     /// Each bin that is not empty, and its count, by index.
     fn filled(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
         let pages = self.pages.iter().enumerate().filter_map(|(i, page)| Some((i, page.as_ref()?)));
-        let bins = pages.flat_map(|(i, page)| page.counts.iter().enumerate().map(move |(slot, &count)| ((i * PAGE + slot) as u16, count)));
+        let bins = pages.flat_map(|(i, page)| page.iter().enumerate().map(move |(slot, &count)| ((i * PAGE + slot) as u16, count)));
         bins.filter(|(_, count)| *count > 0)
     }
 }
@@ -288,6 +292,13 @@ mod tests {
             only.add(&sparse(&a));
             prop_assert_eq!(both.edges().collect::<Vec<_>>(), only.edges().collect::<Vec<_>>());
             prop_assert_eq!(both.above(70_000), only.above(70_000));
+        }
+
+        #[test]
+        fn counting_equals_sorting(values in prop::collection::vec(1u64..100_000, 0..400), most in 1usize..200) {
+            let mut bins: Vec<u16> = values.iter().map(|&v| bin_of(v)).collect();
+            bins.extend(std::iter::repeat_n(7, most * 1_000));
+            prop_assert_eq!(SparseBins::counted(&mut bins.clone()), SparseBins::sorted(&mut bins));
         }
 
         #[test]

@@ -1,11 +1,13 @@
 //! What the engine must know of a rule file: the checked, compiled form that `rules` makes and the Judge follows.
 
+use super::aggregate::feeds::Feeds;
 use super::assign::Assignment;
 use super::decision::{Action, Mode};
 use super::eligible::Eligibility;
 use super::event::FieldId;
 use super::pane::CellId;
 use super::time::Millis;
+use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -17,6 +19,10 @@ pub struct Catalog {
     pub signatures: Vec<u64>,
     /// First cell of each plan, and where those of the last one end.
     pub cells: Vec<CellId>,
+    /// The plans turned round. All partitions share them: copies would not fit into the caches.
+    pub(super) feeds: Vec<Feeds>,
+    /// Index of each plan by its experiment.
+    pub(super) names: HashMap<String, u32, foldhash::fast::FixedState>,
     pub fields: FieldTable,
 }
 
@@ -26,8 +32,11 @@ impl Catalog {
             *end += plan.cells();
             Some(*end)
         });
-        let cells = std::iter::once(0).chain(ends).collect();
-        Catalog { signatures: plans.iter().map(|plan| plan.signature()).collect(), cells, plans, fields }
+        let cells: Vec<CellId> = std::iter::once(0).chain(ends).collect();
+        let signatures: Vec<u64> = plans.iter().map(|plan| plan.signature()).collect();
+        let feeds = plans.iter().zip(&signatures).zip(&cells).map(|((plan, signature), first)| Feeds::new(plan, *signature, *first));
+        let names = plans.iter().enumerate().map(|(i, p)| (p.experiment.clone(), i as u32)).collect();
+        Catalog { feeds: feeds.collect(), names, signatures, cells, plans, fields }
     }
 }
 

@@ -70,12 +70,12 @@ impl Aggregator {
         let units = match changes.is_empty() && tallies.is_empty() && profiles.is_empty() {
             true => Vec::new(),
             false => {
-                let experiments = self.feeds.iter().map(|f| (f.plan.experiment.clone(), f.signature)).collect();
+                let experiments = self.catalog.feeds.iter().map(|f| (f.plan.experiment.clone(), f.signature)).collect();
                 encode(&UnitsChunk { experiments, changes, tallies, profiles })?
             }
         };
         let state = encode(&StateRef {
-            experiments: self.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),
+            experiments: self.catalog.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),
             cells: &self.catalog.cells,
             watermark: self.watermark,
             open: &self.open,
@@ -119,14 +119,15 @@ impl Aggregator {
     }
 
     fn same(&self, name: &str, signature: u64) -> Option<u32> {
-        let index = *self.names.get(name)?;
-        (self.feeds[index as usize].signature == signature).then_some(index)
+        let index = *self.catalog.names.get(name)?;
+        (self.catalog.feeds[index as usize].signature == signature).then_some(index)
     }
 
     fn restore_units(&mut self, chunk: &[u8]) -> Result<(), String> {
         let chunk: UnitsChunk = decode(chunk)?;
         self.tallies.apply(chunk.tallies);
-        let index = |(name, signature): &(String, u64)| Some((*self.names.get(name.as_str())?, self.same(name, *signature).is_some()));
+        let index =
+            |(name, signature): &(String, u64)| Some((*self.catalog.names.get(name.as_str())?, self.same(name, *signature).is_some()));
         let known: Vec<Option<(u32, bool)>> = chunk.experiments.iter().map(index).collect();
         for mut named in chunk.profiles {
             if let Some(Some((experiment, _))) = known.get(named.experiment as usize).copied() {
@@ -136,7 +137,7 @@ impl Aggregator {
         }
         for (unit, mut assignment) in chunk.changes {
             let Some(Some((experiment, same))) = known.get(assignment.experiment as usize).copied() else { continue };
-            if usize::from(assignment.bucket) < self.feeds[experiment as usize].plan.buckets.len() {
+            if usize::from(assignment.bucket) < self.catalog.feeds[experiment as usize].plan.buckets.len() {
                 assignment.experiment = experiment;
                 if !same {
                     assignment.renew();

@@ -14,7 +14,7 @@ impl Aggregator {
     pub(super) fn expose(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) -> (u16, u32, bool) {
         let Target { experiment, bucket, .. } = target;
         let (pane_ms, open_pane) = (self.settings.pane, self.open_pane(event.ts));
-        let feeds = &self.feeds[experiment as usize];
+        let feeds = &self.catalog.feeds[experiment as usize];
         let eligible = feeds.plan.eligibility.judge(event);
         let exposed = unit.map(|unit| self.units.expose(unit, experiment, bucket, event.ts, pane_ms, self.settings.units_max));
         let set_aside = &mut self.set_aside[experiment as usize];
@@ -52,7 +52,7 @@ impl Aggregator {
     /// Counts the fields that a record lacks, and the first event of its unit.
     pub(super) fn look(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) {
         let Target { experiment, bucket, .. } = target;
-        let feeds = &self.feeds[experiment as usize];
+        let feeds = &self.catalog.feeds[experiment as usize];
         if feeds.missing.is_none() || matches!(event.kind, Kind::Phase { .. } | Kind::Annotation { .. }) {
             return;
         }
@@ -65,7 +65,7 @@ impl Aggregator {
 
     /// A record that comes too late is a figure of the experiments that it would have counted for.
     pub(super) fn note_late(&mut self, event: &Event<'_>) {
-        let named = event.experiment.as_deref().map(|name| self.names.get(name).copied());
+        let named = event.experiment.as_deref().map(|name| self.catalog.names.get(name).copied());
         let experiments: SmallVec<[u32; 2]> = match named {
             Some(named) => named.into_iter().collect(),
             None => unit(event).into_iter().flat_map(|unit| self.units.of(unit, event.ts)).map(|seen| seen.experiment).collect(),

@@ -3,11 +3,12 @@
 use crate::engine::eligible::Eligible;
 use crate::engine::event::{Event, Kind, Scalar};
 use crate::engine::pane::{CellId, Seen};
-use crate::engine::plan::{Catalog, Hit, Match, MissingField, Plan, QualityKind, Signal, Source, Statistic, Value};
+use crate::engine::plan::{Hit, Match, MissingField, Plan, QualityKind, Signal, Source, Statistic, Value};
 use crate::engine::quality::BucketQuality;
 use std::sync::Arc;
 
 /// One experiment as the Aggregator sees it.
+#[derive(Clone, Debug)]
 pub struct Feeds {
     pub plan: Arc<Plan>,
     pub signature: u64,
@@ -34,12 +35,8 @@ pub struct Feeds {
 }
 
 impl Feeds {
-    pub fn of(catalog: &Catalog) -> Vec<Feeds> {
-        let plans = catalog.plans.iter().zip(&catalog.signatures).zip(&catalog.cells);
-        plans.map(|((plan, signature), first)| Feeds::new(plan, *signature, *first)).collect()
-    }
-
-    fn new(plan: &Arc<Plan>, signature: u64, first: CellId) -> Feeds {
+    /// `first` is the plan's first cell.
+    pub fn new(plan: &Arc<Plan>, signature: u64, first: CellId) -> Feeds {
         let mut feeds = Feeds {
             plan: Arc::clone(plan),
             signature,

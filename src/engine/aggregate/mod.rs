@@ -6,7 +6,7 @@
 
 mod checkpoint;
 mod exposures;
-mod feeds;
+pub(super) mod feeds;
 mod funnels;
 mod ids;
 pub mod keys;
@@ -29,7 +29,6 @@ use super::segment::NO_PROFILE;
 use super::time::{Millis, Pane};
 use feeds::Feeds;
 use funnels::Funnels;
-use hashbrown::HashMap;
 use ids::Ids;
 use keys::Key;
 use open::{Mark, Memory};
@@ -60,8 +59,6 @@ pub struct Aggregator {
     partition: i32,
     catalog: Arc<Catalog>,
     settings: Settings,
-    names: HashMap<String, u32, foldhash::fast::FixedState>,
-    feeds: Vec<Feeds>,
     /// Largest event time seen, or advanced to.
     watermark: Option<Millis>,
     /// The open pane.
@@ -84,14 +81,11 @@ pub struct Aggregator {
 
 impl Aggregator {
     pub fn new(partition: i32, catalog: Arc<Catalog>, settings: Settings) -> Aggregator {
-        let feeds = Feeds::of(&catalog);
         Aggregator {
             partition,
             settings,
-            names: catalog.plans.iter().enumerate().map(|(i, p)| (p.experiment.clone(), i as u32)).collect(),
             open: Seen::default(),
-            set_aside: vec![false; feeds.len()],
-            feeds,
+            set_aside: vec![false; catalog.plans.len()],
             watermark: None,
             units: Units::default(),
             tallies: Tallies::default(),
@@ -124,7 +118,7 @@ impl Aggregator {
 
     /// Counts a record that could not be decoded; `experiment` is the one that it names, if that much could be read.
     pub fn refuse(&mut self, reason: Reject, experiment: Option<&str>) -> Outcome {
-        if let Some(&index) = experiment.and_then(|name| self.names.get(name)) {
+        if let Some(&index) = experiment.and_then(|name| self.catalog.names.get(name)) {
             self.reject(index);
             if reason == Reject::FutureTimestamp {
                 self.open.quality(index).future += 1;
@@ -244,7 +238,7 @@ impl Aggregator {
     /// What a record counts for; or the outcome of one that counts for nothing.
     fn targets(&mut self, event: &Event<'_>) -> Result<Targets, Outcome> {
         let named = match event.experiment.as_deref() {
-            Some(name) => Some(*self.names.get(name).ok_or(Outcome::UnknownExperiment)?),
+            Some(name) => Some(*self.catalog.names.get(name).ok_or(Outcome::UnknownExperiment)?),
             None => None,
         };
         match (named, event.bucket.as_deref(), &event.kind) {
@@ -252,7 +246,7 @@ impl Aggregator {
                 Ok(SmallVec::from_elem(Target { experiment, bucket: 0, cohort: None, profile: UNKNOWN, aside: false }, 1))
             }
             (Some(experiment), Some(bucket), _) => {
-                let Some(bucket) = self.feeds[experiment as usize].plan.bucket(bucket) else {
+                let Some(bucket) = self.catalog.feeds[experiment as usize].plan.bucket(bucket) else {
                     self.reject(experiment);
                     return Err(Outcome::Rejected(Reject::UnknownBucket));
                 };
@@ -296,11 +290,11 @@ impl Aggregator {
     }
 
     fn active(&self, experiment: u32, ts: Millis) -> bool {
-        self.feeds[experiment as usize].plan.runs_at(ts)
+        self.catalog.feeds[experiment as usize].plan.runs_at(ts)
     }
 
     fn reject(&mut self, experiment: u32) {
-        let cell = self.feeds[experiment as usize].traffic_cell(0);
+        let cell = self.catalog.feeds[experiment as usize].traffic_cell(0);
         self.open.pass(Observation { cell, age: 0, value: traffic::REFUSED, batch: NO_UNIT, profile: NO_PROFILE });
     }
 
@@ -320,11 +314,11 @@ impl Aggregator {
         }
         let target = self.sliced(target, unit, event);
         let mut mark = self.mark(target, unit);
-        let feeds = &self.feeds[experiment as usize];
+        let feeds = &self.catalog.feeds[experiment as usize];
         if !aside && feeds.signals(&event.kind).any(|signal| !feeds.plan.signals[usize::from(signal)].is_per_user()) {
             mark.batch |= self.again(target, unit, event.kind.name());
         }
-        let feeds = &self.feeds[experiment as usize];
+        let feeds = &self.catalog.feeds[experiment as usize];
         let bucket = usize::from(bucket);
         self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch, profile: mark.listed });
         for signal in feeds.signals(&event.kind) {
@@ -381,7 +375,7 @@ impl Aggregator {
         let batch = unit.map_or(NO_UNIT, |unit| ((unit >> 32) % BATCHES as u64) as u16);
         let cohort = match target.cohort {
             Some(cohort) => Some(cohort),
-            None if self.feeds[target.experiment as usize].per_user => unit
+            None if self.catalog.feeds[target.experiment as usize].per_user => unit
                 .and_then(|unit| self.units.in_experiment(unit, target.experiment))
                 .filter(|seen| seen.bucket == target.bucket)
                 .map(|seen| seen.cohort(pane_ms)),
@@ -396,7 +390,7 @@ impl Aggregator {
     /// [`AGAIN`] unless this is surely the unit's first event of the kind. That is known of joined events, all of which are read here.
     fn again(&mut self, target: Target, unit: Option<Key>, kind: &str) -> u16 {
         let Some(unit) = unit.filter(|_| target.cohort.is_some()) else { return AGAIN };
-        let kind = tallies::of(keys::key(kind), self.feeds[target.experiment as usize].signature, u16::MAX);
+        let kind = tallies::of(keys::key(kind), self.catalog.feeds[target.experiment as usize].signature, u16::MAX);
         if self.tallies.again(kind, unit, self.settings.units_max) { AGAIN } else { 0 }
     }
 
@@ -406,9 +400,10 @@ impl Aggregator {
             let Target { experiment, bucket, .. } = target;
             let target = self.sliced(target, unit, event);
             let Mark { age, batch, profile, listed, .. } = self.mark(target, unit);
-            let again = if self.feeds[experiment as usize].workflow.is_empty() { AGAIN } else { self.again(target, unit, "workflow") };
+            let again =
+                if self.catalog.feeds[experiment as usize].workflow.is_empty() { AGAIN } else { self.again(target, unit, "workflow") };
             let batch = batch | again;
-            let feeds = &self.feeds[experiment as usize];
+            let feeds = &self.catalog.feeds[experiment as usize];
             for &signal in &feeds.workflow {
                 let Signal::Abandonment { within, workflow: only } = &feeds.plan.signals[usize::from(signal)] else { continue };
                 if only.as_deref().is_some_and(|only| only != workflow) {
@@ -421,7 +416,7 @@ impl Aggregator {
                     self.open.see(Observation { cell, age, value: 0, batch, profile: listed });
                 }
                 if started == Started::Abandoned {
-                    book_abandoned(&self.feeds, &mut self.profiles, &mut self.open, watcher, pane);
+                    book_abandoned(&self.catalog.feeds, &mut self.profiles, &mut self.open, watcher, pane);
                 }
             }
         }
@@ -431,13 +426,13 @@ impl Aggregator {
         let open_pane = self.open_pane(ts);
         let keep = Pane::of(self.watermark.unwrap_or(ts).saturating_add(self.settings.lateness), self.settings.pane);
         for watcher in self.workflows.end(key, abandoned, ts, keep, self.settings.workflows_max) {
-            book_abandoned(&self.feeds, &mut self.profiles, &mut self.open, watcher, open_pane);
+            book_abandoned(&self.catalog.feeds, &mut self.profiles, &mut self.open, watcher, open_pane);
         }
     }
 
     /// Emits the open pane.
     fn close(&mut self, pane: Pane, watermark: Millis) {
-        let (feeds, profiles, open) = (&self.feeds, &mut self.profiles, &mut self.open);
+        let (feeds, profiles, open) = (&self.catalog.feeds, &mut self.profiles, &mut self.open);
         self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, profiles, open, watcher, pane));
         self.funnels.expire(pane, self.settings.pane, |stride, by| *open.strides.entry(stride).or_default() += by);
         // The next pane is likely to hold as much.

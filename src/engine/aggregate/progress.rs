@@ -18,7 +18,7 @@ impl Aggregator {
         let patience = self.watermark.unwrap_or(event.ts).saturating_add(self.settings.lateness);
         let bounds = Bounds { pane_ms: self.settings.pane, patience, max: self.settings.workflows_max };
         for &Target { experiment, bucket, aside, .. } in targets {
-            let feeds = &self.feeds[experiment as usize];
+            let feeds = &self.catalog.feeds[experiment as usize];
             for (index, funnel) in feeds.plan.funnels.iter().enumerate() {
                 let place = Place { experiment, funnel: index as u8, bucket };
                 for (id, what) in meanings(funnel, event, begun) {
@@ -38,7 +38,7 @@ impl Aggregator {
     /// Counts the unit as active where this is its first record on a day that is asked for.
     pub(super) fn returns(&mut self, target: Target, event: &Event<'_>, mark: Mark) {
         let Target { experiment, bucket, .. } = target;
-        let (feeds, pane_ms) = (&self.feeds[experiment as usize], self.settings.pane);
+        let (feeds, pane_ms) = (&self.catalog.feeds[experiment as usize], self.settings.pane);
         let Some((unit, age)) = mark.member.filter(|_| !feeds.plan.retention.is_empty()) else { return };
         let exposed = Pane(self.open_pane(event.ts).0 - i64::from(age)).start(pane_ms);
         let today = (event.ts - exposed).div_euclid(DAY);

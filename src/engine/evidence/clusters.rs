@@ -24,7 +24,9 @@ impl Batches {
             return;
         }
         self.repeated |= batch & AGAIN != 0;
-        self.named.resize(BATCHES, (0, 0));
+        if self.named.is_empty() {
+            self.named.resize(BATCHES, (0, 0));
+        }
         let (count, hits) = &mut self.named[usize::from(batch) % BATCHES];
         *count += n;
         *hits += x;
@@ -52,6 +54,8 @@ pub(super) fn fold(sums: impl ExactSizeIterator<Item = (u64, u64)> + Clone) -> V
 pub struct CoarseBatches {
     /// By coarse bin; each holds counts by batch, or nothing.
     rows: Vec<Vec<u32>>,
+    /// Batch and coarse bin of the latest values: counted many at a time, since rows are hardly ever asked for and far apart in memory.
+    fresh: Vec<(u8, u8)>,
     /// Of all rows, by batch; empty until a unit is seen.
     all: Vec<u64>,
     anonymous: u64,
@@ -59,11 +63,14 @@ pub struct CoarseBatches {
     repeated: bool,
 }
 
+/// Values in `fresh` at most.
+const FRESH_MAX: usize = 2_048;
+
 /// The coarse bin of a value in thousandths.
-fn coarse(value: u64) -> usize {
+fn coarse(value: u64) -> u8 {
     let value = value.max(16);
     let octave = value.ilog2();
-    ((octave - 4) * 4 + ((value >> (octave - 2)) & 3) as u32) as usize
+    ((octave - 4) * 4 + ((value >> (octave - 2)) & 3) as u32) as u8
 }
 
 impl CoarseBatches {
@@ -73,21 +80,29 @@ impl CoarseBatches {
             return;
         }
         self.repeated |= batch & AGAIN != 0;
-        let batch = usize::from(batch) % COARSE;
-        self.all.resize(COARSE, 0);
-        self.all[batch] += 1;
-        let row = coarse(value);
-        if row >= self.rows.len() {
-            self.rows.resize_with(row + 1, Vec::new);
+        self.fresh.push(((usize::from(batch) % COARSE) as u8, coarse(value)));
+        if self.fresh.len() >= FRESH_MAX {
+            self.settle();
         }
-        let row = &mut self.rows[row];
-        row.resize(COARSE, 0);
-        row[batch] = row[batch].saturating_add(1);
+    }
+
+    fn settle(&mut self) {
+        self.all.resize(COARSE, 0);
+        for (batch, row) in self.fresh.drain(..) {
+            let (batch, row) = (usize::from(batch), usize::from(row));
+            self.all[batch] += 1;
+            if row >= self.rows.len() {
+                self.rows.resize_with(row + 1, Vec::new);
+            }
+            let row = &mut self.rows[row];
+            row.resize(COARSE, 0);
+            row[batch] = row[batch].saturating_add(1);
+        }
     }
 
     /// Hits are the values above the coarse edge nearest to `threshold`.
     pub fn counts(&self, threshold: u64) -> Counted {
-        let own = coarse(threshold);
+        let own = usize::from(coarse(threshold));
         // Of the two edges of its bin, the nearer one: the next quarter of an octave begins at `upper`.
         let octave = (own / 4 + 4) as u32;
         let (lower, upper) = ((4 + own as u64 % 4) << (octave - 2), (5 + own as u64 % 4) << (octave - 2));
@@ -95,6 +110,14 @@ impl CoarseBatches {
         let mut named: Vec<Batch> = self.all.iter().map(|&n| Batch { n: n as f64, s: 0.0 }).collect();
         for row in self.rows.iter().skip(first) {
             named.iter_mut().zip(row).for_each(|(batch, &count)| batch.s += f64::from(count));
+        }
+        if !self.fresh.is_empty() {
+            named.resize(COARSE, Batch::default());
+        }
+        for &(batch, row) in &self.fresh {
+            let batch = &mut named[usize::from(batch)];
+            batch.n += 1.0;
+            batch.s += if usize::from(row) >= first { 1.0 } else { 0.0 };
         }
         Counted { named, anonymous: self.anonymous, repeated: self.repeated }
     }
@@ -219,6 +242,12 @@ mod tests {
         let above = |threshold| batches.counts(threshold).named[3].s;
         assert_eq!((above(20_000), above(23_000), above(16_500), above(1 << 40)), (3.0, 2.0, 4.0, 0.0));
         assert_eq!(batches.counts(0).named[3].n, 5.0);
+        let fresh = batches.clone();
+        batches.settle();
+        for threshold in [0, 16_500, 20_000, 23_000, 1 << 40] {
+            let read = |b: &CoarseBatches| b.counts(threshold).named.iter().map(|b| (b.n, b.s)).collect::<Vec<_>>();
+            assert_eq!(read(&fresh), read(&batches), "settling changes nothing");
+        }
     }
 
     #[test]

@@ -39,9 +39,10 @@ pub enum SignalEvidence {
 }
 
 impl SignalEvidence {
-    pub fn new(signal: &Signal, buckets: usize, expected: Option<f64>, pane_ms: Millis) -> SignalEvidence {
+    /// `compared`: some guardrail compares the signal with the baseline; `expected`: the configured rate of the baseline.
+    pub fn new(signal: &Signal, buckets: usize, (compared, expected): (bool, Option<f64>), pane_ms: Millis) -> SignalEvidence {
         match signal {
-            Signal::Distribution { .. } => SignalEvidence::Spread(Spread::new(buckets)),
+            Signal::Distribution { .. } => SignalEvidence::Spread(Spread::new(buckets, compared)),
             Signal::Moments { .. } => SignalEvidence::Mean(Means::new(buckets, signal.is_per_user())),
             Signal::Rate { .. } | Signal::Count { .. } => SignalEvidence::Share(Shares::new(buckets, signal.is_per_user(), None, expected)),
             Signal::Retention { day, .. } => {

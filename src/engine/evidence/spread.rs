@@ -15,6 +15,8 @@ use std::cell::LazyCell;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Spread {
     buckets: usize,
+    /// Some guardrail compares it with the baseline. A limit asks for batches alone.
+    compared: bool,
     periods: Periods<Period>,
 }
 
@@ -105,8 +107,8 @@ impl Pair {
 }
 
 impl Spread {
-    pub fn new(buckets: usize) -> Spread {
-        Spread { buckets, periods: Periods::new(MAX_PERIODS) }
+    pub fn new(buckets: usize, compared: bool) -> Spread {
+        Spread { buckets, compared, periods: Periods::new(MAX_PERIODS) }
     }
 
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, cell: Cell<'_>, book: &Booking<'_>) {
@@ -126,10 +128,11 @@ impl Spread {
             let fresh = || Period { arms: vec![SpreadArm::default(); buckets], slots: Slots::default() };
             let Some(period) = self.periods.at(period, fresh) else { continue };
             let arm = &mut period.arms[bucket];
-            for o in own {
-                arm.bins.push(o.bin());
-                arm.batches.add(o.batch, upper_edge(o.bin()));
+            own.iter().for_each(|o| arm.batches.add(o.batch, upper_edge(o.bin())));
+            if !self.compared {
+                continue;
             }
+            own.iter().for_each(|o| arm.bins.push(o.bin()));
             if let Some(slot) = period.slots.at(pane, book.slot, || SlotArms(vec![SlotBins::default(); buckets])) {
                 own.iter().for_each(|o| slot.0[bucket].push(slot_bin(o.bin())));
             }
@@ -292,7 +295,7 @@ mod tests {
     fn a_late_regression_is_found_from_its_start() {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
-        let mut spread = Spread::new(2);
+        let mut spread = Spread::new(2, true);
         let values = |slow: f64| (0..200).map(move |i| slow * (20.0 + f64::from(i)));
         for pane in 0..1_000 {
             spread.add(Pane(pane), 0, cell(&seen(values(1.0), pane as usize * 77)), &book);
@@ -314,7 +317,7 @@ mod tests {
         let mut allocation = Allocation::new(vec![0.5, 0.5]);
         allocation.change(Pane(10), &[0.2, 0.8], 1);
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
-        let mut spread = Spread::new(2);
+        let mut spread = Spread::new(2, true);
         spread.add(Pane(20), 0, cell(&[0, 0, 15, 15, 15, 0].map(|age| of(age, 900))), &book);
         assert_eq!(spread.periods().collect::<Vec<_>>(), [0, 2]);
         let held: Vec<u64> = [0, 2].iter().map(|p| spread.pair(*p, 1, 0).unwrap().baseline.total()).collect();
@@ -326,7 +329,7 @@ mod tests {
         let mut allocation = Allocation::new(vec![0.5, 0.5]);
         (1..=MAX_PERIODS as i64 + 1).for_each(|i| assert!(allocation.change(Pane(i * 10), &[i as f64, 9.5], 1)));
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
-        let mut spread = Spread::new(2);
+        let mut spread = Spread::new(2, true);
         let mut read = |cohort: i64| {
             spread.add(Pane(200), 1, cell(&[of((200 - cohort) as u32, 900)]), &book);
             let held = |period| spread.pair(period, 1, 0).map_or(0, |pair| pair.bucket.total());
@@ -342,7 +345,7 @@ mod tests {
         let allocation = Allocation::new(vec![0.5, 0.5]);
         let book = Booking { allocation: &allocation, first_cohort: Pane(0), slot: 5, baseline: 0 };
         for (scale, r_ppm) in [(1.0, 0), (1.2, 100_000), (1.3, 0), (2.0, 200_000)] {
-            let mut spread = Spread::new(2);
+            let mut spread = Spread::new(2, true);
             spread.add(Pane(0), 0, cell(&seen((0..900).map(|i| 5.0 + f64::from(i)), 0)), &book);
             spread.add(Pane(0), 1, cell(&seen((0..900).map(|i| scale * (5.0 + f64::from(i))), 0)), &book);
             let test = test(r_ppm);

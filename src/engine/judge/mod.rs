@@ -541,8 +541,10 @@ impl Judge {
 /// One for each signal that is asked for.
 fn evidence(plan: &Plan, pane_ms: Millis, is_asked_for: impl Fn(usize) -> bool) -> Vec<Option<SignalEvidence>> {
     let of = |(index, signal): (usize, &Signal)| {
-        let expected = plan.guardrails.iter().filter(|g| g.signal == index).find_map(|g| g.expected);
-        is_asked_for(index).then(|| SignalEvidence::new(signal, plan.buckets.len(), expected, pane_ms))
+        let mut mine = plan.guardrails.iter().filter(|g| g.signal == index);
+        let compared = mine.clone().any(|g| g.max_increase.is_some());
+        let expected = mine.find_map(|g| g.expected);
+        is_asked_for(index).then(|| SignalEvidence::new(signal, plan.buckets.len(), (compared, expected), pane_ms))
     };
     plan.signals.iter().enumerate().map(of).collect()
 }

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{audit, backtest, check, client, demo, map, run, schema, simulate, stats};
+use guardraild::cli::{assignments, audit, backtest, check, client, demo, map, run, schema, simulate, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -35,6 +35,7 @@ enum Command {
     Audit(audit::AuditArgs),
     Get(client::GetArgs),
     Explain(client::ExplainArgs),
+    Assignments(assignments::AssignmentsArgs),
     /// Stop acting on an experiment, never measuring; `kill` is not held back
     Hold(client::HoldArgs),
     /// Lift holds and re-arm every guardrail that has tripped
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         Command::Audit(args) => audit::run(&args),
         Command::Get(args) => client::get(&args),
         Command::Explain(args) => client::explain(&args),
+        Command::Assignments(args) => assignments::run(&args),
         Command::Hold(args) => client::hold(&args),
         Command::Resume(args) => client::resume(&args),
         Command::Rollback(args) => client::rollback(&args),

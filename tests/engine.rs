@@ -445,7 +445,7 @@ fn every_record_has_one_outcome_and_they_add_up() {
     assert_eq!(p.read(&exposure(0, 1, "exp", "treatment")), Outcome::Accepted);
     assert_eq!(p.read(&with_id(request(1, 1, 5.0, false))), Outcome::Accepted);
     assert_eq!(p.read(&with_id(request(2, 1, 5.0, false))), Outcome::Duplicate);
-    assert_eq!(p.read(&request(3, 2, 5.0, false)), Outcome::Unattributed);
+    assert_eq!(p.read(&request(3, 2, 5.0, false)), Outcome::Waiting);
     assert_eq!(p.read(&exposure(4, 1, "nope", "treatment")), Outcome::UnknownExperiment);
     assert!(matches!(p.read(&exposure(5, 1, "exp", "nope")), Outcome::Rejected(_)));
     assert!(matches!(p.read("{"), Outcome::Rejected(_)));
@@ -454,7 +454,8 @@ fn every_record_has_one_outcome_and_they_add_up() {
     assert_eq!(p.read(&request(9_999, 1, 5.0, false)), Outcome::Late);
     let end = 1_764_666_600_000 - START;
     assert_eq!(p.read(&request(end, 1, 5.0, false)), Outcome::Inactive);
-    assert_eq!(p.aggregator.counts().records(), 11);
+    let counts = p.aggregator.counts();
+    assert_eq!((counts.records(), counts.waiting, counts.unattributed), (11, 0, 1), "nobody came for the one that waited");
 }
 
 fn ts(line: &str) -> i64 {

@@ -11,6 +11,7 @@ use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Reque
 use guardraild::telemetry::Metrics;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -55,6 +56,17 @@ impl Backend for Store {
         self.check()?;
         self.redelivered.lock().unwrap().push((id.to_owned(), author.to_owned()));
         Ok(id == "dl-1")
+    }
+
+    fn assignments(&self, experiment: &str, out: &mut dyn Write) -> Result<(), BackendError> {
+        self.check()?;
+        for n in 0..100_000 {
+            writeln!(out, "{experiment},{n}").map_err(|e| BackendError(e.to_string()))?;
+            if experiment == "search" && n == 50_000 {
+                return Err(BackendError("the disk is gone".to_owned()));
+            }
+        }
+        out.flush().map_err(|e| BackendError(e.to_string()))
     }
 
     fn rejects(&self) -> Result<Vec<Value>, BackendError> {
@@ -539,4 +551,34 @@ async fn a_taken_address_is_an_error_that_names_it() {
     let d = Daemon::start("").await;
     let error = bind(d.address).await.unwrap_err().to_string();
     assert!(error.starts_with(&format!("cannot listen on {}", d.address)), "{error}");
+}
+
+#[tokio::test]
+async fn assignments_are_streamed_to_operators_and_an_end_too_early_shows() {
+    let daemon = Daemon::start("").await;
+    let ask = |id: &str, token: &str| daemon.get(&format!("/api/v1/experiments/{id}/assignments")).bearer_auth(token).send();
+    assert_eq!(daemon.status("/api/v1/experiments/checkout/assignments").await, 401);
+    assert_eq!(ask("checkout", READ).await.unwrap().status(), 403);
+    assert_eq!(ask("nobody", OPERATE).await.unwrap().status(), 404);
+    let whole = ask("checkout", OPERATE).await.unwrap();
+    assert_eq!(whole.headers()["content-type"], "text/csv; charset=utf-8; header=present");
+    let text = whole.text().await.unwrap();
+    assert!(text.ends_with("checkout,99999\n") && text.lines().count() == 100_000);
+    let cut = ask("search", OPERATE).await.unwrap();
+    assert_eq!(cut.status(), 200);
+    assert!(cut.text().await.is_err(), "the end is missing, and the client knows");
+    // The client of these goes away, and their places are free again.
+    let held = [ask("checkout", OPERATE).await.unwrap(), ask("checkout", OPERATE).await.unwrap()];
+    assert_eq!(ask("checkout", OPERATE).await.unwrap().status(), 503, "a third at once");
+    drop(held);
+    loop {
+        if ask("checkout", OPERATE).await.unwrap().status() == 200 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let broken = Daemon::with("", Store { broken: true, ..Store::default() }).await;
+    let answer = broken.get("/api/v1/experiments/checkout/assignments").bearer_auth(OPERATE).send().await.unwrap();
+    assert_eq!(answer.status(), 503);
+    assert_eq!(answer.json::<Value>().await.unwrap()["error"], "disk I/O error");
 }

@@ -212,7 +212,7 @@ fn a_partition_waits_for_its_schema_and_the_others_go_on() {
 }
 
 fn resume(parts: Vec<PartitionSnapshot>) -> BTreeMap<i32, Resume> {
-    parts.into_iter().map(|p| (p.partition, Resume { offsets: p.offsets, state: p.state, units: vec![p.units] })).collect()
+    parts.into_iter().map(|p| (p.partition, Resume { offsets: p.offsets, state: p.state, units: p.units })).collect()
 }
 
 /// Records that the states of a checkpoint hold.

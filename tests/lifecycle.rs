@@ -300,7 +300,7 @@ fn a_restart_in_the_middle_of_workflows_changes_nothing() {
                 fleet.assigned(0);
                 let kept = partition.aggregator.snapshot().unwrap();
                 partition.aggregator =
-                    Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &kept.state, &[kept.units]).unwrap();
+                    Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &kept.state, &kept.units).unwrap();
             }
         }
         partition.aggregator.finish();

@@ -152,14 +152,26 @@ struct Model {
     booked: Vec<(i64, Record)>,
     exposed: BTreeMap<u32, i64>,
     watermark: Option<i64>,
+    /// Events that overtook their exposure, in the order of arrival, with their time and user; and how many there may be.
+    waiting: Vec<(i64, u32, Record)>,
+    waiting_max: usize,
     outcomes: Vec<Outcome>,
+    accepted: u64,
+    unattributed: u64,
 }
 
 impl Model {
     fn read(&mut self, ts: i64, record: &Record) {
         let late = self.watermark.is_some_and(|w| ts < w - LATENESS);
+        let moves = self.watermark.is_none_or(|w| ts > w);
         let watermark = self.watermark.map_or(ts, |w| w.max(ts));
         self.watermark = Some(watermark);
+        // START is a whole pane, so offsets from it are, too.
+        let pane = watermark.div_euclid(1_000);
+        // They go as time moves; the oldest to arrive holds those behind it, which nothing can settle any more.
+        let gone = self.waiting.iter().take_while(|(ts, ..)| moves && *ts < watermark - LATENESS).count();
+        self.waiting.drain(..gone);
+        self.unattributed += gone as u64;
         let (user, exposes) = match *record {
             Record::Exposure(user) | Record::Wanderer(user, ..) => (user, true),
             Record::Request { user, .. }
@@ -176,17 +188,28 @@ impl Model {
             Outcome::Late
         } else if exposes || known {
             Outcome::Accepted
-        } else {
+        } else if self.waiting_max == 0 {
+            self.unattributed += 1;
             Outcome::Unattributed
+        } else {
+            self.waiting.push((ts, user, record.clone()));
+            let short = self.waiting.len().saturating_sub(self.waiting_max);
+            self.waiting.drain(..short);
+            self.unattributed += short as u64;
+            Outcome::Waiting
         };
         self.outcomes.push(outcome);
         if outcome == Outcome::Accepted {
+            self.accepted += 1;
+            self.booked.push((pane, record.clone()));
             if exposes {
                 let since = self.exposed.entry(user).or_insert(ts);
                 *since = (*since).min(ts);
+                let (settled, wait) = self.waiting.drain(..).partition(|(at, of, _)| *of == user && at >= since);
+                self.waiting = wait;
+                self.accepted += settled.len() as u64;
+                self.booked.extend(settled.into_iter().map(|(.., record): (i64, u32, Record)| (pane, record)));
             }
-            // START is a whole pane, so offsets from it are, too.
-            self.booked.push((watermark.div_euclid(1_000), record.clone()));
         }
     }
 
@@ -229,15 +252,20 @@ proptest! {
 
     /// Windows, outcomes and the first decision of each limit are those of the model.
     #[test]
-    fn the_engine_agrees_with_the_whole_history(history in history(record(30), 400)) {
-        let (catalog, settings) = (catalog(&[RULE]), Settings::default());
+    fn the_engine_agrees_with_the_whole_history(history in history(record(30), 400), waiting_max in prop_oneof![Just(0usize), 1usize..30, Just(20_000)]) {
+        let (catalog, settings) = (catalog(&[RULE]), Settings { waiting_max, ..Settings::default() });
         let mut partition = Partition::new(0, &catalog, &settings);
-        let mut model = Model::default();
+        let mut model = Model { waiting_max, ..Model::default() };
         for (ts, record) in &history {
             model.read(*ts, record);
             prop_assert_eq!(partition.read(&record.line(*ts)), *model.outcomes.last().unwrap());
+            let counts = partition.aggregator.counts();
+            prop_assert_eq!(counts.records(), model.outcomes.len() as u64);
+            prop_assert_eq!((counts.accepted, counts.waiting), (model.accepted, model.waiting.len() as u64));
         }
         partition.aggregator.finish();
+        let counts = partition.aggregator.counts();
+        prop_assert_eq!((counts.waiting, counts.unattributed), (0, model.unattributed + model.waiting.len() as u64));
         let mut fleet = Fleet::new(&catalog, settings.pane);
         let mut said = Said::default();
         for emission in partition.aggregator.drain() {
@@ -391,7 +419,7 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
             (0..lines.len()).for_each(|p| fleet.assigned(p as i32));
             for (p, partition) in partitions.iter_mut().enumerate() {
                 let snapshot = partition.aggregator.snapshot().unwrap();
-                chunks[p].extend((!snapshot.units.is_empty()).then_some(snapshot.units));
+                append(&mut chunks[p], &snapshot);
                 let number = p as i32;
                 partition.aggregator =
                     Aggregator::restore(number, Arc::new(catalog.clone()), settings.clone(), &snapshot.state, &chunks[p]).unwrap();

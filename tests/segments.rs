@@ -195,7 +195,7 @@ fn a_restart_changes_nothing() {
             }
             if i % stop == stop - 1 {
                 let snapshot = partition.aggregator.snapshot().unwrap();
-                units.push(snapshot.units);
+                append(&mut units, &snapshot);
                 partition.aggregator =
                     Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &snapshot.state, &units).unwrap();
                 fleet = Fleet::restore(&catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();

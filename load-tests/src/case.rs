@@ -1,10 +1,13 @@
 //! A load case: data, in `cases/`.
 
 use anyhow::Context;
+use guardraild::engine::plan::{Catalog, FieldTable};
+use guardraild::rules;
 use guardraild::tools::traffic::Case;
 use serde::Deserialize;
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,6 +48,18 @@ impl LoadCase {
         case
     }
 
+    /// The rules as the engine has them, by name.
+    pub fn catalog(&self) -> anyhow::Result<Catalog> {
+        let (mut fields, endpoints) = (FieldTable::default(), ["sink".to_owned()].into());
+        let mut plans = Vec::new();
+        for (name, text) in self.rules() {
+            let parsed = rules::parse_str(&name, &text, &mut fields, Some(&endpoints));
+            plans.push(Arc::clone(&parsed.rule.with_context(|| format!("the case's rule is refused: {:?}", parsed.diagnostics))?.plan));
+        }
+        plans.sort_by(|a, b| a.experiment.cmp(&b.experiment));
+        Ok(Catalog::new(plans, fields))
+    }
+
     /// Name and text of each experiment's rule file.
     pub fn rules(&self) -> Vec<(String, String)> {
         let mut files = Vec::new();
@@ -68,7 +83,6 @@ impl LoadCase {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use guardraild::rules;
 
     #[test]
     fn every_case_can_be_played_and_its_rules_are_sound() {

@@ -5,16 +5,15 @@
 use crate::case::LoadCase;
 use crate::table::{self, quantile};
 use crate::usage;
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::Output;
 use guardraild::engine::event::Event;
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::pane::Emission;
-use guardraild::engine::plan::{Catalog, FieldTable, Settings};
+use guardraild::engine::plan::Settings;
 use guardraild::engine::time::Pane;
 use guardraild::ingest::decode::{Decoder, Limits};
-use guardraild::rules;
 use guardraild::tools::traffic::{Record, Traffic};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -93,15 +92,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 impl Bench {
     fn new(case: &LoadCase) -> anyhow::Result<Bench> {
-        let (mut fields, endpoints) = (FieldTable::default(), ["sink".to_owned()].into());
-        let mut plans = Vec::new();
-        for (name, text) in case.rules() {
-            let parsed = rules::parse_str(&name, &text, &mut fields, Some(&endpoints));
-            plans.push(Arc::clone(&parsed.rule.with_context(|| format!("the case's rule is refused: {:?}", parsed.diagnostics))?.plan));
-        }
-        plans.sort_by(|a, b| a.experiment.cmp(&b.experiment));
-        let names = plans.iter().map(|plan| plan.experiment.clone()).collect();
-        let (catalog, settings) = (Arc::new(Catalog::new(plans, fields)), Settings::default());
+        let (catalog, settings) = (Arc::new(case.catalog()?), Settings::default());
+        let names = catalog.plans.iter().map(|plan| plan.experiment.clone()).collect();
         let mut fleet = Fleet::new(&catalog, settings.pane);
         (0..case.partitions).for_each(|partition| fleet.assigned(partition));
         Ok(Bench {

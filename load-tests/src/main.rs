@@ -1,5 +1,6 @@
 //! Traffic generator and benchmarks of guardraild. See README.md beside this crate.
 
+mod assignments;
 mod bench;
 mod calibrate;
 mod case;
@@ -33,6 +34,8 @@ enum Command {
     Bench(bench::Args),
     /// Memory of the daemon per exposed unit
     Units(bench::UnitsArgs),
+    /// Memory and CPU of remembering who saw what: tens of millions of users, a thousand experiments
+    Assignments(assignments::Args),
     /// Time from a breach to the first webhook attempt under load
     Latency(latency::Args),
     /// False alarms and detection delays of the tests, through the whole engine
@@ -51,6 +54,7 @@ fn main() -> anyhow::Result<()> {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Units(args) => bench::units(&args),
+        Command::Assignments(args) => assignments::run(&args),
         Command::Latency(args) => latency::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Judge(args) => judge::run(&args),

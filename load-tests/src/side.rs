@@ -1,10 +1,11 @@
 //! One side of a comparison, in a process of its own, so that its CPU and memory are its own.
 
-use crate::{rig, usage};
+use crate::{assignments, rig, usage};
 use anyhow::{Context, ensure};
 use guardraild::tools::demo::Daemon;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -35,6 +36,8 @@ enum Side {
         #[arg(long)]
         records: Option<u64>,
     },
+    /// Aggregators and checkpoints alone
+    Assignments(assignments::SideArgs),
 }
 
 /// What a side used from the moment it was ready to read.
@@ -58,6 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.side {
         Side::Poll { brokers, topics, records } => poll(brokers, topics, *records),
         Side::Daemon { config, records } => daemon(config, *records),
+        Side::Assignments(args) => assignments::measured(args),
     }
 }
 
@@ -144,7 +148,7 @@ impl Meter {
 }
 
 /// Runs a side and returns what it reported.
-pub fn measure(args: &[&str]) -> anyhow::Result<Used> {
+pub fn measure<T: DeserializeOwned>(args: &[&str]) -> anyhow::Result<T> {
     let output = command(args)?.stderr(Stdio::inherit()).output()?;
     ensure!(output.status.success(), "the side {args:?} failed: {}", output.status);
     let text = String::from_utf8(output.stdout)?;

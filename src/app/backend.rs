@@ -1,11 +1,13 @@
 //! What the API reads from the store.
 
+use super::assignments;
 use crate::clock;
 use crate::delivery::Waker;
 use crate::http::{Backend, BackendError, LogPage};
 use crate::ingest::kafka::Ingest;
 use crate::store::{Store, StoreError};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub struct StoreBackend {
@@ -47,6 +49,13 @@ impl Backend for StoreBackend {
         let found = self.store().redeliver(id, clock::now(), author).map_err(failed)?;
         self.waker.wake();
         Ok(found)
+    }
+
+    fn assignments(&self, experiment: &str, out: &mut dyn Write) -> Result<(), BackendError> {
+        // A handle of its own: an export may take minutes, and the others go on answering.
+        let path = self.store().path().to_owned();
+        let store = Store::open(path).map_err(failed)?;
+        assignments::write(&store, experiment, out).map(drop).map_err(|error| BackendError(error.to_string()))
     }
 
     fn rejects(&self) -> Result<Vec<Value>, BackendError> {

@@ -5,6 +5,7 @@
 
 use crate::clock;
 use crate::delivery::{Router, Waker};
+use crate::engine::aggregate::Dropped;
 use crate::engine::decision::{Action, Decision, Output};
 use crate::engine::fleet::Fleet;
 use crate::engine::judge::Operator;
@@ -89,7 +90,7 @@ struct Session<'a> {
     partitions: BTreeMap<i32, PartitionView>,
     assigned: BTreeSet<i32>,
     /// What bounds made each partition forget.
-    dropped: BTreeMap<i32, [(&'static str, u64); 4]>,
+    dropped: BTreeMap<i32, Dropped>,
     barrier: Barrier,
     next_checkpoint: Instant,
     /// Why the store could not be written last time.
@@ -416,7 +417,7 @@ impl Session<'_> {
             partition: part.partition,
             state: part.state,
             offsets: part.offsets.into_iter().collect(),
-            units: Units::Append(part.units),
+            units: if part.whole { Units::Replace(part.units) } else { Units::Append(part.units) },
         });
         let writing = Instant::now();
         let fleet = match self.court.fleet.snapshot() {

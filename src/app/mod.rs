@@ -1,5 +1,6 @@
 //! The only place where the parts are wired together: start, run, drain.
 
+pub mod assignments;
 mod backend;
 mod judging;
 mod recovery;

@@ -3,7 +3,7 @@
 
 use super::show::{self, rows, text};
 use clap::{Args, ValueEnum};
-use reqwest::blocking::{Client, RequestBuilder};
+use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -13,13 +13,20 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Where the daemon is, and who asks.
 #[derive(Args, Debug)]
-pub struct Daemon {
+pub struct Address {
     /// Address of the daemon's API
     #[arg(long, value_name = "URL", env = "GUARDRAILD_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     /// File that holds an API token; or the token itself in the variable GUARDRAILD_TOKEN
     #[arg(long, value_name = "FILE", env = "GUARDRAILD_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+}
+
+/// A daemon whose answer is shown.
+#[derive(Args, Debug)]
+struct Daemon {
+    #[command(flatten)]
+    address: Address,
     /// How the answer is shown
     #[arg(long, value_enum, default_value_t = Shown::Human)]
     output: Shown,
@@ -129,26 +136,38 @@ fn operate(verb: &str, args: &OperateArgs, more: Option<(&str, &str)>) -> i32 {
     })
 }
 
-impl Daemon {
+impl Address {
     /// The daemon's answer, or a sentence that says what went wrong and what to do.
     fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let response = self.send(Some(TIMEOUT), |client| match body {
+            Some(body) => client.post(self.url_of(path)).json(body),
+            None => client.get(self.url_of(path)),
+        })?;
+        answer(response)
+    }
+
+    /// Copies an answer that may be of any length.
+    pub fn download(&self, path: &str, out: &mut impl Write) -> Result<(), String> {
+        let mut response = self.send(None, |client| client.get(self.url_of(path)))?;
+        if !response.status().is_success() {
+            return answer(response).map(drop);
+        }
+        let cut = |e: &dyn std::fmt::Display| format!("not all has come: {e}");
+        response.copy_to(out).map_err(|e| cut(&e))?;
+        out.flush().map_err(|e| cut(&e))
+    }
+
+    fn url_of(&self, path: &str) -> String {
+        format!("{}/api/v1/{path}", self.url.trim_end_matches('/'))
+    }
+
+    fn send(&self, timeout: Option<Duration>, request: impl FnOnce(&Client) -> RequestBuilder) -> Result<Response, String> {
         // An error only says that somebody has installed it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let url = format!("{}/api/v1/{path}", self.url.trim_end_matches('/'));
-        let client = Client::builder().timeout(TIMEOUT).build().map_err(|e| e.to_string())?;
-        let request = match body {
-            Some(body) => client.post(&url).json(body),
-            None => client.get(&url),
-        };
+        let client = Client::builder().timeout(timeout).connect_timeout(TIMEOUT).build().map_err(|e| e.to_string())?;
         let unreachable =
             |e: reqwest::Error| format!("no answer from {} ({}); is the daemon up? --url names another", self.url, e.without_url());
-        let response = self.authorized(request)?.send().map_err(unreachable)?;
-        let status = response.status();
-        let answer: Value = response.json().map_err(|_| format!("{status} from {url}, and no JSON: is this guardraild?"))?;
-        match status.is_success() {
-            true => Ok(answer),
-            false => Err(format!("{} ({status}) {}", text(&answer["error"]), text(&answer["hint"])).trim_end().to_owned()),
-        }
+        self.authorized(request(&client))?.send().map_err(unreachable)
     }
 
     fn authorized(&self, request: RequestBuilder) -> Result<RequestBuilder, String> {
@@ -160,6 +179,12 @@ impl Daemon {
             Some(token) => request.bearer_auth(token.trim()),
             None => request,
         })
+    }
+}
+
+impl Daemon {
+    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        self.address.ask(path, body)
     }
 
     fn show(&self, answer: Result<Value, String>, human: impl FnOnce(&Value) -> String) -> i32 {
@@ -174,6 +199,16 @@ impl Daemon {
         // A closed pipe is no failure of the daemon's.
         let _ = writeln!(io::stdout(), "{shown}");
         0
+    }
+}
+
+/// An answer of the API; what it says went wrong is an error.
+fn answer(response: Response) -> Result<Value, String> {
+    let (status, url) = (response.status(), response.url().clone());
+    let answer: Value = response.json().map_err(|_| format!("{status} from {url}, and no JSON: is this guardraild?"))?;
+    match status.is_success() {
+        true => Ok(answer),
+        false => Err(format!("{} ({status}) {}", text(&answer["error"]), text(&answer["hint"])).trim_end().to_owned()),
     }
 }
 
@@ -281,7 +316,7 @@ fn decision(d: &Value) -> String {
 }
 
 /// A name as one segment of a path.
-fn encoded(name: &str) -> String {
+pub fn encoded(name: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
     name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }

@@ -1,5 +1,6 @@
 //! The command line: parses arguments and calls the app or a tool.
 
+pub mod assignments;
 pub mod audit;
 pub mod backtest;
 pub mod check;

@@ -187,6 +187,7 @@ fn engine(mut s: Section<'_>) -> Engine {
         dedupe_max: count(s.need("dedupe_max", reader::whole(0..=1_000_000_000))),
         workflows_max: count(s.need("workflows_max", reader::whole(1..=1_000_000_000))),
         units_max: count(s.need("units_max", reader::whole(1..=10_000_000_000))),
+        waiting_max: count(s.need("waiting_max", reader::whole(0..=100_000_000))),
         max_skew_panes: max_skew / pane,
         shared_cause: shared_cause(s.section("shared_cause")),
     };

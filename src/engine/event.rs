@@ -1,14 +1,15 @@
 //! A decoded record: what the canonical event format (or a mapping onto it) says, borrowed from the record's bytes.
 
 use super::time::Millis;
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::borrow::Cow;
 
 /// Text of a record: borrowed unless the JSON string held an escape.
 pub type Text<'a> = Cow<'a, str>;
 
-/// One decoded record.
-#[derive(Clone, Debug, PartialEq)]
+/// One decoded record. Written down only while it waits for its unit's exposure; its attributes are not, as those of the exposure count.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event<'a> {
     /// Event time.
     pub ts: Millis,
@@ -20,6 +21,7 @@ pub struct Event<'a> {
     pub experiment: Option<Text<'a>>,
     /// Present on exposures and stamped events.
     pub bucket: Option<Text<'a>>,
+    #[serde(skip)]
     pub attributes: SmallVec<[(Text<'a>, Text<'a>); 4]>,
     pub kind: Kind<'a>,
     /// Values of the fields that live rules ask for by JSON Pointer, in the order of [`super::plan::FieldTable`] ids;
@@ -31,7 +33,7 @@ pub struct Event<'a> {
 pub type FieldId = u16;
 
 /// A JSON scalar.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Scalar<'a> {
     Bool(bool),
     Number(f64),
@@ -39,7 +41,7 @@ pub enum Scalar<'a> {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Kind<'a> {
     Exposure,
     Request {
@@ -97,7 +99,7 @@ impl Kind<'_> {
 }
 
 /// A step of a workflow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     Started,
     Completed,
@@ -105,7 +107,7 @@ pub enum Step {
 }
 
 /// A phase, by its index in the rule's `rollout.phases` or by its name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum PhaseRef<'a> {
     Index(u32),
     Name(Text<'a>),

@@ -1,4 +1,4 @@
-//! Every record is counted under exactly one outcome; the counts add up to the records read.
+//! Every record is counted under exactly one outcome, which for a record that waits is not known yet; the counts add up to the records read.
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -60,6 +60,8 @@ pub enum Outcome {
     Late,
     /// Its id was seen inside the dedupe horizon.
     Duplicate,
+    /// Its unit has not been exposed to any live experiment, but still may turn out to have been.
+    Waiting,
     /// Its unit has not been exposed to any live experiment.
     Unattributed,
     /// It names an experiment that no rule file describes.
@@ -71,12 +73,14 @@ pub enum Outcome {
     Rejected(Reject),
 }
 
-/// Records by outcome.
+/// Records by outcome. All but `waiting` only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     pub accepted: u64,
     pub late: u64,
     pub duplicate: u64,
+    /// Not settled yet; none at the end of a recording.
+    pub waiting: u64,
     pub unattributed: u64,
     pub unknown_experiment: u64,
     pub inactive: u64,
@@ -94,6 +98,7 @@ impl Counts {
             Outcome::Accepted => self.accepted += 1,
             Outcome::Late => self.late += 1,
             Outcome::Duplicate => self.duplicate += 1,
+            Outcome::Waiting => self.waiting += 1,
             Outcome::Unattributed => self.unattributed += 1,
             Outcome::UnknownExperiment => self.unknown_experiment += 1,
             Outcome::Inactive => self.inactive += 1,
@@ -106,6 +111,7 @@ impl Counts {
         self.accepted += other.accepted;
         self.late += other.late;
         self.duplicate += other.duplicate;
+        self.waiting += other.waiting;
         self.unattributed += other.unattributed;
         self.unknown_experiment += other.unknown_experiment;
         self.inactive += other.inactive;
@@ -115,16 +121,16 @@ impl Counts {
         }
     }
 
+    /// Gives a record that waited its outcome.
+    pub fn settle(&mut self, outcome: Outcome) {
+        self.waiting -= 1;
+        self.add(outcome);
+    }
+
     /// Records read: the sum of all outcomes.
     pub fn records(&self) -> u64 {
-        self.accepted
-            + self.late
-            + self.duplicate
-            + self.unattributed
-            + self.unknown_experiment
-            + self.inactive
-            + self.unmapped
-            + self.rejected.total()
+        let known = self.accepted + self.late + self.duplicate + self.waiting + self.unattributed;
+        known + self.unknown_experiment + self.inactive + self.unmapped + self.rejected.total()
     }
 }
 

@@ -447,8 +447,10 @@ pub struct Settings {
     pub dedupe_max: usize,
     /// Workflows open per partition at most.
     pub workflows_max: usize,
-    /// Exposed units remembered per partition and experiment at most.
+    /// Assignments (a unit in an experiment) remembered per partition at most; and, apart from them, first hits and sums of units.
     pub units_max: usize,
+    /// Events per partition that wait for their unit's exposure at most, each for up to `lateness` of event time.
+    pub waiting_max: usize,
     /// Panes that one partition may run ahead of the slowest live one.
     pub max_skew_panes: i64,
     pub shared_cause: SharedCause,
@@ -480,6 +482,7 @@ impl Default for Settings {
             dedupe_max: 1_000_000,
             workflows_max: 1_000_000,
             units_max: 20_000_000,
+            waiting_max: 20_000,
             max_skew_panes: 600,
             shared_cause: SharedCause::default(),
         }

@@ -4,6 +4,7 @@
 //! the judge as a [`Command`].
 
 mod access;
+mod assignments;
 mod error;
 mod events;
 mod gates;
@@ -27,13 +28,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Router, http::StatusCode};
 use error::Failure;
+use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 /// A request body has at most this many bytes.
 pub const MAX_BODY: usize = 64 << 10;
-/// A request is answered within this time, reading its body included; a stream of events only has to begin.
+/// A request is answered within this time, reading its body included; a stream only has to begin.
 const ANSWER: Duration = Duration::from_secs(15);
 /// Streams of events open at once.
 const STREAMS: usize = 64;
@@ -58,6 +60,8 @@ pub trait Backend: Send + Sync {
     fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError>;
     /// Puts a delivery back into the queue; false if there is none with this id.
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError>;
+    /// Writes the observed assignments of an experiment as CSV.
+    fn assignments(&self, experiment: &str, out: &mut dyn Write) -> Result<(), BackendError>;
     /// Samples of refused records, newest first.
     fn rejects(&self) -> Result<Vec<serde_json::Value>, BackendError>;
 }
@@ -82,6 +86,7 @@ struct Shared {
     /// True once the daemon drains: streams end.
     closing: watch::Receiver<bool>,
     streams: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
     history: Mutex<series::History>,
 }
 
@@ -97,7 +102,14 @@ impl Shared {
 }
 
 fn shared(api: Api, closing: watch::Receiver<bool>) -> App {
-    Arc::new(Shared { api, started: clock::now(), closing, streams: Arc::new(Semaphore::new(STREAMS)), history: Mutex::default() })
+    Arc::new(Shared {
+        api,
+        started: clock::now(),
+        closing,
+        streams: Arc::new(Semaphore::new(STREAMS)),
+        exports: Arc::new(Semaphore::new(assignments::EXPORTS)),
+        history: Mutex::default(),
+    })
 }
 
 fn router(app: App) -> Router {
@@ -111,6 +123,7 @@ fn router(app: App) -> Router {
         .route("/metrics", get(health::metrics))
         .route("/api/v1/experiments", get(read::experiments))
         .route("/api/v1/experiments/{id}", get(read::experiment))
+        .route("/api/v1/experiments/{id}/assignments", get(assignments::csv))
         .route("/api/v1/experiments/{id}/log", get(read::log))
         .route("/api/v1/experiments/{id}/series", get(series::series))
         .route("/api/v1/experiments/{id}/verdict", get(gates::verdict))

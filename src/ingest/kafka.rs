@@ -13,6 +13,7 @@ use super::oauth::{Oauth, OauthConfig};
 use super::rejects::{Rejects, Sample};
 use super::schemas::Schemas;
 use super::worker::{Board, Shared, Worker};
+use crate::engine::aggregate::Dropped;
 use crate::engine::outcome::Counts;
 use crate::engine::pane::Emission;
 use crate::engine::plan::{Catalog, Settings};
@@ -86,8 +87,9 @@ pub struct PartitionSnapshot {
     pub offsets: BTreeMap<String, i64>,
     /// See [`crate::engine::aggregate::Snapshot`].
     pub state: Vec<u8>,
-    /// To be appended.
-    pub units: Vec<u8>,
+    /// To be appended; or, if they are the whole, to replace what there was.
+    pub units: Vec<Vec<u8>>,
+    pub whole: bool,
 }
 
 /// What to go on from: the newest checkpoint of one partition number.
@@ -118,7 +120,7 @@ pub enum FromIngest {
         watermark: Option<Millis>,
         counts: Counts,
         /// What bounds made the partition forget: name of the bound, and how often.
-        dropped: [(&'static str, u64); 4],
+        dropped: Dropped,
     },
     /// One from every worker for every barrier; behind everything that it reflects. [`STOPPED`] is the barrier of the last one.
     Snapshot {

@@ -6,7 +6,7 @@ use super::decode::Limits;
 use super::kafka::{FromIngest, PartitionSnapshot, Resume};
 use super::mapped::{Booked, Layouts, Reader};
 use super::rejects::Rejects;
-use crate::engine::aggregate::Aggregator;
+use crate::engine::aggregate::{Aggregator, Snapshot};
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
@@ -319,7 +319,8 @@ impl Worker {
                 Err(reason) => return Ok(self.shared.sender.send(FromIngest::Fatal(reason))?),
             };
             let offsets = part.offsets(&self.shared.topics);
-            parts.push(PartitionSnapshot { partition: *partition, offsets, state: snapshot.state, units: snapshot.units });
+            let Snapshot { state, units, whole } = snapshot;
+            parts.push(PartitionSnapshot { partition: *partition, offsets, state, units, whole });
         }
         Ok(self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })?)
     }

@@ -36,10 +36,10 @@ pub struct PartitionCheckpoint {
 /// What has changed about a partition's units.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Units {
-    /// Added since the checkpoint before; empty when nothing was.
-    Append(Vec<u8>),
-    /// The whole: for the first checkpoint after a start without one, and to compact.
-    Replace(Vec<u8>),
+    /// Chunks added since the checkpoint before.
+    Append(Vec<Vec<u8>>),
+    /// Everything: to compact.
+    Replace(Vec<Vec<u8>>),
 }
 
 /// What [`Store::load_checkpoint`] found.
@@ -128,7 +128,7 @@ pub(super) fn insert(tx: &Transaction<'_>, c: &Checkpoint) -> Result<(), Failure
     sweep(tx)
 }
 
-/// Writes the new chunk, if there is one, and returns the half-open range of chunks that the partition now has.
+/// Writes the new chunks, and returns the half-open range of chunks that the partition now has.
 fn insert_units(tx: &Transaction<'_>, before: Option<i64>, p: &PartitionCheckpoint) -> Result<(i64, i64), Failure> {
     let range: Option<(i64, i64)> = tx
         .prepare_cached("SELECT first_chunk, end_chunk FROM checkpoint_partitions WHERE checkpoint = ? AND partition = ?")?
@@ -137,20 +137,16 @@ fn insert_units(tx: &Transaction<'_>, before: Option<i64>, p: &PartitionCheckpoi
     let free: i64 = tx
         .prepare_cached("SELECT coalesce(max(seq) + 1, 0) FROM unit_chunks WHERE partition = ?")?
         .query_row([p.partition], |row| row.get(0))?;
-    let (first, end, data) = match (&p.units, range) {
-        (Units::Append(data), Some((first, end))) => (first, end, data),
-        (Units::Append(data), None) | (Units::Replace(data), _) => (free, free, data),
+    let (first, mut end, chunks) = match (&p.units, range) {
+        (Units::Append(chunks), Some((first, end))) => (first, end, chunks),
+        (Units::Append(chunks), None) | (Units::Replace(chunks), _) => (free, free, chunks),
     };
-    if data.is_empty() {
-        return Ok((first, end));
+    let mut insert = tx.prepare_cached("INSERT INTO unit_chunks (partition, seq, data, checksum) VALUES (?, ?, ?, ?)")?;
+    for data in chunks {
+        insert.execute(params![p.partition, end, data, Sha256::digest(data).as_slice()])?;
+        end += 1;
     }
-    tx.prepare_cached("INSERT INTO unit_chunks (partition, seq, data, checksum) VALUES (?, ?, ?, ?)")?.execute(params![
-        p.partition,
-        end,
-        data,
-        Sha256::digest(data).as_slice()
-    ])?;
-    Ok((first, end + 1))
+    Ok((first, end))
 }
 
 /// Deletes chunks that no kept checkpoint refers to.

@@ -13,6 +13,7 @@ mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
+mod units;
 
 pub use checkpoint::{Checkpoint, Loaded, LoadedCheckpoint, LoadedPartition, PartitionCheckpoint, Units};
 pub use error::StoreError;
@@ -21,6 +22,7 @@ pub use rows::{
     Attempt, Commit, Committed, Delivery, DeliveryRecord, DeliveryState, Logged, NewDelivery, NewOperation, Priority, StoredDecision,
     StoredOperation,
 };
+pub use units::StoredUnits;
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};

@@ -197,8 +197,8 @@ fn checkpoints_append_units_and_replace_them() {
     let (_dir, mut store) = open();
     assert_eq!(store.load_checkpoint().unwrap(), Loaded::default());
     store.commit(&one("d-1")).unwrap();
-    store.commit(&checkpoint(1, Units::Replace(vec![1]))).unwrap();
-    store.commit(&checkpoint(2, Units::Append(vec![2]))).unwrap();
+    store.commit(&checkpoint(1, Units::Replace(vec![vec![1]]))).unwrap();
+    store.commit(&checkpoint(2, Units::Append(vec![vec![2]]))).unwrap();
     store.commit(&checkpoint(3, Units::Append(vec![]))).unwrap();
     let loaded = store.load_checkpoint().unwrap();
     assert_eq!(loaded.warning, None);
@@ -207,10 +207,20 @@ fn checkpoints_append_units_and_replace_them() {
     assert_eq!(c.partitions[0].offsets, [("exposures".to_owned(), 3)]);
     assert_eq!(c.partitions[0].units, [vec![1], vec![2]]);
 
-    store.commit(&checkpoint(4, Units::Replace(vec![7]))).unwrap();
+    store.commit(&checkpoint(4, Units::Replace(vec![vec![7]]))).unwrap();
     assert_eq!(units(&mut store), (4, vec![vec![7]]));
-    store.commit(&checkpoint(5, Units::Append(vec![8]))).unwrap();
+    store.commit(&checkpoint(5, Units::Append(vec![vec![8]]))).unwrap();
     assert_eq!(units(&mut store), (5, vec![vec![7], vec![8]]));
+    let mut seen = Vec::new();
+    let stored = store.units().unwrap().unwrap();
+    assert_eq!((stored.version, stored.partitions()), (1, 0..1));
+    let note = |chunk: &[u8]| {
+        seen.push(chunk.to_vec());
+        Ok::<_, StoreError>(())
+    };
+    stored.each(0, note).unwrap();
+    assert_eq!(seen, [vec![7], vec![8]]);
+    drop(stored);
     let left: i64 = store.connection.query_row("SELECT count(*) FROM unit_chunks", [], |r| r.get(0)).unwrap();
     assert_eq!(left, 2, "chunks that nothing refers to are deleted");
 }
@@ -224,14 +234,14 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before() {
         "DELETE FROM unit_chunks WHERE seq = 1",
     ] {
         let (_dir, mut store) = open();
-        store.commit(&checkpoint(1, Units::Replace(vec![1]))).unwrap();
-        store.commit(&checkpoint(2, Units::Append(vec![2]))).unwrap();
+        store.commit(&checkpoint(1, Units::Replace(vec![vec![1]]))).unwrap();
+        store.commit(&checkpoint(2, Units::Append(vec![vec![2]]))).unwrap();
         assert_eq!(store.connection.execute(damage, []).unwrap(), 1);
         let loaded = store.load_checkpoint().unwrap();
         assert!(loaded.warning.unwrap().contains("damaged"), "{damage}");
         let c = loaded.checkpoint.unwrap();
         assert_eq!((c.made_at, &c.partitions[0].units), (1, &vec![vec![1]]), "{damage}");
-        store.commit(&checkpoint(3, Units::Append(vec![3]))).unwrap();
+        store.commit(&checkpoint(3, Units::Append(vec![vec![3]]))).unwrap();
         assert_eq!(units(&mut store), (3, vec![vec![1], vec![3]]), "{damage}");
     }
 }

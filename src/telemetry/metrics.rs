@@ -162,6 +162,7 @@ impl Metrics {
         for (outcome, n) in plain {
             self.set(&names::RECORDS, &[outcome, ""], n as f64);
         }
+        self.set(&names::WAITING, &[], counts.waiting as f64);
         for reason in Reject::ALL {
             self.set(&names::RECORDS, &["rejected", reason.name()], counts.rejected.get(reason) as f64);
         }

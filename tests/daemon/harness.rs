@@ -444,7 +444,7 @@ fn dechunked(body: &str) -> String {
 
 /// Records by all outcomes of a `counts` object.
 pub fn total(counts: &Value) -> u64 {
-    let plain = ["accepted", "late", "duplicate", "unattributed", "unknown_experiment", "inactive"];
+    let plain = ["accepted", "late", "duplicate", "waiting", "unattributed", "unknown_experiment", "inactive"];
     let rejected = counts["rejected"].as_object().map_or(0, |r| r.values().filter_map(Value::as_u64).sum());
     plain.iter().filter_map(|name| counts[name].as_u64()).sum::<u64>() + rejected
 }

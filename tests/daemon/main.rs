@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod actions;
+mod assignments;
 mod breach;
 mod crash;
 mod database;

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that fails should say where
 #![allow(dead_code)]
 
-use guardraild::engine::aggregate::Aggregator;
+use guardraild::engine::aggregate::{Aggregator, Snapshot};
 use guardraild::engine::decision::{Decision, LogEntry, Notice, Output};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::outcome::Outcome;
@@ -120,4 +120,12 @@ pub fn control(event: &str, ms: i64, more: &str) -> String {
 /// Even users are in control, odd ones in treatment.
 pub fn bucket_of(user: u32) -> &'static str {
     if user.is_multiple_of(2) { "control" } else { "treatment" }
+}
+
+/// What a store has of a partition's units after another snapshot.
+pub fn append(chunks: &mut Vec<Vec<u8>>, snapshot: &Snapshot) {
+    if snapshot.whole {
+        chunks.clear();
+    }
+    chunks.extend(snapshot.units.iter().cloned());
 }

@@ -2,9 +2,11 @@
 //!
 //! The open pane is the one that holds the partition's watermark, its largest event time. A record behind the watermark, but inside
 //! the allowed lateness, is booked into the open pane, never into one already emitted: so what a partition emits depends on its own
-//! records alone, and lateness costs no waiting. The order of the questions that each record is asked is that of [`Aggregator::observe`].
+//! records alone, and lateness costs no waiting. An event that overtook its unit's exposure is booked when that comes, as if it came then.
+//! The order of the questions that each record is asked is that of [`Aggregator::observe`].
 
 mod checkpoint;
+mod ended;
 mod exposures;
 pub(super) mod feeds;
 mod funnels;
@@ -15,9 +17,10 @@ mod profiles;
 mod progress;
 mod tallies;
 mod units;
+mod waiting;
 mod workflows;
 
-pub use checkpoint::Snapshot;
+pub use checkpoint::{Observed, Snapshot, assignments};
 
 use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
@@ -27,6 +30,7 @@ use super::pane::{
 use super::plan::{Catalog, Settings, Signal};
 use super::segment::NO_PROFILE;
 use super::time::{Millis, Pane};
+use checkpoint::Kept;
 use feeds::Feeds;
 use funnels::Funnels;
 use ids::Ids;
@@ -37,7 +41,11 @@ use smallvec::SmallVec;
 use std::sync::Arc;
 use tallies::Tallies;
 use units::Units;
+use waiting::Waiting;
 use workflows::{Started, Watcher, Workflows};
+
+/// Names of the engine's bounds, and what each made it drop.
+pub type Dropped = [(&'static str, u64); 5];
 
 /// What a record counts for.
 type Targets = SmallVec<[Target; 2]>;
@@ -71,11 +79,16 @@ pub struct Aggregator {
     workflows: Workflows,
     funnels: Funnels,
     ids: Ids,
+    waiting: Waiting,
     counts: Counts,
     /// Smallest and largest event time accepted.
     span: Option<(Millis, Millis)>,
     /// Exposed units that there was no room to remember.
     units_dropped: u64,
+    /// When the next experiment's units leave: the smallest `ends` that may still matter.
+    next_end: Option<Millis>,
+    /// `None` while no checkpoint holds anything of this one.
+    kept: Option<Kept>,
     out: Vec<Emission>,
 }
 
@@ -86,6 +99,7 @@ impl Aggregator {
             settings,
             open: Seen::default(),
             set_aside: vec![false; catalog.plans.len()],
+            next_end: catalog.plans.iter().filter_map(|plan| plan.ends).min(),
             watermark: None,
             units: Units::default(),
             tallies: Tallies::default(),
@@ -93,15 +107,17 @@ impl Aggregator {
             workflows: Workflows::default(),
             funnels: Funnels::default(),
             ids: Ids::new(),
+            waiting: Waiting::default(),
             counts: Counts::default(),
             span: None,
             units_dropped: 0,
+            kept: None,
             out: Vec::new(),
             catalog,
         }
     }
 
-    /// Counts one decoded record under one outcome, and books it if it is accepted.
+    /// Counts one decoded record under one outcome, and books it if it is accepted. One that waits is counted anew when it is settled.
     pub fn observe(&mut self, event: &Event<'_>) -> Outcome {
         let late = self.watermark.is_some_and(|w| event.ts < w.saturating_sub(self.settings.lateness));
         self.advance(event.ts);
@@ -159,10 +175,15 @@ impl Aggregator {
             };
         }
         self.watermark = Some(to);
+        if target > Pane::of(from, pane_ms) {
+            self.forget_ended();
+        }
+        self.give_up(Some(to.saturating_sub(self.settings.lateness)));
     }
 
-    /// Closes the open pane: the end of a recording.
+    /// Closes the open pane, and waits for nothing any more: the end of a recording.
     pub fn finish(&mut self) {
+        self.give_up(None);
         if let Some(watermark) = self.watermark {
             self.close(Pane::of(watermark, self.settings.pane), watermark);
         }
@@ -189,12 +210,13 @@ impl Aggregator {
     }
 
     /// What a bound made this partition forget: name of the bound, and how often.
-    pub fn dropped(&self) -> [(&'static str, u64); 4] {
+    pub fn dropped(&self) -> Dropped {
         [
             ("units", self.units_dropped + self.tallies.dropped),
             ("workflows", self.workflows.dropped + self.funnels.dropped),
             ("ids", self.ids.evicted),
             ("segment_values", self.profiles.dropped),
+            ("waiting", self.waiting.dropped),
         ]
     }
 
@@ -204,10 +226,14 @@ impl Aggregator {
     }
 
     fn admit(&mut self, event: &Event<'_>) -> Outcome {
-        let targets = match self.targets(event) {
-            Ok(targets) => targets,
-            Err(outcome) => return outcome,
-        };
+        match self.targets(event) {
+            Ok(targets) => self.accept(event, targets),
+            Err(Outcome::Unattributed) => self.wait(event),
+            Err(outcome) => outcome,
+        }
+    }
+
+    fn accept(&mut self, event: &Event<'_>, targets: Targets) -> Outcome {
         let watermark = self.watermark.unwrap_or(event.ts);
         if let Some(id) = &event.id
             && !self.ids.insert(id, watermark, self.settings.dedupe_horizon, self.settings.dedupe_max)
@@ -217,6 +243,7 @@ impl Aggregator {
         }
         self.span = Some(self.span.map_or((event.ts, event.ts), |(a, b)| (a.min(event.ts), b.max(event.ts))));
         let unit = unit(event);
+        let news = self.news(event, unit, &targets);
         for &target in &targets {
             self.book(target, unit, event);
         }
@@ -232,6 +259,9 @@ impl Aggregator {
             }
         }
         self.follow(event, &targets, unit);
+        if let Some((unit, experiment)) = news {
+            self.settle(unit, experiment, event.ts);
+        }
         Outcome::Accepted
     }
 
@@ -327,7 +357,7 @@ impl Aggregator {
             if aside && !urgent {
                 continue;
             }
-            let memory = Memory { tallies: &mut self.tallies, max: self.settings.units_max };
+            let memory = Memory { tallies: &mut self.tallies, experiment, max: self.settings.units_max };
             let booked = open::book(&mut self.open, feeds, (bucket, usize::from(signal)), event, mark, memory);
             if booked && urgent && !feeds.plan.buckets[bucket].baseline {
                 let label = match &event.kind {
@@ -391,7 +421,7 @@ impl Aggregator {
     fn again(&mut self, target: Target, unit: Option<Key>, kind: &str) -> u16 {
         let Some(unit) = unit.filter(|_| target.cohort.is_some()) else { return AGAIN };
         let kind = tallies::of(keys::key(kind), self.catalog.feeds[target.experiment as usize].signature, u16::MAX);
-        if self.tallies.again(kind, unit, self.settings.units_max) { AGAIN } else { 0 }
+        if self.tallies.again(target.experiment, kind, unit, self.settings.units_max) { AGAIN } else { 0 }
     }
 
     fn workflow_started(&mut self, key: Key, workflow: &str, event: &Event<'_>, targets: &Targets, unit: Option<Key>) {

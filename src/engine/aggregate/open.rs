@@ -24,6 +24,7 @@ pub struct Mark {
 /// What units have done before, and how many are remembered.
 pub struct Memory<'m> {
     pub tallies: &'m mut Tallies,
+    pub experiment: u32,
     pub max: usize,
 }
 
@@ -49,7 +50,7 @@ pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event
                 *unit == Unit::User && hit && (feeds.compared[signal] || matches!(feeds.plan.signals[signal], Signal::Rate { .. }));
             if watched
                 && let Some((key, age)) = own()
-                && memory.tallies.hit(key, memory.max)
+                && memory.tallies.hit(memory.experiment, key, memory.max)
             {
                 (o.value, o.age) = (HIT | FIRST_HIT, age);
             }
@@ -64,7 +65,7 @@ pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event
                     open.add(cell, Part { age: mark.age, profile: mark.listed, n: 1, sums });
                 }
                 (Unit::User, Some((key, age))) => {
-                    if let Some(sums) = memory.tallies.add(key, y, x, memory.max) {
+                    if let Some(sums) = memory.tallies.add(memory.experiment, key, y, x, memory.max) {
                         open.add(cell, Part { age, profile: mark.listed, n: 0, sums });
                     }
                 }

@@ -106,8 +106,14 @@ impl Profiles {
         }
     }
 
-    pub fn take_changes(&mut self) -> Vec<Named> {
-        std::mem::take(&mut self.changed)
+    /// Profiles that are new since the last call, or all of them, in order of their numbers.
+    pub fn take_changes(&mut self, all: bool) -> Vec<Named> {
+        let new = std::mem::take(&mut self.changed);
+        if !all {
+            return new;
+        }
+        let tables = (0..).zip(&self.tables).filter_map(|(experiment, table)| Some((experiment, table.as_ref()?)));
+        tables.flat_map(|(experiment, table)| table.profiles.iter().map(move |profile| table.named(experiment, profile))).collect()
     }
 
     /// Takes up a profile of a checkpoint. Numbers go on from those before, whatever the attributes were then.
@@ -125,6 +131,10 @@ impl Profiles {
 }
 
 impl Table {
+    fn named(&self, experiment: u32, profile: &Profile) -> Named {
+        Named { experiment, values: self.by.iter().cloned().zip(profile.iter().cloned()).collect() }
+    }
+
     /// `key` finds it again.
     fn add(&mut self, profile: Profile, key: Option<Key>) -> Option<u16> {
         let number = u16::try_from(self.profiles.len()).ok().filter(|n| *n != UNKNOWN)?;
@@ -206,12 +216,13 @@ mod tests {
         let mut p = profiles("[region]");
         let numbers: Vec<u16> = ["eu", "uk", "eu", "us"].iter().map(|v| number(&mut p, &[("region", v)])).collect();
         let (mut same, mut more) = (profiles("[region]"), profiles("[device, region]"));
-        for named in p.take_changes() {
+        assert_eq!(p.take_changes(true), p.take_changes(true));
+        for named in p.take_changes(true) {
             same.apply(named.clone());
             more.apply(named);
         }
         assert_eq!(number(&mut same, &[("region", "us")]), numbers[3]);
-        assert!(same.take_changes().is_empty());
+        assert!(same.take_changes(false).is_empty());
         assert_eq!(values(&mut more, numbers[1]), [REST, "uk"], "the device was not asked for");
         assert_eq!(number(&mut more, &[("region", "uk"), ("device", "ios")]), 3);
     }

@@ -46,7 +46,7 @@ impl Aggregator {
             let Signal::Retention { day, source } = &feeds.plan.signals[*signal] else { continue };
             let shows = source.as_ref().is_none_or(|s| s.event == event.kind.name() && passes(s, event));
             let key = tallies::of(unit, feeds.signature, *signal as u16);
-            if shows && today == i64::from(*day) && self.tallies.hit(key, self.settings.units_max) {
+            if shows && today == i64::from(*day) && self.tallies.hit(experiment, key, self.settings.units_max) {
                 let cell = feeds.signal_cell(usize::from(bucket), *signal);
                 self.open.see(Observation { cell, age, value: HIT | FIRST_HIT, batch: mark.batch, profile: mark.listed });
             }

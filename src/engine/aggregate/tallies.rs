@@ -2,6 +2,7 @@
 
 use super::keys::{Key, KeyMap, KeySet};
 use crate::engine::pane::Sums;
+use hashbrown::hash_map::Entry;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -15,18 +16,28 @@ pub struct Tally {
 /// See the module. A key is that of a unit in one signal of one plan: [`of`].
 #[derive(Default)]
 pub struct Tallies {
-    hits: KeySet,
-    sums: KeyMap<Tally>,
-    /// Units that have come once with an event of a kind; `None` from when one came again.
-    once: BTreeMap<Key, Option<KeySet>>,
-    /// Changes since the last snapshot, in order.
-    changed: Changes,
+    /// By experiment.
+    of: Vec<Experiment>,
+    hits: usize,
+    sums: usize,
     /// Units that there was no room to remember; they do not count.
     pub dropped: u64,
 }
 
-/// What a checkpoint appends.
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default)]
+struct Experiment {
+    hits: KeySet,
+    sums: KeyMap<Tally>,
+    /// Units that have come once with an event of a kind; `None` from when one came again.
+    once: BTreeMap<Key, Option<KeySet>>,
+    /// What the last checkpoint does not have yet.
+    new_hits: Vec<Key>,
+    new_sums: KeySet,
+    new_once: Vec<(Key, Key)>,
+}
+
+/// What a checkpoint appends for one experiment. Later sums replace earlier ones.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     hits: Vec<Key>,
     sums: Vec<(Key, Tally)>,
@@ -35,9 +46,20 @@ pub struct Changes {
 }
 
 impl Changes {
-    pub fn is_empty(&self) -> bool {
-        self.hits.is_empty() && self.sums.is_empty() && self.once.is_empty()
+    pub fn len(&self) -> usize {
+        self.hits.len() + self.sums.len() + self.once.len()
     }
+
+    /// The same in parts of at most `most`.
+    pub fn split(self, most: usize) -> impl Iterator<Item = Changes> {
+        let parts = |n: usize| n.div_ceil(most);
+        let n = parts(self.hits.len()).max(parts(self.sums.len())).max(parts(self.once.len()));
+        (0..n).map(move |i| Changes { hits: part(&self.hits, i, most), sums: part(&self.sums, i, most), once: part(&self.once, i, most) })
+    }
+}
+
+fn part<T: Copy>(of: &[T], index: usize, most: usize) -> Vec<T> {
+    of.chunks(most).nth(index).unwrap_or_default().to_vec()
 }
 
 /// The key of a unit in a signal; `plan` is [`crate::engine::plan::Plan::signature`], so that changed rules begin anew.
@@ -48,28 +70,31 @@ pub fn of(unit: Key, plan: u64, signal: u16) -> Key {
 
 impl Tallies {
     /// Whether this is the unit's first hit.
-    pub fn hit(&mut self, key: Key, max: usize) -> bool {
-        if self.hits.len() >= max && !self.hits.contains(&key) {
+    pub fn hit(&mut self, experiment: u32, key: Key, max: usize) -> bool {
+        let own = entry(&mut self.of, experiment);
+        if self.hits >= max && !own.hits.contains(&key) {
             self.dropped += 1;
             return false;
         }
-        let first = self.hits.insert(key);
+        let first = own.hits.insert(key);
         if first {
-            self.changed.hits.push(key);
+            own.new_hits.push(key);
+            self.hits += 1;
         }
         first
     }
 
     /// Whether a unit may have had an event of this kind before. Once one has, so may all others: that is known for nothing, and
     /// of kinds that do not repeat for a set of units.
-    pub fn again(&mut self, kind: Key, unit: Key, max: usize) -> bool {
-        let once = self.once.entry(kind).or_insert_with(|| Some(KeySet::default()));
+    pub fn again(&mut self, experiment: u32, kind: Key, unit: Key, max: usize) -> bool {
+        let own = entry(&mut self.of, experiment);
+        let once = own.once.entry(kind).or_insert_with(|| Some(KeySet::default()));
         let Some(units) = once else { return true };
-        self.changed.once.push((kind, unit));
+        own.new_once.push((kind, unit));
         let full = units.len() >= max;
         if full {
             // As two changes of one unit are read.
-            self.changed.once.push((kind, unit));
+            own.new_once.push((kind, unit));
         }
         if full || !units.insert(unit) {
             *once = None;
@@ -78,17 +103,24 @@ impl Tallies {
     }
 
     /// Adds a value to the unit's sum; returns what that adds to the sums over all units. The covariate counts once.
-    pub fn add(&mut self, key: Key, value: f64, covariate: Option<f64>, max: usize) -> Option<Sums> {
-        if self.sums.len() >= max && !self.sums.contains_key(&key) {
-            self.dropped += 1;
-            return None;
-        }
-        let tally = self.sums.entry(key).or_default();
+    pub fn add(&mut self, experiment: u32, key: Key, value: f64, covariate: Option<f64>, max: usize) -> Option<Sums> {
+        let own = entry(&mut self.of, experiment);
+        let tally = match own.sums.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(_) if self.sums >= max => {
+                self.dropped += 1;
+                return None;
+            }
+            Entry::Vacant(new) => {
+                self.sums += 1;
+                new.insert(Tally::default())
+            }
+        };
         let before = *tally;
         tally.y += value;
         tally.x = tally.x.or(covariate);
+        own.new_sums.insert(key);
         let (x0, x1) = (before.x.unwrap_or(0.0), tally.x.unwrap_or(0.0));
-        self.changed.sums.push((key, *tally));
         Some(Sums {
             y: value,
             yy: tally.y * tally.y - before.y * before.y,
@@ -98,19 +130,68 @@ impl Tallies {
         })
     }
 
-    pub fn take_changes(&mut self) -> Changes {
-        std::mem::take(&mut self.changed)
+    /// What a checkpoint of everything would hold: units, each once for every signal, and for every kind of event that does not repeat.
+    pub fn len(&self) -> usize {
+        let once = self.of.iter().flat_map(|own| own.once.values()).map(|units| units.as_ref().map_or(2, KeySet::len));
+        self.hits + self.sums + once.sum::<usize>()
+    }
+
+    /// What has changed since the last call, or all, of each experiment with any; in the order of keys.
+    pub fn take_changes(&mut self, all: bool) -> Vec<(u32, Changes)> {
+        let take = |(experiment, own): (usize, &mut Experiment)| {
+            let (new_hits, new_sums) = (std::mem::take(&mut own.new_hits), std::mem::take(&mut own.new_sums));
+            let new_once = std::mem::take(&mut own.new_once);
+            let mut once = if all { own.once.iter().flat_map(|(kind, units)| told(*kind, units.as_ref())).collect() } else { new_once };
+            let mut hits = if all { own.hits.iter().copied().collect() } else { new_hits };
+            let changed = if all { own.sums.keys().copied().collect() } else { new_sums.into_iter().collect::<Vec<_>>() };
+            let mut sums: Vec<(Key, Tally)> = changed.into_iter().filter_map(|key| Some((key, *own.sums.get(&key)?))).collect();
+            hits.sort_unstable();
+            sums.sort_unstable_by_key(|(key, _)| *key);
+            if all {
+                once.sort_unstable();
+            }
+            let changes = Changes { hits, sums, once };
+            (changes.len() > 0).then_some((experiment as u32, changes))
+        };
+        self.of.iter_mut().enumerate().filter_map(take).collect()
     }
 
     /// Replays changes from a checkpoint.
-    pub fn apply(&mut self, changes: Changes) {
-        self.hits.extend(changes.hits);
-        self.sums.extend(changes.sums);
+    pub fn apply(&mut self, experiment: u32, changes: Changes) {
+        let own = entry(&mut self.of, experiment);
+        let before = (own.hits.len(), own.sums.len());
+        own.hits.extend(changes.hits);
+        own.sums.extend(changes.sums);
+        let after = (own.hits.len(), own.sums.len());
+        self.hits += after.0 - before.0;
+        self.sums += after.1 - before.1;
         for (kind, unit) in changes.once {
-            self.again(kind, unit, usize::MAX);
+            self.again(experiment, kind, unit, usize::MAX);
         }
-        self.changed.once.clear();
+        entry(&mut self.of, experiment).new_once.clear();
     }
+
+    /// Drops what units did in an experiment.
+    pub fn forget(&mut self, experiment: u32) {
+        if let Some(own) = self.of.get_mut(experiment as usize) {
+            let gone = std::mem::take(own);
+            self.hits -= gone.hits.len();
+            self.sums -= gone.sums.len();
+        }
+    }
+}
+
+/// Units as [`Tallies::again`] would be told of them; one twice where some came again.
+fn told(kind: Key, units: Option<&KeySet>) -> Vec<(Key, Key)> {
+    units.map_or(vec![(kind, 0), (kind, 0)], |units| units.iter().map(|unit| (kind, *unit)).collect())
+}
+
+fn entry(of: &mut Vec<Experiment>, experiment: u32) -> &mut Experiment {
+    let at = experiment as usize;
+    if of.len() <= at {
+        of.resize_with(at + 1, Experiment::default);
+    }
+    &mut of[at]
 }
 
 #[cfg(test)]
@@ -120,35 +201,55 @@ mod tests {
     #[test]
     fn the_first_hit_counts_and_sums_follow_each_unit() {
         let mut tallies = Tallies::default();
-        assert!(tallies.hit(1, 9) && !tallies.hit(1, 9) && tallies.hit(2, 9));
+        assert!(tallies.hit(0, 1, 9) && !tallies.hit(0, 1, 9) && tallies.hit(0, 2, 9) && tallies.hit(1, 2, 9));
         let mut total = Sums::default();
         for (unit, y, x) in [(1, 3.0, Some(2.0)), (2, 1.0, None), (1, 4.0, Some(9.0)), (2, 0.5, Some(4.0))] {
-            total += tallies.add(unit, y, x, 9).unwrap();
+            total += tallies.add(0, unit, y, x, 9).unwrap();
         }
         assert_eq!(total, Sums { y: 8.5, yy: 49.0 + 2.25, x: 6.0, xx: 20.0, xy: 14.0 + 6.0 });
-        let mut again = Tallies::default();
-        again.apply(tallies.take_changes());
-        assert!(!again.hit(2, 9));
-        assert_eq!(again.add(1, 1.0, None, 9), tallies.add(1, 1.0, None, 9));
+        for all in [false, true] {
+            let mut again = Tallies::default();
+            tallies.take_changes(all).into_iter().for_each(|(experiment, changes)| again.apply(experiment, changes));
+            assert_eq!(again.len(), 5);
+            assert!(!again.hit(0, 2, 9) && !again.hit(1, 2, 9) && again.hit(1, 1, 9));
+            assert_eq!(again.add(0, 1, 0.0, None, 9), Some(Sums::default()));
+        }
     }
 
     #[test]
-    fn a_full_table_counts_no_further_unit() {
+    fn a_unit_that_goes_on_and_on_is_written_down_once() {
         let mut tallies = Tallies::default();
-        assert!(tallies.hit(1, 1) && !tallies.hit(2, 1));
-        assert!(tallies.add(1, 1.0, None, 1).is_some() && tallies.add(2, 1.0, None, 1).is_none());
-        assert_eq!(tallies.dropped, 2);
+        assert!((0..1_000).all(|_| tallies.add(0, 1, 1.0, None, 9).is_some()));
+        let changes = tallies.take_changes(false);
+        assert_eq!((changes.len(), changes[0].1.len()), (1, 1));
+        assert_eq!(tallies.take_changes(false), []);
+    }
+
+    #[test]
+    fn a_full_table_counts_no_further_unit_until_an_experiment_has_gone() {
+        let mut tallies = Tallies::default();
+        assert!(tallies.hit(0, 1, 1) && !tallies.hit(1, 2, 1));
+        assert!(tallies.add(0, 1, 1.0, None, 1).is_some() && tallies.add(1, 2, 1.0, None, 1).is_none());
+        assert_eq!((tallies.dropped, tallies.len()), (2, 2));
+        tallies.forget(0);
+        assert_eq!(tallies.len(), 0);
+        assert!(tallies.hit(1, 2, 1));
     }
 
     #[test]
     fn a_unit_that_comes_again_is_noticed_and_then_nobody_is_asked() {
         let mut tallies = Tallies::default();
-        assert!(!tallies.again(1, 7, 9) && !tallies.again(1, 8, 9) && !tallies.again(2, 7, 9));
-        let mut restored = Tallies::default();
-        restored.apply(tallies.take_changes());
-        for tallies in [&mut tallies, &mut restored] {
-            assert!(tallies.again(1, 8, 9) && tallies.again(1, 99, 9), "no kind that repeats is kept");
-            assert!(!tallies.again(2, 8, 2) && tallies.again(2, 9, 2), "no room to tell");
+        assert!(!tallies.again(0, 1, 7, 9) && !tallies.again(0, 1, 8, 9) && !tallies.again(0, 2, 7, 9));
+        let restore = |changes: Vec<(u32, Changes)>| {
+            let mut restored = Tallies::default();
+            changes.into_iter().for_each(|(experiment, changes)| restored.apply(experiment, changes));
+            restored
+        };
+        let (mut part, mut whole) = (restore(tallies.take_changes(false)), restore(tallies.take_changes(true)));
+        for tallies in [&mut tallies, &mut part, &mut whole] {
+            assert!(tallies.again(0, 1, 8, 9) && tallies.again(0, 1, 99, 9), "no kind that repeats is kept");
+            assert!(!tallies.again(0, 2, 8, 2) && tallies.again(0, 2, 9, 2), "no room to tell");
         }
+        assert!(restore(tallies.take_changes(true)).again(0, 1, 100, 9));
     }
 }

@@ -171,12 +171,13 @@ impl Story {
         }
         let counts = &view.counts;
         lines.push(format!(
-            "{} records sent, {} counted: {} accepted, {} late, {} duplicate, {} unattributed, {} of unknown experiments, {} inactive, {} rejected.",
+            "{} records sent, {} counted: {} accepted, {} late, {} duplicate, {} waiting, {} unattributed, {} of unknown experiments, {} inactive, {} rejected.",
             self.sent,
             counts.records(),
             counts.accepted,
             counts.late,
             counts.duplicate,
+            counts.waiting,
             counts.unattributed,
             counts.unknown_experiment,
             counts.inactive,

@@ -90,6 +90,21 @@ fn users_in_two_buckets_pause_the_ramp_and_are_left_out_from_then_on() {
 }
 
 #[test]
+fn users_whom_a_ramp_moves_are_left_out_and_are_no_fault() {
+    // After 30 s everybody of before comes again, in the other bucket.
+    let mut lines = traffic(30, |_, _| None);
+    lines.push(control("phase", 30_000, r#","phase":1,"weights":{"control":0.1,"treatment":0.9}"#));
+    for user in 0..300u32 {
+        let other = if bucket_of(user) == "control" { "treatment" } else { "control" };
+        lines.push(exposure(31_000 + 100 * i64::from(user), user, "exp", other));
+    }
+    let (said, fleet) = run(&[&rule("")], &lines);
+    assert_eq!(decided(&said), Vec::<&str>::new());
+    let (data, check) = (state(&fleet).data, check(&fleet, "mixed_assignment"));
+    assert_eq!((data.mixed_units, check.value, check.verdict), (300, Some(0.0), Verdict::Watching), "{}", check.reason);
+}
+
+#[test]
 fn few_users_in_two_buckets_are_within_the_bound() {
     let wander = |ms: i64, user: u32| {
         (user % 500 == 3).then(|| vec![exposure(ms, user, "exp", "treatment"), exposure(ms + 1, user, "exp", "control")])

@@ -80,7 +80,10 @@ impl Units {
             self.exposed += enrolled(pane, part).filter(|(cohort, _)| *cohort >= book.first_cohort).map(|(_, n)| n).sum::<u64>();
         }
         for (bucket, quality) in said.buckets.iter().enumerate() {
-            self.mixed += quality.mixed.iter().filter_map(|age| cohort(*age)).count() as u64;
+            // A ramp moves units from one bucket to another, and so does a rollback: only within a period is that a fault.
+            let now = book.allocation.period(pane);
+            let moved = quality.mixed.iter().filter_map(|age| cohort(*age));
+            self.mixed += moved.filter(|cohort| book.allocation.period(*cohort) == now).count() as u64;
             self.ineligible += quality.ineligible;
             self.ineligible_units += quality.ineligible_units;
             self.unknown += quality.unknown_units;

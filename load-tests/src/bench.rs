@@ -4,16 +4,16 @@ use crate::case::LoadCase;
 use crate::rig::Rig;
 use crate::side::{self, Used};
 use crate::table::{self, median, mib};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Where webhooks would go: nothing listens there, and the cases of `bench` and `units` only observe.
 const NO_SINK: (&str, &str) = ("http://127.0.0.1:9/hook", "whsec_bG9hZC10ZXN0cy1sb2FkLXRlc3RzLWxvYWQtdGVzdHM=");
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Load case
-    #[arg(long)]
-    case: PathBuf,
+    /// Load case; with several, each further one is compared with the first
+    #[arg(long, required = true)]
+    case: Vec<PathBuf>,
     /// A running cluster; without it an embedded broker is served by another process
     #[arg(long)]
     brokers: Option<String>,
@@ -50,7 +50,22 @@ impl Side {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let mut case = LoadCase::read(&args.case)?;
+    let cost = args.case.iter().map(|path| bench(path, args)).collect::<anyhow::Result<Vec<_>>>()?;
+    for (path, own) in args.case.iter().zip(&cost).skip(1) {
+        let against = |(count, cpu): &(u32, f64)| {
+            let first = cost[0].iter().find(|(other, _)| other == count)?;
+            Some(format!("{:.0}% with {count}", 100.0 * first.1 / cpu))
+        };
+        let shares: Vec<String> = own.iter().filter_map(against).collect();
+        let name = |path: &PathBuf| path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        println!("\nThroughput of {} for the CPU of {}, by experiments: {}", name(path), name(&args.case[0]), shares.join(", "));
+    }
+    Ok(())
+}
+
+/// One case; the daemon's CPU seconds per million records, by number of experiments.
+fn bench(path: &Path, args: &Args) -> anyhow::Result<Vec<(u32, f64)>> {
+    let mut case = LoadCase::read(path)?;
     case.records = args.records.unwrap_or(case.records);
     case.repeats = args.repeats.unwrap_or(case.repeats).max(1);
     let counts = if args.experiments.is_empty() { case.experiments.clone() } else { args.experiments.clone() };
@@ -69,17 +84,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             mib(daemon.peak),
             format!("{:.1}%", daemon.accepted * 100.0),
         ]);
-        daemon_cpu.push(daemon.cpu);
+        daemon_cpu.push((count, daemon.cpu));
     }
     let cluster = if args.brokers.is_some() { "a cluster" } else { "the embedded broker" };
-    let title = format!("{} records on {cluster}, medians of {} interleaved runs", case.records, case.repeats);
+    let name = path.file_stem().unwrap_or_default().to_string_lossy();
+    let title = format!("{name}: {} records on {cluster}, medians of {} interleaved runs", case.records, case.repeats);
     let head =
         ["experiments", "poll CPU-s/M", "daemon CPU-s/M", "ratio", "poll rate", "daemon rate", "poll peak", "daemon peak", "accepted"];
     table::print(&title, &head, &rows);
-    if let (Some(least), Some(most)) = (daemon_cpu.iter().copied().reduce(f64::min), daemon_cpu.iter().copied().reduce(f64::max)) {
+    let cpu = || daemon_cpu.iter().map(|(_, cpu)| *cpu);
+    if let (Some(least), Some(most)) = (cpu().reduce(f64::min), cpu().reduce(f64::max)) {
         println!("\nFlatness over experiments (dearest / cheapest daemon run): {:.2}", most / least);
     }
-    Ok(())
+    Ok(daemon_cpu)
 }
 
 /// Both sides on the same topics, in turn, so that a drift of the machine meets both.

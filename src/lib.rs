@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod engine;
+pub mod fail;
 pub mod http;
 pub mod ingest;
 pub mod live;

@@ -262,7 +262,9 @@ impl Session<'_> {
         for (decision, _) in commit.decisions.iter().filter(|(d, _)| committed.new.contains(&d.decision)) {
             self.court.metrics.add(&names::DECISIONS, &[decision.action.name()], 1.0);
         }
-        if committed.deliveries > 0 {
+        // Also where the store knew them all: a commit whose success was not heard is tried again.
+        let told = commit.decisions.iter().map(|(_, rows)| rows).chain(commit.notices.iter().map(|(_, rows)| rows));
+        if told.flatten().next().is_some() {
             self.court.waker.wake();
         }
         self.publish();

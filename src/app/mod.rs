@@ -8,6 +8,7 @@ mod recovery;
 use crate::clock;
 use crate::config::{self, Config, OAuth, OffsetReset, Property};
 use crate::delivery::{self, DeliveryEvent, DeliveryResult, Dispatcher};
+use crate::fail;
 use crate::http::{self, Access, Api};
 use crate::ingest::decode::Limits;
 use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
@@ -93,6 +94,7 @@ async fn until_stopped(stop: &Stop) -> anyhow::Result<()> {
 pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     // TLS needs one process-wide provider; an error only says that somebody has installed it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
+    fail::arm_from_environment().map_err(BadConfig)?;
     let loaded = load_rules(&config, &metrics)?;
     std::fs::create_dir_all(&config.state_dir).with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
     let lock = lock(&config.state_dir)?;

@@ -5,6 +5,7 @@ use super::endpoint::{Endpoint, EndpointError, EndpointFault, is_link_local};
 use super::schedule::retry_after;
 use super::sign::{Key, signature};
 use crate::engine::time::Millis;
+use crate::fail::{self, Point};
 use crate::store::Delivery;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
@@ -79,9 +80,17 @@ impl Sender {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        match request.body(content.body).send().await {
+        let unanswered = |why: String| Answer { status: None, error: Some(why), retry_after: None };
+        if let Err(e) = fail::at(Point::Send) {
+            return unanswered(e.to_string());
+        }
+        let answer = match request.body(content.body).send().await {
             Ok(response) => self.judge(response, now).await,
-            Err(e) => Answer { status: None, error: Some(describe(e)), retry_after: None },
+            Err(e) => unanswered(describe(e)),
+        };
+        match fail::at(Point::Answer) {
+            Ok(()) => answer,
+            Err(e) => unanswered(e.to_string()),
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::{Failure, Store, StoreError};
 use crate::engine::time::Millis;
+use crate::fail::{self, Point};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use sha2::{Digest, Sha256};
 
@@ -76,6 +77,7 @@ impl Store {
     pub fn load_checkpoint(&mut self) -> Result<Loaded, StoreError> {
         self.write(|tx| {
             let ids = kept(tx)?;
+            fail::at(Point::Load)?;
             let mut warning = None;
             for &id in &ids {
                 match load(tx, id)? {

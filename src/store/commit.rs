@@ -4,13 +4,15 @@ use super::rows::word;
 use super::{Commit, Committed, Failure, LIFETIME, NewDelivery, NewOperation, Store, StoreError, checkpoint};
 use crate::engine::decision::{Decision, LogEntry, LogKind, Notice, NoticeKind};
 use crate::engine::time::Millis;
+use crate::fail::{self, Point};
 use rusqlite::{Transaction, params};
 
 impl Store {
     /// Writes all of it or nothing. What the store already has (by decision id, by decision id and kind of notice, by the whole
     /// log entry) is ignored, so that a replay changes nothing. After an error the same commit may be tried again.
     pub fn commit(&mut self, commit: &Commit) -> Result<Committed, StoreError> {
-        self.write(|tx| {
+        let said = !commit.decisions.is_empty() || !commit.notices.is_empty();
+        let committed = self.write(|tx| {
             let mut out = Committed::default();
             for (decision, deliveries) in &commit.decisions {
                 if insert_decision(tx, decision)? {
@@ -31,9 +33,20 @@ impl Store {
             out.operation = commit.operation.as_ref().map(|o| insert_operation(tx, o)).transpose()?;
             if let Some(checkpoint) = &commit.checkpoint {
                 checkpoint::insert(tx, checkpoint)?;
+                fail::at(Point::Checkpoint)?;
+            }
+            if said {
+                fail::at(Point::Commit)?;
             }
             Ok(out)
-        })
+        })?;
+        if commit.checkpoint.is_some() {
+            fail::at(Point::Checkpointed)?;
+        }
+        if said {
+            fail::at(Point::Committed)?;
+        }
+        Ok(committed)
     }
 }
 

@@ -1,5 +1,6 @@
 //! What can go wrong with the file, in words that name a way out.
 
+use crate::fail;
 use rusqlite::ErrorCode;
 use std::path::{Path, PathBuf};
 
@@ -24,6 +25,8 @@ pub enum StoreError {
     Sqlite { path: PathBuf, source: rusqlite::Error },
     #[error("a value could not be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
+    #[error(transparent)]
+    FailPoint(#[from] fail::Failed),
 }
 
 impl StoreError {

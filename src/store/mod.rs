@@ -24,6 +24,7 @@ pub use rows::{
 };
 pub use units::StoredUnits;
 
+use crate::fail;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -61,6 +62,7 @@ impl Store {
             Ok(out) => out,
             Err(Failure::Sqlite(e)) => return Err(failed(e)),
             Err(Failure::Json(e)) => return Err(StoreError::Json(e)),
+            Err(Failure::FailPoint(e)) => return Err(StoreError::FailPoint(e)),
         };
         tx.commit().map_err(failed)?;
         Ok(out)
@@ -76,6 +78,7 @@ impl Store {
 enum Failure {
     Sqlite(rusqlite::Error),
     Json(serde_json::Error),
+    FailPoint(fail::Failed),
 }
 
 impl From<rusqlite::Error> for Failure {
@@ -87,6 +90,12 @@ impl From<rusqlite::Error> for Failure {
 impl From<serde_json::Error> for Failure {
     fn from(e: serde_json::Error) -> Failure {
         Failure::Json(e)
+    }
+}
+
+impl From<fail::Failed> for Failure {
+    fn from(e: fail::Failed) -> Failure {
+        Failure::FailPoint(e)
     }
 }
 

@@ -5,6 +5,7 @@ use super::rows::delivery;
 use super::{Delivery, Failure, NewDelivery, Store, StoreError};
 use crate::engine::decision::{LogEntry, LogKind};
 use crate::engine::time::Millis;
+use crate::fail::{self, Point};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 /// How long a delivery is attempted: 24 hours.
@@ -109,7 +110,7 @@ impl Store {
 
     /// Records that an attempt begins and returns its number, from 1; `None` when the delivery is no longer pending.
     pub fn start_attempt(&mut self, id: &str, at: Millis) -> Result<Option<u32>, StoreError> {
-        self.write(|tx| {
+        let n = self.write(|tx| {
             let n: Option<u32> = tx
                 .prepare_cached("UPDATE outbox SET attempts = attempts + 1 WHERE id = ? AND state = 'pending' RETURNING attempts")?
                 .query_row([id], |row| row.get(0))
@@ -117,8 +118,11 @@ impl Store {
             if let Some(n) = n {
                 tx.prepare_cached("INSERT INTO attempts (delivery, n, at) VALUES (?, ?, ?)")?.execute(params![id, n, at])?;
             }
+            fail::at(Point::Claim)?;
             Ok(n)
-        })
+        })?;
+        fail::at(Point::Claimed)?;
+        Ok(n)
     }
 
     /// Records what became of attempt `n` and what follows. What was received is delivered even if it was cancelled meanwhile.
@@ -141,15 +145,18 @@ impl Store {
                         params![delivery.id, end.at],
                     )?;
                     let status = end.status.map_or_else(String::new, |s| format!("{s} "));
-                    log(tx, delivery, end.at, None, format!("{} via {}: {status}on attempt {n}", delivery.event_type, delivery.endpoint))
+                    log(tx, delivery, end.at, None, format!("{} via {}: {status}on attempt {n}", delivery.event_type, delivery.endpoint))?;
                 }
                 Next::Retry { at } => {
                     tx.execute("UPDATE outbox SET next_attempt_ms = ? WHERE id = ? AND state = 'pending'", params![at, delivery.id])?;
-                    Ok(())
                 }
-                Next::Dead { reason, escalation } => bury(tx, delivery, end.at, reason, escalation.as_ref()),
+                Next::Dead { reason, escalation } => bury(tx, delivery, end.at, reason, escalation.as_ref())?,
             }
-        })
+            fail::at(Point::Record)?;
+            Ok(())
+        })?;
+        fail::at(Point::Recorded)?;
+        Ok(())
     }
 
     /// Gives a delivery up without an attempt.
@@ -214,7 +221,9 @@ fn bury(tx: &Transaction<'_>, d: &Delivery, at: Millis, reason: &str, escalation
     if let Some(escalation) = escalation {
         insert_delivery(tx, at, &d.decision, &d.experiment, escalation)?;
     }
-    log(tx, d, at, None, format!("{} via {} given up: {reason}", d.event_type, d.endpoint))
+    log(tx, d, at, None, format!("{} via {} given up: {reason}", d.event_type, d.endpoint))?;
+    fail::at(Point::GiveUp)?;
+    Ok(())
 }
 
 fn log(tx: &Transaction<'_>, d: &Delivery, at: Millis, author: Option<String>, text: String) -> Result<(), Failure> {

@@ -1,11 +1,12 @@
 //! Invariants 1, 4 and 5 of ARCHITECTURE.md: the same records give the same decisions byte for byte, offsets move only with the state
 //! that reflects them, and replay never acts twice; and 2, that every record is counted once. Shown by `kill -9`.
 
-use super::harness::{BIN, Daemon, Hook, Kafka, Pen, Record, Site, holds, one_topic, total, until};
+use super::harness::{BIN, Daemon, Hit, Hook, Kafka, Pen, Record, Site, holds, one_topic, total, until};
 use super::stream::{EXPERIMENT, Service, rule};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -37,7 +38,7 @@ fn recording() -> Vec<Record> {
 }
 
 /// Counts, states of the experiments and their logs, once everything has been judged.
-fn outcome(daemon: &mut Daemon, records: usize) -> (Value, Value, Vec<String>) {
+pub fn outcome(daemon: &mut Daemon, records: usize) -> (Value, Value, Vec<String>) {
     daemon.until_records(records);
     let log = daemon.log_of(EXPERIMENT).into_iter().filter(|entry| entry["kind"] != "delivery").map(|mut entry| {
         entry.as_object_mut().unwrap().remove("seq");
@@ -118,6 +119,7 @@ fn a_daemon_that_is_killed_again_and_again_decides_as_one_that_never_was() {
     assert!(hook.of("guardrail.rollback").len() >= 3, "the first was cut off, the second refused");
     assert_eq!(hook.ids("guardrail.rollback").len(), 1, "{:?}", hook.hits());
     assert_eq!(hook.ids("guardrail.confirmed").len(), 1, "{:?}", hook.hits());
+    told_as_stored(&site, &hook.hits());
 
     let calm_hook = Hook::ok();
     let calm = Site::new(&one_topic(&kafka, "all"), &calm_hook, &[("rule", rule(EXPERIMENT, "enforce"))]);
@@ -134,8 +136,26 @@ fn a_daemon_that_is_killed_again_and_again_decides_as_one_that_never_was() {
     halt.store(true, Ordering::Relaxed);
 }
 
+/// Holds the receiver's log against the outbox: nothing was sent that is not stored, attempts are numbered without a gap and each was
+/// stored before it was made, nothing was refused and then forgotten.
+pub fn told_as_stored(site: &Site, hits: &[Hit]) {
+    let database = site.database();
+    let ask = |sql: &str, id: &str| -> i64 { database.query_row(sql, [id], |row| row.get(0)).unwrap() };
+    let ids: BTreeSet<&str> = hits.iter().map(|hit| hit.id.as_str()).collect();
+    for id in &ids {
+        assert_eq!(ask("SELECT count(*) FROM outbox WHERE id = ?", id), 1, "{id} was sent, and is not in the outbox");
+        let (requests, accepted) = hits.iter().filter(|h| h.id == *id).fold((0, 0), |(n, ok), h| (n + 1, ok + i64::from(h.status == 200)));
+        let (attempts, last) =
+            (ask("SELECT count(*) FROM attempts WHERE delivery = ?", id), ask("SELECT max(n) FROM attempts WHERE delivery = ?", id));
+        assert!(requests <= attempts && attempts == last, "{id}: {requests} requests, {attempts} attempts, the last has number {last}");
+        assert_eq!(ask("SELECT state = 'delivered' FROM outbox WHERE id = ?", id), i64::from(accepted > 0), "{id}");
+    }
+    let waiting = ask("SELECT count(*) FROM outbox WHERE state = 'pending' AND ? = ''", "");
+    assert_eq!(waiting, 0, "deliveries wait for nothing");
+}
+
 /// Decisions of `guardraild backtest` over the same records, byte for byte.
-fn backtest(site: &Site, records: &[Record]) -> Vec<String> {
+pub fn backtest(site: &Site, records: &[Record]) -> Vec<String> {
     let file = site.path("events.ndjson");
     let mut text = Vec::new();
     records.iter().for_each(|r| {

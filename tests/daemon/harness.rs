@@ -201,13 +201,12 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 /// A directory with rules, a configuration and the daemon's state.
 pub struct Site {
     dir: tempfile::TempDir,
-    starts: AtomicUsize,
 }
 
 impl Site {
     /// `kafka` is the inside of the configuration's `kafka` section.
     pub fn new(kafka: &str, hook: &Hook, rules: &[(&str, String)]) -> Site {
-        let site = Site { dir: tempfile::tempdir().unwrap(), starts: AtomicUsize::new(0) };
+        let site = Site { dir: tempfile::tempdir().unwrap() };
         std::fs::create_dir(site.path("rules")).unwrap();
         for (name, text) in rules {
             std::fs::write(site.path("rules").join(format!("{name}.yaml")), text).unwrap();
@@ -251,7 +250,8 @@ checkpoint: {{every: 1s}}
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("GUARDRAILD_")) {
             command.env_remove(name);
         }
-        let group = format!("kafka.group=start-{}", self.starts.fetch_add(1, Ordering::Relaxed));
+        static STARTS: AtomicUsize = AtomicUsize::new(0);
+        let group = format!("kafka.group=start-{}", STARTS.fetch_add(1, Ordering::Relaxed));
         command.arg("run").arg("--config").arg(self.config()).args(["--set", &group]);
         command.env("OPERATOR", OPERATOR).env("READER", READER);
         command

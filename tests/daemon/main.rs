@@ -9,6 +9,7 @@ mod assignments;
 mod breach;
 mod crash;
 mod database;
+mod fail_points;
 mod harness;
 mod input;
 mod startup;

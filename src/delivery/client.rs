@@ -9,7 +9,7 @@ use crate::fail::{self, Point};
 use crate::store::Delivery;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Response, Url, redirect};
+use reqwest::{Client, RequestBuilder, Response, Url, redirect};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 
 /// What an endpoint answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub struct Answer {
     pub status: Option<u16>,
     /// Absent for success, which only a 2xx is.
     pub error: Option<String>,
@@ -37,8 +37,8 @@ impl Answer {
 }
 
 /// An endpoint and its own pool of connections.
-pub(super) struct Sender {
-    pub endpoint: Endpoint,
+pub struct Sender {
+    pub(super) endpoint: Endpoint,
     url: Url,
     keys: Vec<Key>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -47,7 +47,10 @@ pub(super) struct Sender {
 
 impl Sender {
     /// Needs a process-wide rustls provider.
-    pub(super) fn new(endpoint: Endpoint) -> Result<Sender, EndpointError> {
+    ///
+    /// # Errors
+    /// What is wrong with the endpoint.
+    pub fn new(endpoint: Endpoint) -> Result<Sender, EndpointError> {
         endpoint.check()?;
         let faulty = |fault| EndpointError { endpoint: endpoint.name.clone(), fault };
         let client = Client::builder()
@@ -64,8 +67,33 @@ impl Sender {
         Ok(Sender { url, keys, headers, client, endpoint })
     }
 
+    pub fn name(&self) -> &str {
+        &self.endpoint.name
+    }
+
+    /// See [`Endpoint::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        self.endpoint.fingerprint()
+    }
+
     /// Posts the delivery once. `now` is the wall clock, ms since the epoch.
     pub(super) async fn attempt(&self, delivery: &Delivery, now: Millis) -> Answer {
+        let unanswered = |why: String| Answer { status: None, error: Some(why), retry_after: None };
+        if let Err(e) = fail::at(Point::Send) {
+            return unanswered(e.to_string());
+        }
+        let answer = match self.request(delivery, now).send().await {
+            Ok(response) => self.judge(response, now).await,
+            Err(e) => unanswered(describe(e)),
+        };
+        match fail::at(Point::Answer) {
+            Ok(()) => answer,
+            Err(e) => unanswered(e.to_string()),
+        }
+    }
+
+    /// The signed request of an attempt at this instant, ms since the epoch.
+    pub fn request(&self, delivery: &Delivery, now: Millis) -> RequestBuilder {
         let content = channel::content(&self.endpoint, delivery);
         let seconds = now.div_euclid(1_000);
         let mut request = self.client.post(self.url.clone()).header(CONTENT_TYPE, content.content_type);
@@ -80,21 +108,11 @@ impl Sender {
         for (name, value) in &self.headers {
             request = request.header(name, value);
         }
-        let unanswered = |why: String| Answer { status: None, error: Some(why), retry_after: None };
-        if let Err(e) = fail::at(Point::Send) {
-            return unanswered(e.to_string());
-        }
-        let answer = match request.body(content.body).send().await {
-            Ok(response) => self.judge(response, now).await,
-            Err(e) => unanswered(describe(e)),
-        };
-        match fail::at(Point::Answer) {
-            Ok(()) => answer,
-            Err(e) => unanswered(e.to_string()),
-        }
+        request.body(content.body)
     }
 
-    async fn judge(&self, mut response: Response, now: Millis) -> Answer {
+    /// What an answer to a request of `now` (ms since the epoch) says. Any answer will do.
+    pub async fn judge(&self, mut response: Response, now: Millis) -> Answer {
         let status = response.status();
         if status.is_success() {
             // Accepted is accepted: what the rest of the answer says, or whether it ever ends, changes nothing.

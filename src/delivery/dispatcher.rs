@@ -3,21 +3,17 @@
 //! Each endpoint has two lanes, one for interventions and one for everything that only informs, and each lane is a task: no
 //! endpoint waits for another, and no intervention waits for an alert. All state is in the store; a restart goes on from there.
 
-use super::client::{Answer, Sender};
+use super::attempt::{DeliveryEvent, DeliveryResult, INTERVENTIONS, Made, Step, claim, give_up_strays};
+use super::client::Sender;
 use super::endpoint::{Endpoint, EndpointError};
-use super::route::escalate;
-use super::schedule::wait;
 use crate::engine::time::Millis;
-use crate::store::{AttemptEnd, Delivery, LIFETIME, Lane, Next, Poll, Store, StoreError};
+use crate::store::{Delivery, Lane, Store, StoreError};
 use crate::telemetry;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tracing::Instrument;
-
-/// Interventions of one endpoint in flight at once, so that one that hangs does not hold up the next.
-const INTERVENTIONS: usize = 4;
 
 /// Pause after the store has failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -29,30 +25,6 @@ pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
 
 /// Told of every attempt, on the dispatcher's threads: must not block.
 pub type Observer = Arc<dyn Fn(&DeliveryEvent) + Send + Sync>;
-
-/// What became of an attempt, or of a delivery that was given up without one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeliveryEvent {
-    pub endpoint: String,
-    pub delivery: String,
-    pub event_type: String,
-    pub result: DeliveryResult,
-    pub status: Option<u16>,
-    /// From 1; 0 when it was given up without an attempt.
-    pub attempt: u32,
-    pub duration_ms: Millis,
-    /// From the commit of the delivery to its first attempt; on first attempts only.
-    pub first_attempt_delay_ms: Option<Millis>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeliveryResult {
-    Delivered,
-    /// Will be attempted again.
-    Failed,
-    /// Given up.
-    Dead,
-}
 
 /// Tells the dispatcher of new rows; cheap, and callable from any thread.
 #[derive(Clone, Debug)]
@@ -121,14 +93,6 @@ struct Shared {
     stop: watch::Receiver<bool>,
 }
 
-/// What a lane does next.
-enum Step {
-    Attempt(Box<Delivery>, u32),
-    GaveUp(DeliveryEvent),
-    SleepUntil(Millis),
-    Idle,
-}
-
 impl Shared {
     async fn lane(mut self, sender: Arc<Sender>, lane: Lane, width: usize) {
         let fingerprint = sender.endpoint.fingerprint();
@@ -139,7 +103,7 @@ impl Shared {
             let mut sleep = None;
             if flying.len() < width {
                 let (name, fingerprint, in_flight) = (sender.endpoint.name.clone(), fingerprint.clone(), ids.clone());
-                match self.with_store(move |store, now| claim(store, &name, &fingerprint, lane, now, &in_flight)).await {
+                match self.with_store(move |store, now| claim(store, (&name, &fingerprint), lane, now, &in_flight)).await {
                     Ok(Step::Attempt(delivery, n)) => {
                         ids.push(delivery.id.clone());
                         flying.spawn(self.clone().fly(Arc::clone(&sender), *delivery, n));
@@ -207,50 +171,27 @@ impl Shared {
         }
         let begun = (self.clock)();
         let answer = sender.attempt(&delivery, begun).instrument(span.clone()).await;
-        let at = (self.clock)();
         span.record("status", answer.status);
-        let end = AttemptEnd { at, duration_ms: (at - begun).max(0), status: answer.status, error: answer.error.clone() };
-        let next = next(&delivery, n, at, &answer);
-        let result = match &next {
-            Next::Delivered => DeliveryResult::Delivered,
-            Next::Retry { .. } => DeliveryResult::Failed,
-            Next::Dead { .. } => DeliveryResult::Dead,
-        };
-        let event = DeliveryEvent {
-            endpoint: delivery.endpoint.clone(),
-            delivery: delivery.id.clone(),
-            event_type: delivery.event_type.clone(),
-            result,
-            status: answer.status,
-            attempt: n,
-            duration_ms: end.duration_ms,
-            first_attempt_delay_ms: (n == 1).then(|| (begun - delivery.created_ms).max(0)),
-        };
         match &answer.error {
             None => tracing::info!(parent: &span, "delivered"),
             Some(error) => tracing::warn!(parent: &span, error, "not delivered"),
         }
         let id = delivery.id.clone();
-        let gone = answer.is_gone().then(|| (sender.endpoint.name.clone(), sender.endpoint.fingerprint()));
-        self.record(delivery, n, end, next, gone).await;
+        let made = Made::new(&sender, delivery, n, (begun, (self.clock)()), &answer, rand::random_range(-1.0..=1.0));
+        let event = made.event.clone();
+        self.record(made).await;
         self.tell(&event);
         id
     }
 
     /// Writes down what became of an attempt. Until that succeeds the delivery stays in flight: what was received must not be
     /// sent again only because the disk was full for a while.
-    async fn record(&self, delivery: Delivery, n: u32, end: AttemptEnd, next: Next, gone: Option<(String, String)>) {
+    async fn record(&self, made: Made) {
         let mut stop = self.stop.clone();
-        let row = Arc::new((delivery, end, next, gone));
+        let made = Arc::new(made);
         loop {
-            let row = Arc::clone(&row);
-            let written = self.with_store(move |store, now| {
-                let (delivery, end, next, gone) = &*row;
-                if let Some((endpoint, fingerprint)) = gone {
-                    store.disable_endpoint(endpoint, fingerprint, now, "disabled: it answered 410 Gone")?;
-                }
-                store.finish_attempt(delivery, n, end, next)
-            });
+            let made = Arc::clone(&made);
+            let written = self.with_store(move |store, now| made.record(store, now));
             match written.await {
                 Ok(()) => return,
                 Err(e) => tracing::error!(error = %e, "an attempt could not be recorded"),
@@ -305,72 +246,4 @@ fn landed(ids: &mut Vec<String>, flying: &JoinSet<String>, done: Result<String, 
             }
         }
     }
-}
-
-/// Takes the most urgent due delivery and records that an attempt begins; gives up what has expired or what its endpoint wants
-/// no more.
-fn claim(store: &mut Store, endpoint: &str, fingerprint: &str, lane: Lane, now: Millis, in_flight: &[String]) -> Result<Step, StoreError> {
-    let disabled = store.disabled(endpoint, fingerprint)?;
-    // What waits for a disabled endpoint is given up at once, whenever it is due.
-    let horizon = if disabled.is_some() { Millis::MAX } else { now };
-    let delivery = match store.poll(endpoint, lane, horizon, in_flight)? {
-        Poll::Due(delivery) => delivery,
-        Poll::At(at) => return Ok(Step::SleepUntil(at)),
-        Poll::Idle => return Ok(Step::Idle),
-    };
-    if let Some(reason) = disabled {
-        return give_up(store, &delivery, now, &reason).map(Step::GaveUp);
-    }
-    if now > delivery.expires_ms {
-        return give_up(store, &delivery, now, &expired(delivery.last_error.as_deref())).map(Step::GaveUp);
-    }
-    let n = match store.start_attempt(&delivery.id, now) {
-        Ok(Some(n)) => n,
-        Ok(None) => return Ok(Step::SleepUntil(now)),
-        // The delivery itself is stored; that its attempt cannot be is no reason to leave users with a bad bucket.
-        Err(e) => {
-            tracing::warn!(delivery = delivery.id, error = %e, "the start of an attempt could not be recorded");
-            delivery.attempts + 1
-        }
-    };
-    Ok(Step::Attempt(delivery, n))
-}
-
-fn give_up(store: &mut Store, delivery: &Delivery, now: Millis, reason: &str) -> Result<DeliveryEvent, StoreError> {
-    store.give_up(delivery, now, reason, escalate(delivery, reason, now).as_ref())?;
-    tracing::error!(delivery = delivery.id, endpoint = delivery.endpoint, reason, "delivery given up");
-    Ok(DeliveryEvent {
-        endpoint: delivery.endpoint.clone(),
-        delivery: delivery.id.clone(),
-        event_type: delivery.event_type.clone(),
-        result: DeliveryResult::Dead,
-        status: None,
-        attempt: 0,
-        duration_ms: 0,
-        first_attempt_delay_ms: None,
-    })
-}
-
-fn give_up_strays(store: &mut Store, endpoints: &[String], now: Millis) -> Result<Vec<DeliveryEvent>, StoreError> {
-    let strays = store.pending_elsewhere(endpoints)?;
-    strays.iter().map(|d| give_up(store, d, now, &format!("the configuration has no endpoint `{}`", d.endpoint))).collect()
-}
-
-/// What follows an attempt.
-fn next(delivery: &Delivery, n: u32, at: Millis, answer: &Answer) -> Next {
-    let Some(error) = &answer.error else { return Next::Delivered };
-    let dead = |reason: String| {
-        let escalation = escalate(delivery, &reason, at);
-        Next::Dead { reason, escalation }
-    };
-    if answer.is_gone() {
-        return dead(error.clone());
-    }
-    let round = n.saturating_sub(delivery.attempts_before);
-    let again = at + wait(round, rand::random_range(-1.0..=1.0), answer.retry_after);
-    if again > delivery.expires_ms { dead(expired(Some(error))) } else { Next::Retry { at: again } }
-}
-
-fn expired(last_error: Option<&str>) -> String {
-    format!("not received within {} h; last: {}", LIFETIME / 3_600_000, last_error.unwrap_or("no attempt was made"))
 }

@@ -1,5 +1,6 @@
 //! Webhooks out: who is told ([`Router`]), in which form, signed how, and how often it is tried ([`Dispatcher`]).
 
+pub mod attempt;
 mod channel;
 mod client;
 mod dispatcher;
@@ -9,6 +10,8 @@ mod route;
 mod schedule;
 mod sign;
 
-pub use dispatcher::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Observer, Waker};
+pub use attempt::{DeliveryEvent, DeliveryResult};
+pub use client::{Answer, Sender};
+pub use dispatcher::{Clock, Dispatcher, Observer, Waker};
 pub use endpoint::{Endpoint, EndpointError, EndpointFault, Kind};
 pub use route::Router;

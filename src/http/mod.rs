@@ -112,6 +112,11 @@ fn shared(api: Api, closing: watch::Receiver<bool>) -> App {
     })
 }
 
+/// The API without a listener: see [`serve`] for what bounds connections.
+pub fn site(api: Api) -> Router {
+    router(shared(api, watch::channel(false).1))
+}
+
 fn router(app: App) -> Router {
     Router::new()
         .route("/", get(page::status))

@@ -205,6 +205,9 @@ impl Aggregator {
     ) -> Result<Aggregator, String> {
         let mut new = Aggregator::new(partition, catalog, settings);
         let old: State = decode(state)?;
+        if old.counts.waiting != old.waiting.len() as u64 {
+            return Err(format!("the aggregator's state holds {} waiting events and counts {}", old.waiting.len(), old.counts.waiting));
+        }
         let same: Vec<Option<u32>> = old.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();
         new.open = old.open.remap(&old.cells, &new.catalog.cells, |e| *same.get(e as usize)?);
         new.workflows = old.workflows;

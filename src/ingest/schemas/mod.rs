@@ -43,6 +43,21 @@ pub enum Schema {
 }
 
 impl Schema {
+    /// Reads a schema of this format; `references` are name and text of what it refers to, each after what it refers to itself.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn parse(format: Format, schema: &str, references: Vec<(String, String)>) -> Result<Schema, String> {
+        match format {
+            Format::Avro => {
+                let references: Vec<String> = references.into_iter().map(|(_, schema)| schema).collect();
+                Avro::parse(schema, &references).map(Schema::Avro)
+            }
+            Format::Protobuf => Protobuf::compile(schema, references).map(Schema::Protobuf),
+            Format::Json | Format::OtlpJson | Format::JsonSchema => Ok(Schema::Json),
+        }
+    }
+
     fn format(&self) -> Format {
         match self {
             Schema::Avro(_) => Format::Avro,
@@ -99,6 +114,12 @@ impl Schemas {
         let schemas = Schemas { shared: Arc::clone(&shared), asks };
         std::thread::Builder::new().name("schemas".into()).spawn(move || registry.serve(&questions, &shared, &metrics))?;
         Ok(schemas)
+    }
+
+    /// Schemas that are known by their ids from the start. Nobody is asked for others: their records wait for ever.
+    pub fn fixed(schemas: impl IntoIterator<Item = (u32, Schema)>) -> Schemas {
+        let known = schemas.into_iter().map(|(id, schema)| (id, State::Ready(Arc::new(schema)))).collect();
+        Schemas { shared: Arc::new(Shared { known: RwLock::new(known), ..Shared::default() }), asks: bounded(0).0 }
     }
 
     /// Why the registry cannot be asked, while it cannot.

@@ -1,8 +1,7 @@
 //! The client of a schema registry (Confluent's API, which others speak too), and the thread that asks it.
 
-use super::avro::Avro;
-use super::protobuf::Protobuf;
 use super::{Answer, Schema, Shared};
+use crate::mapping::Format;
 use crate::telemetry::{Metrics, names};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use reqwest::StatusCode;
@@ -121,15 +120,13 @@ impl Registry {
         let found = self.get(&["schemas", "ids", &id.to_string()])?;
         let mut references = Vec::new();
         self.references(&found.references, &mut references)?;
-        let schema = match found.kind.as_deref() {
-            None | Some("AVRO") => {
-                let references: Vec<String> = references.into_iter().map(|(_, schema)| schema).collect();
-                Avro::parse(&found.schema, &references).map(Schema::Avro)
-            }
-            Some("PROTOBUF") => Protobuf::compile(&found.schema, references).map(Schema::Protobuf),
-            Some("JSON") => Ok(Schema::Json),
+        let format = match found.kind.as_deref() {
+            None | Some("AVRO") => Ok(Format::Avro),
+            Some("PROTOBUF") => Ok(Format::Protobuf),
+            Some("JSON") => Ok(Format::JsonSchema),
             Some(other) => Err(format!("its type is {other}")),
         };
+        let schema = format.and_then(|format| Schema::parse(format, &found.schema, references));
         schema.map_err(|why| Failure::Unknown(format!("it cannot be used: {why}")))
     }
 

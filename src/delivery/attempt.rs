@@ -1,0 +1,171 @@
+//! What to attempt next, and what follows from an answer: all of delivery but the waiting. The dispatcher drives it with Tokio, and the
+//! simulation with a clock and a network of its own.
+
+use super::client::{Answer, Sender};
+use super::route::escalate;
+use super::schedule::wait;
+use crate::engine::time::Millis;
+use crate::store::{AttemptEnd, Delivery, LIFETIME, Lane, Next, Poll, Store, StoreError};
+
+/// Interventions of one endpoint in flight at once, so that one that hangs does not hold up the next.
+pub const INTERVENTIONS: usize = 4;
+
+/// What became of an attempt, or of a delivery that was given up without one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeliveryEvent {
+    pub endpoint: String,
+    pub delivery: String,
+    pub event_type: String,
+    pub result: DeliveryResult,
+    pub status: Option<u16>,
+    /// From 1; 0 when it was given up without an attempt.
+    pub attempt: u32,
+    pub duration_ms: Millis,
+    /// From the commit of the delivery to its first attempt; on first attempts only.
+    pub first_attempt_delay_ms: Option<Millis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeliveryResult {
+    Delivered,
+    /// Will be attempted again.
+    Failed,
+    /// Given up.
+    Dead,
+}
+
+/// What a lane does next.
+pub enum Step {
+    /// The delivery, and the number of the attempt.
+    Attempt(Box<Delivery>, u32),
+    GaveUp(DeliveryEvent),
+    /// Nothing is due before this instant, ms since the epoch.
+    SleepUntil(Millis),
+    Idle,
+}
+
+/// Takes the most urgent due delivery and records that an attempt begins; gives up what has expired or what its endpoint wants
+/// no more.
+///
+/// # Errors
+/// The store cannot be read, or what is given up cannot be written.
+pub fn claim(
+    store: &mut Store,
+    (endpoint, fingerprint): (&str, &str),
+    lane: Lane,
+    now: Millis,
+    in_flight: &[String],
+) -> Result<Step, StoreError> {
+    let disabled = store.disabled(endpoint, fingerprint)?;
+    // What waits for a disabled endpoint is given up at once, whenever it is due.
+    let horizon = if disabled.is_some() { Millis::MAX } else { now };
+    let delivery = match store.poll(endpoint, lane, horizon, in_flight)? {
+        Poll::Due(delivery) => delivery,
+        Poll::At(at) => return Ok(Step::SleepUntil(at)),
+        Poll::Idle => return Ok(Step::Idle),
+    };
+    if let Some(reason) = disabled {
+        return give_up(store, &delivery, now, &reason).map(Step::GaveUp);
+    }
+    if now > delivery.expires_ms {
+        return give_up(store, &delivery, now, &expired(delivery.last_error.as_deref())).map(Step::GaveUp);
+    }
+    let n = match store.start_attempt(&delivery.id, now) {
+        Ok(Some(n)) => n,
+        Ok(None) => return Ok(Step::SleepUntil(now)),
+        // The delivery itself is stored; that its attempt cannot be is no reason to leave users with a bad bucket.
+        Err(e) => {
+            tracing::warn!(delivery = delivery.id, error = %e, "the start of an attempt could not be recorded");
+            delivery.attempts + 1
+        }
+    };
+    Ok(Step::Attempt(delivery, n))
+}
+
+fn give_up(store: &mut Store, delivery: &Delivery, now: Millis, reason: &str) -> Result<DeliveryEvent, StoreError> {
+    store.give_up(delivery, now, reason, escalate(delivery, reason, now).as_ref())?;
+    tracing::error!(delivery = delivery.id, endpoint = delivery.endpoint, reason, "delivery given up");
+    Ok(DeliveryEvent {
+        endpoint: delivery.endpoint.clone(),
+        delivery: delivery.id.clone(),
+        event_type: delivery.event_type.clone(),
+        result: DeliveryResult::Dead,
+        status: None,
+        attempt: 0,
+        duration_ms: 0,
+        first_attempt_delay_ms: None,
+    })
+}
+
+/// Gives up what is addressed to other endpoints than these.
+///
+/// # Errors
+/// The store cannot be read or written.
+pub fn give_up_strays(store: &mut Store, endpoints: &[String], now: Millis) -> Result<Vec<DeliveryEvent>, StoreError> {
+    let strays = store.pending_elsewhere(endpoints)?;
+    strays.iter().map(|d| give_up(store, d, now, &format!("the configuration has no endpoint `{}`", d.endpoint))).collect()
+}
+
+/// An attempt that has been made, and what follows.
+pub struct Made {
+    pub event: DeliveryEvent,
+    delivery: Delivery,
+    end: AttemptEnd,
+    next: Next,
+    /// The endpoint answered that it wants no more: its name and fingerprint.
+    gone: Option<(String, String)>,
+}
+
+impl Made {
+    /// Attempt `n`, begun and answered at these instants (ms since the epoch). `jitter` in -1..=1 moves the next one.
+    pub fn new(sender: &Sender, delivery: Delivery, n: u32, (begun, at): (Millis, Millis), answer: &Answer, jitter: f64) -> Made {
+        let end = AttemptEnd { at, duration_ms: (at - begun).max(0), status: answer.status, error: answer.error.clone() };
+        let next = next(&delivery, n, at, answer, jitter);
+        let event = DeliveryEvent {
+            endpoint: delivery.endpoint.clone(),
+            delivery: delivery.id.clone(),
+            event_type: delivery.event_type.clone(),
+            result: match &next {
+                Next::Delivered => DeliveryResult::Delivered,
+                Next::Retry { .. } => DeliveryResult::Failed,
+                Next::Dead { .. } => DeliveryResult::Dead,
+            },
+            status: answer.status,
+            attempt: n,
+            duration_ms: end.duration_ms,
+            first_attempt_delay_ms: (n == 1).then(|| (begun - delivery.created_ms).max(0)),
+        };
+        let gone = answer.is_gone().then(|| (sender.name().to_owned(), sender.fingerprint()));
+        Made { event, delivery, end, next, gone }
+    }
+
+    /// Writes it down. Until that succeeds the delivery must stay in flight.
+    ///
+    /// # Errors
+    /// The store cannot be written.
+    pub fn record(&self, store: &mut Store, now: Millis) -> Result<(), StoreError> {
+        if let Some((endpoint, fingerprint)) = &self.gone {
+            store.disable_endpoint(endpoint, fingerprint, now, "disabled: it answered 410 Gone")?;
+        }
+        store.finish_attempt(&self.delivery, self.event.attempt, &self.end, &self.next)
+    }
+}
+
+/// What follows an attempt.
+fn next(delivery: &Delivery, n: u32, at: Millis, answer: &Answer, jitter: f64) -> Next {
+    let Some(error) = &answer.error else { return Next::Delivered };
+    let dead = |reason: String| {
+        let escalation = escalate(delivery, &reason, at);
+        Next::Dead { reason, escalation }
+    };
+    if answer.is_gone() {
+        return dead(error.clone());
+    }
+    let round = n.saturating_sub(delivery.attempts_before);
+    let again = at + wait(round, jitter, answer.retry_after);
+    if again > delivery.expires_ms { dead(expired(Some(error))) } else { Next::Retry { at: again } }
+}
+
+fn expired(last_error: Option<&str>) -> String {
+    format!("not received within {} h; last: {}", LIFETIME / 3_600_000, last_error.unwrap_or("no attempt was made"))
+}

@@ -9,7 +9,7 @@ use crate::store::{Store, StoreError};
 use std::collections::BTreeMap;
 
 /// Format of the blobs in a checkpoint; another one is not read.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 
 pub struct Recovered {
     pub fleet: Fleet,

@@ -48,29 +48,27 @@ pub fn thousandths(value: f64) -> (u64, bool) {
 pub struct SparseBins(SmallVec<[(u16, u16); 4]>);
 
 impl SparseBins {
-    /// From the bins of single values; `samples` is left empty, its memory kept.
-    pub fn from_samples(samples: &mut Vec<u16>) -> SparseBins {
+    /// From the bins of single values, which it sorts.
+    pub fn from_samples(samples: &mut [u16]) -> SparseBins {
         if samples.len() > COUNTED { SparseBins::counted(samples) } else { SparseBins::sorted(samples) }
     }
 
-    fn sorted(samples: &mut Vec<u16>) -> SparseBins {
+    fn sorted(samples: &mut [u16]) -> SparseBins {
         samples.sort_unstable();
-        let mut out: SmallVec<[(u16, u16); 4]> = SmallVec::new();
+        let mut out: SmallVec<[(u16, u16); 4]> = SmallVec::with_capacity(samples.chunk_by(u16::eq).count());
         for &bin in samples.iter() {
             match out.last_mut() {
                 Some((last, count)) if *last == bin && *count < u16::MAX => *count += 1,
                 _ => out.push((bin, 1)),
             }
         }
-        samples.clear();
-        out.shrink_to_fit();
         SparseBins(out)
     }
 
     /// As [`SparseBins::from_samples`], without sorting.
-    fn counted(samples: &mut Vec<u16>) -> SparseBins {
+    fn counted(samples: &[u16]) -> SparseBins {
         let mut counts = vec![0_u64; 1 + samples.iter().copied().max().map_or(0, usize::from)];
-        samples.drain(..).for_each(|bin| counts[usize::from(bin)] += 1);
+        samples.iter().for_each(|&bin| counts[usize::from(bin)] += 1);
         let filled = counts.iter().enumerate().filter(|(_, n)| **n > 0);
         SparseBins(filled.flat_map(|(bin, n)| SparseBins::single(bin as u16, *n).0).collect())
     }
@@ -144,22 +142,28 @@ impl From<Bins> for Vec<(u16, u32)> {
 impl From<Vec<(u16, u32)>> for Bins {
     fn from(filled: Vec<(u16, u32)>) -> Self {
         let mut bins = Bins::default();
-        filled.into_iter().for_each(|(bin, count)| bins.add_to(bin, u64::from(count)));
+        filled.into_iter().for_each(|(bin, count)| bins.count_in(bin, u64::from(count)));
         bins
     }
 }
 
 impl Bins {
     pub fn add(&mut self, bins: &SparseBins) {
-        bins.iter().for_each(|(bin, count)| self.add_to(bin, count));
+        bins.iter().for_each(|(bin, count)| self.count_in(bin, count));
+    }
+
+    /// Adds the counts of `other`.
+    pub fn merge(&mut self, other: &Bins) {
+        other.filled().for_each(|(bin, count)| self.count_in(bin, u64::from(count)));
     }
 
     /// Adds one value.
     pub fn push(&mut self, bin: u16) {
-        self.add_to(bin, 1);
+        self.count_in(bin, 1);
     }
 
-    fn add_to(&mut self, bin: u16, count: u64) {
+    /// Adds `count` values of one bin.
+    pub fn count_in(&mut self, bin: u16, count: u64) {
         let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
         if page >= self.pages.len() {
             self.pages.resize(page + 1, None);
@@ -190,6 +194,11 @@ impl Bins {
 
     /// Upper edge of the bin that holds the quantile `ppm` (parts per million), in thousandths; `None` when empty.
     pub fn quantile(&self, ppm: u32) -> Option<u64> {
+        self.quantile_bin(ppm).map(upper_edge)
+    }
+
+    /// The bin that holds the quantile.
+    pub fn quantile_bin(&self, ppm: u32) -> Option<u16> {
         if self.count == 0 {
             return None;
         }
@@ -204,7 +213,7 @@ impl Bins {
             for (slot, &count) in page.iter().enumerate() {
                 below += u64::from(count);
                 if below >= wanted {
-                    return Some(upper_edge((index * PAGE + slot) as u16));
+                    return Some((index * PAGE + slot) as u16);
                 }
             }
         }
@@ -254,7 +263,7 @@ mod tests {
     }
 
     fn sparse(values: &[u64]) -> SparseBins {
-        SparseBins::from_samples(&mut values.iter().map(|&v| bin_of(v)).collect())
+        SparseBins::from_samples(&mut values.iter().map(|&v| bin_of(v)).collect::<Vec<_>>())
     }
 
     #[test]
@@ -298,7 +307,7 @@ mod tests {
         fn counting_equals_sorting(values in prop::collection::vec(1u64..100_000, 0..400), most in 1usize..200) {
             let mut bins: Vec<u16> = values.iter().map(|&v| bin_of(v)).collect();
             bins.extend(std::iter::repeat_n(7, most * 1_000));
-            prop_assert_eq!(SparseBins::counted(&mut bins.clone()), SparseBins::sorted(&mut bins));
+            prop_assert_eq!(SparseBins::counted(&bins), SparseBins::sorted(&mut bins));
         }
 
         #[test]

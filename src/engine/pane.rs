@@ -9,6 +9,7 @@ use super::radix::sort_by_cell;
 use super::segment::{Listed, NO_PROFILE};
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 /// Everything that one partition saw in one pane.
@@ -449,9 +450,16 @@ impl<'p> Cell<'p> {
         (self.observations.len() as u64 + surplus.0, hits + surplus.1)
     }
 
+    /// Values of a distribution: bins, and how many values of each, in no order.
+    pub fn values(&self) -> impl Iterator<Item = (u16, u64)> + 'p {
+        let single = self.observations.iter().map(|o| (o.bin(), 1));
+        single.chain(self.surplus.iter().map(|(s, n)| (s.value & !CLAMPED, *n)))
+    }
+
     /// Values by bin, and how many of them were clamped.
     pub fn bins(&self) -> (SparseBins, u64) {
-        let mut bins = SparseBins::from_samples(&mut self.observations.iter().map(|o| o.bin()).collect());
+        let mut samples: SmallVec<[u16; 128]> = self.observations.iter().map(|o| o.bin()).collect();
+        let mut bins = SparseBins::from_samples(&mut samples);
         let mut clamped = self.observations.iter().filter(|o| o.is_clamped()).count() as u64;
         for (s, n) in self.surplus {
             bins.merge(SparseBins::single(s.value & !CLAMPED, *n));

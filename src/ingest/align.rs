@@ -28,6 +28,17 @@ struct Lane<T> {
     queue: VecDeque<(Millis, T)>,
 }
 
+/// See [`Aligner::turn`].
+#[derive(Debug, PartialEq)]
+pub enum Turn<T> {
+    /// It is the next: it need not be held.
+    Pass,
+    /// This one of those held, with its topic, belongs before it. Then ask again.
+    After(usize, T),
+    /// It must be pushed.
+    Wait,
+}
+
 impl<T> Lane<T> {
     /// A record of this lane may still be on its way that belongs before those held.
     fn awaited(&self) -> bool {
@@ -61,11 +72,31 @@ impl<T> Aligner<T> {
         self.held == 0 && self.any_live() && self.lanes.iter().all(|l| l.ended || !l.live)
     }
 
-    /// Whether a record of the topic that comes now need not be held. Else it must be pushed.
-    pub fn passes(&mut self, topic: usize) -> bool {
+    /// What is to be done about a record of the topic that comes now.
+    pub fn turn(&mut self, topic: usize, timestamp: Millis) -> Turn<T> {
         let lane = &mut self.lanes[topic];
         (lane.ended, lane.stuck) = (false, false);
-        self.held == 0 && self.lanes.iter().enumerate().all(|(i, l)| i == topic || !l.awaited())
+        let waits = !lane.queue.is_empty() || self.lanes.iter().enumerate().any(|(i, l)| i != topic && l.awaited());
+        if waits {
+            return Turn::Wait;
+        }
+        self.blocked_since = None;
+        let first = if self.held > 0 { self.first().filter(|first| *first < (timestamp, topic)) } else { None };
+        match first.and_then(|(_, topic)| self.take(topic)) {
+            Some((topic, record)) => Turn::After(topic, record),
+            None => Turn::Pass,
+        }
+    }
+
+    /// Time and topic of the first of the records held.
+    fn first(&self) -> Option<(Millis, usize)> {
+        self.lanes.iter().enumerate().filter_map(|(i, l)| l.queue.front().map(|(at, _)| (*at, i))).min()
+    }
+
+    fn take(&mut self, topic: usize) -> Option<(usize, T)> {
+        let (_, record) = self.lanes[topic].queue.pop_front()?;
+        self.held -= 1;
+        Some((topic, record))
     }
 
     pub fn push(&mut self, topic: usize, timestamp: Millis, record: T) {
@@ -93,14 +124,11 @@ impl<T> Aligner<T> {
             }
         }
         self.blocked_since = None;
-        let heads = self.lanes.iter().enumerate().filter_map(|(i, l)| l.queue.front().map(|(at, _)| (*at, i)));
-        let (_, topic) = heads.min()?;
-        let (_, record) = self.lanes[topic].queue.pop_front()?;
-        self.held -= 1;
-        Some((topic, record))
+        let (_, topic) = self.first()?;
+        self.take(topic)
     }
 
-    /// Gives back what [`Aligner::pop`] has given: it is the first again.
+    /// Gives back what has been given last: it is the first again.
     pub fn put_back(&mut self, topic: usize, timestamp: Millis, record: T) {
         self.lanes[topic].queue.push_front((timestamp, record));
         self.held += 1;
@@ -136,16 +164,30 @@ mod tests {
     #[test]
     fn a_topic_that_may_still_bring_earlier_records_holds_the_others() {
         let mut a = live(2);
-        assert!(!a.passes(1));
+        assert_eq!(a.turn(1, 3), Turn::Wait);
         [3, 5].into_iter().for_each(|t| a.push(1, t, t));
         assert_eq!(drain(&mut a, 0), [0; 0]);
         [1, 4].into_iter().for_each(|t| a.push(0, t, t));
         assert_eq!(drain(&mut a, 0), [1, 3, 4], "5 waits for the first topic");
         a.end(0);
         assert_eq!(drain(&mut a, 0), [5]);
-        assert!(a.passes(1) && !a.caught_up());
+        assert!(a.turn(1, 6) == Turn::Pass && !a.caught_up());
         a.end(1);
         assert!(a.caught_up());
+    }
+
+    #[test]
+    fn a_record_passes_behind_those_that_belong_before_it() {
+        let mut a = live(2);
+        [2, 5].into_iter().for_each(|t| a.push(0, t, t));
+        assert_eq!(a.turn(1, 5), Turn::After(0, 2));
+        assert_eq!(a.turn(1, 5), Turn::After(0, 5), "of one instant the first topic comes first");
+        assert_eq!(a.turn(1, 5), Turn::Wait, "the first topic may bring more of that instant");
+        a.push(1, 5, 5);
+        assert_eq!(a.turn(0, 5), Turn::Pass);
+        assert_eq!(a.turn(1, 5), Turn::Wait, "behind those of its own topic");
+        assert_eq!(a.turn(0, 6), Turn::After(1, 5));
+        assert_eq!(a.turn(0, 6), Turn::Wait);
     }
 
     #[test]
@@ -165,12 +207,12 @@ mod tests {
         assert_eq!(drain(&mut a, 99 + PATIENCE), [0; 0]);
         assert_eq!(drain(&mut a, 100 + PATIENCE), [1]);
         assert_eq!(a.stalls(), 1);
-        assert!(a.passes(0), "until it brings something");
+        assert_eq!(a.turn(0, 2), Turn::Pass, "until it brings something");
         a.end(0);
         assert!(!a.caught_up(), "a stuck topic is not at its end");
         a.push(1, 2, 2);
         assert_eq!(drain(&mut a, 200 + PATIENCE), [2]);
-        assert!(!a.passes(0));
+        assert_eq!(a.turn(0, 3), Turn::Wait);
     }
 
     #[test]
@@ -180,7 +222,8 @@ mod tests {
         a.end(1);
         let (topic, record) = a.pop(0).unwrap();
         a.put_back(topic, record, record);
-        assert!(!a.passes(1) && !a.caught_up(), "it holds what comes behind it");
+        assert!(a.turn(1, 9) == Turn::After(0, 1) && !a.caught_up(), "it holds what comes behind it");
+        a.put_back(0, 1, 1);
         a.end(1);
         assert_eq!(drain(&mut a, 0), [1, 2]);
     }
@@ -222,8 +265,13 @@ mod tests {
             for turn in turns.into_iter().chain((0..200).map(|i| i % 4)) {
                 let topic = turn % queues.len();
                 match queues[topic].pop_front() {
-                    Some(at) if a.passes(topic) => out.push(at),
-                    Some(at) => a.push(topic, at, at),
+                    Some(at) => loop {
+                        match a.turn(topic, at) {
+                            Turn::Pass => break out.push(at),
+                            Turn::Wait => break a.push(topic, at, at),
+                            Turn::After(_, held) => out.push(held),
+                        }
+                    },
                     None => a.end(topic),
                 }
                 out.extend(drain(&mut a, 0));

@@ -1,7 +1,7 @@
 //! A worker: owns the aggregators of its partition numbers, and books records into them.
 
-use super::align::Aligner;
-use super::batch::Batch;
+use super::align::{Aligner, Turn};
+use super::batch::{Batch, Message};
 use super::decode::Limits;
 use super::kafka::{FromIngest, PartitionSnapshot, Resume};
 use super::mapped::{Booked, Layouts, Reader};
@@ -242,11 +242,7 @@ impl Worker {
                 touched.insert(message.partition());
             }
             let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
-            let passes = part.aligner.passes(lane);
-            if !(passes && booking.book(part, message.partition(), lane, message.offset(), message.payload())) {
-                let (offset, at) = (message.offset(), message.timestamp());
-                part.aligner.push(lane, at, Held { offset, at, payload: message.payload().into() });
-            }
+            booking.arrived(part, lane, message);
         }
         for partition in &touched {
             self.release(*partition, latest)?;
@@ -262,8 +258,7 @@ impl Worker {
         let stalls = part.aligner.stalls();
         let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
         while let Some((lane, held)) = part.aligner.pop(now) {
-            if !booking.book(part, partition, lane, held.offset, &held.payload) {
-                part.aligner.put_back(lane, held.at, held);
+            if !booking.book_held(part, partition, lane, held) {
                 break;
             }
         }
@@ -362,6 +357,30 @@ struct Booking<'a> {
 }
 
 impl Booking<'_> {
+    /// Books a record that comes now, behind those held that belong before it; or holds it.
+    fn arrived(&mut self, part: &mut Part, lane: usize, message: Message<'_>) {
+        let (partition, offset, at) = (message.partition(), message.offset(), message.timestamp());
+        loop {
+            let goes_on = match part.aligner.turn(lane, at) {
+                Turn::Pass if self.book(part, partition, lane, offset, message.payload()) => return,
+                Turn::Pass | Turn::Wait => false,
+                Turn::After(other, held) => self.book_held(part, partition, other, held),
+            };
+            if !goes_on {
+                return part.aligner.push(lane, at, Held { offset, at, payload: message.payload().into() });
+            }
+        }
+    }
+
+    /// [`Booking::book`] of a record whose turn has come; it goes back if it must wait.
+    fn book_held(&mut self, part: &mut Part, partition: i32, lane: usize, held: Held) -> bool {
+        let booked = self.book(part, partition, lane, held.offset, &held.payload);
+        if !booked {
+            part.aligner.put_back(lane, held.at, held);
+        }
+        booked
+    }
+
     /// Books a record; `false` if it must wait for its schema, and those behind it.
     fn book(&mut self, part: &mut Part, partition: i32, lane: usize, offset: i64, payload: &[u8]) -> bool {
         match self.reader.book(lane, payload, self.latest, &mut part.aggregator) {

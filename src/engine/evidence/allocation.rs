@@ -1,5 +1,6 @@
 //! Periods of constant allocation, by the cohorts that were assigned in them.
 
+use crate::engine::pane::Observation;
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +56,19 @@ impl Allocation {
         self.periods.partition_point(|p| p.from <= cohort).saturating_sub(1)
     }
 
+    /// Observations of `pane` in a row that belong to one period, with its index: nearly always all of them.
+    pub fn runs<'o>(&self, pane: Pane, mut rest: &'o [Observation]) -> impl Iterator<Item = (usize, &'o [Observation])> {
+        let cohort = move |o: &Observation| Pane(pane.0 - i64::from(o.age));
+        std::iter::from_fn(move || {
+            let period = self.period(cohort(rest.first()?));
+            let until = self.periods.get(period + 1).map_or(Pane(i64::MAX), |next| next.from);
+            let span = self.periods[period].from..until;
+            let (run, others) = rest.split_at(rest.iter().take_while(|o| span.contains(&cohort(o))).count());
+            rest = others;
+            Some((period, run))
+        })
+    }
+
     /// Shares of the buckets; `None` while they are not known.
     pub fn weights(&self, period: usize) -> Option<&[f64]> {
         self.periods.get(period)?.weights.as_deref()
@@ -86,6 +100,17 @@ mod tests {
         assert_eq!(shares, [0.1, 0.0, 0.0, 0.5, 0.5]);
         assert!(a.change(Pane(11), &[0.2, 0.8], 3), "out of order: it begins after the one before");
         assert_eq!(a.share(a.period(Pane(99)), 1, 0), 0.8);
+    }
+
+    #[test]
+    fn observations_in_a_row_are_told_apart_by_period() {
+        let mut a = Allocation::new(vec![0.5, 0.5]);
+        a.change(Pane(10), &[0.2, 0.8], 2);
+        let of = |age: u32| Observation { cell: 0, age, value: 0, batch: 0, profile: 0 };
+        let seen = [0, 8, 9, 10, 11, 0, 50].map(of);
+        let found: Vec<(usize, usize)> = a.runs(Pane(20), &seen).map(|(period, run)| (period, run.len())).collect();
+        assert_eq!(found, [(2, 2), (1, 2), (0, 1), (2, 1), (0, 1)]);
+        assert_eq!(a.runs(Pane(20), &[]).count(), 0);
     }
 
     #[test]

@@ -16,7 +16,7 @@ type Sums = Vec<(u32, u32)>;
 pub struct Ladder {
     /// By bucket, of the slot that is open.
     slot: Vec<Sums>,
-    /// By level, then by bucket, of the block that is open.
+    /// By level, then by bucket, of the block that is open: what the level below has ended of it.
     blocks: Vec<Vec<Sums>>,
     /// By bucket, then by level: blocks that have ended, against those of the baseline.
     ended: Vec<Vec<LadderLevel>>,
@@ -36,17 +36,20 @@ impl Ladder {
 
     /// The slot of this number ends.
     pub fn close(&mut self, slot: i64, baseline: usize) {
+        // Whatever ends a block ends the shorter ones in it: each takes up the one below it, and most slots touch the lowest two.
+        let mut below = &mut self.slot;
         for (level, block) in self.blocks.iter_mut().enumerate() {
-            block.iter_mut().flatten().zip(self.slot.iter().flatten()).for_each(|(sum, more)| add(sum, *more));
-            if (slot + 1).rem_euclid(1 << level) == 0 {
-                let batches: Vec<Vec<Batch>> = block.iter().map(|sums| fold(sums.iter().map(|s| (s.0.into(), s.1.into())))).collect();
-                for (own, ended) in batches.iter().zip(&mut self.ended) {
-                    ended[level].add_block(&batches[baseline], own);
-                }
-                block.iter_mut().flatten().for_each(|sum| *sum = (0, 0));
+            block.iter_mut().flatten().zip(below.iter_mut().flatten()).for_each(|(sum, more)| add(sum, std::mem::take(more)));
+            if (slot + 1).rem_euclid(1 << level) != 0 {
+                return;
             }
+            let batches: Vec<Vec<Batch>> = block.iter().map(|sums| fold(sums.iter().map(|s| (s.0.into(), s.1.into())))).collect();
+            for (own, ended) in batches.iter().zip(&mut self.ended) {
+                ended[level].add_block(&batches[baseline], own);
+            }
+            below = block;
         }
-        self.slot.iter_mut().flatten().for_each(|sum| *sum = (0, 0));
+        below.iter_mut().flatten().for_each(|sum| *sum = (0, 0));
     }
 
     /// Design effect of the last `slots`, for evidence that is compared with `log_threshold`; `None` while too few blocks have ended.

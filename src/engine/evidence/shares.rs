@@ -6,7 +6,7 @@ use super::periods::Periods;
 use super::ripening::Ripening;
 use super::slots::{Content, Slots};
 use super::{Booking, enrolled};
-use crate::engine::pane::{AGAIN, Abandoned, BucketPartial, Cell, NO_UNIT};
+use crate::engine::pane::{AGAIN, Abandoned, BucketPartial, Cell, NO_UNIT, Observation};
 use crate::engine::stats::rates::{self, Null, Stratum};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
@@ -132,15 +132,16 @@ impl Shares {
                 self.count_units(cohort, bucket, Arm { n, x: 0 }, book);
             }
         }
-        for o in cell.observations {
-            let cohort = Pane(pane.0 - i64::from(o.age));
-            if self.maturing.is_some() {
-                self.begin(pane, bucket, o.batch, book.allocation.period(cohort));
-            } else if !self.per_user {
-                let arm = Arm { n: 1, x: u64::from(o.is_hit()) };
-                self.count_events(pane, book.allocation.period(cohort), bucket, o.batch, arm, book);
-            } else if o.is_first_hit() {
-                self.count_units(cohort, bucket, Arm { n: 0, x: 1 }, book);
+        if self.maturing.is_none() && !self.per_user {
+            self.add_events(pane, bucket, cell.observations, book);
+        } else {
+            for o in cell.observations {
+                let cohort = Pane(pane.0 - i64::from(o.age));
+                if self.maturing.is_some() {
+                    self.begin(pane, bucket, o.batch, book.allocation.period(cohort));
+                } else if o.is_first_hit() {
+                    self.count_units(cohort, bucket, Arm { n: 0, x: 1 }, book);
+                }
             }
         }
         for lost in cell.abandoned {
@@ -157,12 +158,14 @@ impl Shares {
             }
             for w in due {
                 let arm = Arm { n: u64::from(w.n), x: u64::from(w.x) };
-                self.count_events(pane, w.period as usize, w.bucket as usize, w.batch, arm, book);
+                self.count_in_batch(w.bucket as usize, w.batch, arm);
+                self.count_events(pane, w.period as usize, w.bucket as usize, arm, book);
             }
         }
         let ripe = self.ripening.as_mut().map(|ripening| ripening.due(pane)).unwrap_or_default();
         for w in ripe {
-            self.count_events(pane, w.period as usize, w.bucket as usize, NO_UNIT, w.arm, book);
+            self.count_in_batch(w.bucket as usize, NO_UNIT, w.arm);
+            self.count_events(pane, w.period as usize, w.bucket as usize, w.arm, book);
         }
         if (pane.0 + 1) % book.slot == 0 {
             self.ladder.close(pane.0.div_euclid(book.slot), book.baseline);
@@ -196,12 +199,28 @@ impl Shares {
         }
     }
 
-    /// Events belong to the period of their unit's cohort, and in it to the stratum and the slot of now.
-    fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, batch: u16, arm: Arm, book: &Booking<'_>) {
+    /// Counts each event; those of one period in a row are added to it together.
+    fn add_events(&mut self, pane: Pane, bucket: usize, seen: &[Observation], book: &Booking<'_>) {
+        for (period, run) in book.allocation.runs(pane, seen) {
+            let mut arm = Arm::default();
+            for o in run {
+                let one = Arm { n: 1, x: u64::from(o.is_hit()) };
+                self.count_in_batch(bucket, o.batch, one);
+                arm.add(one);
+            }
+            self.count_events(pane, period, bucket, arm, book);
+        }
+    }
+
+    fn count_in_batch(&mut self, bucket: usize, batch: u16, arm: Arm) {
         self.batches[bucket].add(batch, arm.n, arm.x);
         if batch != NO_UNIT {
             self.ladder.add(self.buckets, bucket, usize::from(batch & !AGAIN), arm.n, arm.x);
         }
+    }
+
+    /// Events belong to the period of their unit's cohort, and in it to the stratum and the slot of now.
+    fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, arm: Arm, book: &Booking<'_>) {
         let (expected, buckets) = (self.expected, self.buckets);
         let Some(period) = self.period(period) else { return };
         if let Some(stratum) = period.strata.last_mut() {

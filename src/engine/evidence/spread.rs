@@ -70,6 +70,7 @@ impl SlotBins {
 
     fn settle(&mut self) {
         self.sorted.merge(SparseBins::from_samples(&mut self.fresh));
+        self.fresh.clear();
     }
 
     /// Values in bins from this one on.
@@ -112,15 +113,8 @@ impl Spread {
     }
 
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, cell: Cell<'_>, book: &Booking<'_>) {
-        let seen = cell.observations;
-        let (mut from, mut rest) = (0, seen);
-        // Most observations of a pane belong to one period: those in a row are added together.
-        while let Some(first) = rest.first() {
-            let period = book.allocation.period(Pane(pane.0 - i64::from(first.age)));
-            let run = rest.iter().take_while(|o| book.allocation.period(Pane(pane.0 - i64::from(o.age))) == period).count();
-            let (buckets, own) = (self.buckets, &seen[from..from + run]);
-            from += run;
-            rest = &seen[from..];
+        let buckets = self.buckets;
+        for (period, own) in book.allocation.runs(pane, cell.observations) {
             // While shares are not known, neither is what the cohorts have in common.
             if book.allocation.weights(period).is_none() {
                 continue;

@@ -4,7 +4,7 @@
 //! requests and other events to the phase in which they were read.
 
 use crate::engine::evidence::enrolled;
-use crate::engine::histogram::{SparseBins, upper_edge};
+use crate::engine::histogram::{Bins, upper_edge};
 use crate::engine::pane::{BucketPartial, Cell, PanePartial};
 use crate::engine::plan::{Guardrail, Plan, Signal, Statistic, Unit};
 use crate::engine::state::{PhaseBucket, PhaseMetric, PhaseState};
@@ -54,9 +54,21 @@ struct Figure {
     values: Values,
 }
 
-/// Values by bin at 2 significant digits, by bin: enough to read a quantile off within 1%.
+/// Values by coarse bin: enough to read a quantile off within 1%.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Values(Vec<(u16, u64)>);
+struct Values(Bins);
+
+/// From here on, 8 neighbouring bins are one coarse bin: those of 2 significant digits.
+const FINE: u16 = 1_024;
+
+fn coarse(bin: u16) -> u16 {
+    if bin < FINE { bin } else { FINE + (bin - FINE) / 8 }
+}
+
+/// The last of the bins that a coarse bin stands for.
+fn last(coarse: u16) -> u16 {
+    if coarse < FINE { coarse } else { FINE + (coarse - FINE) * 8 + 7 }
+}
 
 impl Phases {
     pub fn new(plan: &Plan) -> Phases {
@@ -107,7 +119,7 @@ impl Phases {
         let cohort = |age: u32| Pane(pane.0 - i64::from(age));
         let (n, x) = cell.share();
         match signal {
-            Signal::Distribution { .. } => self.at(pane, bucket).figure(index).values.add(&cell.bins().0),
+            Signal::Distribution { .. } => self.at(pane, bucket).figure(index).values.add(cell),
             Signal::Rate { unit: Unit::User, .. } => {
                 let hits = cell.observations.iter().filter(|o| o.is_first_hit());
                 hits.for_each(|o| self.at(cohort(o.age), bucket).figure(index).x += 1);
@@ -184,7 +196,7 @@ impl Tally {
             figure.n += more.n;
             figure.x += more.x;
             figure.sum += more.sum;
-            more.values.0.iter().for_each(|(bin, n)| figure.values.count(*bin, *n));
+            figure.values.0.merge(&more.values.0);
         }
     }
 
@@ -195,7 +207,7 @@ impl Tally {
         let n = if of_units || guardrail.statistic == Statistic::PerUnit { self.units } else { figure.n };
         let of = |x: f64| (n, (n > 0).then(|| x / n as f64));
         match guardrail.statistic {
-            Statistic::Quantile { ppm } => (figure.values.len(), figure.values.quantile(ppm).map(|edge| edge as f64 / 1_000.0)),
+            Statistic::Quantile { ppm } => (figure.values.0.count(), figure.values.quantile(ppm).map(|edge| edge as f64 / 1_000.0)),
             Statistic::Share => of(figure.x as f64),
             Statistic::PerUnit => of(figure.n as f64),
             Statistic::Count | Statistic::Exposures => (figure.n, Some(figure.n as f64)),
@@ -205,31 +217,13 @@ impl Tally {
 }
 
 impl Values {
-    fn add(&mut self, bins: &SparseBins) {
-        // The last of 8 neighbours stands for all of them.
-        bins.iter().for_each(|(bin, n)| self.count(if bin < 1_024 { bin } else { bin | 7 }, n));
-    }
-
-    fn count(&mut self, bin: u16, n: u64) {
-        match self.0.binary_search_by_key(&bin, |(b, _)| *b) {
-            Ok(at) => self.0[at].1 += n,
-            Err(at) => self.0.insert(at, (bin, n)),
-        }
-    }
-
-    fn len(&self) -> u64 {
-        self.0.iter().map(|(_, n)| n).sum()
+    fn add(&mut self, cell: Cell<'_>) {
+        cell.values().for_each(|(bin, n)| self.0.count_in(coarse(bin), n));
     }
 
     /// Upper edge of the bin that holds the quantile, in thousandths.
     fn quantile(&self, ppm: u32) -> Option<u64> {
-        let wanted = (u128::from(self.len()) * u128::from(ppm)).div_ceil(1_000_000) as u64;
-        let mut below = 0;
-        let holds = |(_, n): &&(u16, u64)| {
-            below += n;
-            below >= wanted.max(1)
-        };
-        self.0.iter().find(holds).map(|(bin, _)| upper_edge(*bin))
+        self.0.quantile_bin(ppm).map(|bin| upper_edge(last(bin)))
     }
 }
 
@@ -257,16 +251,18 @@ fn shown(tallies: &[Tally], weights: Option<&[f64]>, plan: &Plan) -> Vec<PhaseBu
 mod tests {
     use super::*;
     use crate::engine::histogram::bin_of;
+    use crate::engine::pane::Observation;
 
     #[test]
     fn quantiles_are_read_off_within_a_percent() {
         let mut values = Values::default();
         let all: Vec<u64> = (1..=1_000).map(|i| i * 731).collect();
-        values.add(&SparseBins::from_samples(&mut all.iter().map(|v| bin_of(*v)).collect()));
+        let seen: Vec<_> = all.iter().map(|v| Observation { cell: 0, age: 0, value: bin_of(*v), batch: 0, profile: 0 }).collect();
+        values.add(Cell { observations: &seen, ..Cell::default() });
         for (ppm, exact) in [(500_000, all[499]), (950_000, all[949]), (999_999, all[999])] {
             let read = values.quantile(ppm).unwrap();
             assert!(read >= exact && read as f64 <= exact as f64 * 1.01, "{ppm}: {read} for {exact}");
         }
-        assert!(values.0.len() < 700 && Values::default().quantile(500_000).is_none());
+        assert!(values.0.edges().count() < 700 && Values::default().quantile(500_000).is_none());
     }
 }

@@ -211,6 +211,25 @@ fn a_registry_has_one_login() {
 }
 
 #[test]
+fn what_escalates_ends_somewhere() {
+    let with = |endpoints: &str| format!("kafka: {{brokers: ['k:9092']}}\nendpoints:\n{endpoints}");
+    let env = [("PW", "0123456789-0123456789-0123456789")];
+    let one = |name: &str, to: &str| {
+        let to = if to.is_empty() { String::new() } else { format!(", escalate_to: {to}") };
+        format!("  {name}: {{kind: webhook, url: 'https://{name}/', secrets: [{{env: PW}}]{to}}}\n")
+    };
+    let chain = one("flags", "backup") + &one("backup", "pager") + &one("pager", "");
+    let endpoints = sound(&with(&chain), &env, &[]).endpoints;
+    assert_eq!((endpoints["flags"].escalate_to.as_deref(), endpoints["pager"].escalate_to.as_deref()), (Some("backup"), None));
+    let found = faults(&with(&(one("flags", "bakcup") + &one("backup", ""))), &env, &[]);
+    assert!(found.len() == 1 && found[0].contains("GC3001") && found[0].contains("no endpoint `bakcup`"), "{found:?}");
+    let circle = one("flags", "backup") + &one("backup", "pager") + &one("pager", "backup");
+    let found = faults(&with(&circle), &env, &[]);
+    assert!(found.len() == 2 && found.iter().all(|f| f.contains("in a circle")), "{found:?}");
+    assert!(faults(&with(&one("flags", "flags")), &env, &[])[0].contains("in a circle: flags to flags"));
+}
+
+#[test]
 fn a_literal_secret_is_refused_and_never_repeated() {
     let yaml = "\
 kafka: {brokers: ['k:1'], properties: {sasl.password: s3cr3t-kafka, ssl.key.pem: s3cr3t-pem}, oops: 1}

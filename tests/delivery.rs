@@ -4,6 +4,7 @@
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Response, Uri};
+use guardraild::clock::Moment;
 use guardraild::delivery::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Endpoint, Kind};
 use guardraild::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Verdict};
 use guardraild::store::{Commit, DeliveryRecord, DeliveryState, LIFETIME, NewDelivery, Priority, Store};
@@ -16,6 +17,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+#[path = "delivery/faults.rs"]
+mod faults;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OLD_SECRET: &str = "whsec_QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=";
@@ -100,7 +104,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Bench {
-        Bench::with_clock(Arc::new(guardraild::clock::now))
+        Bench::with_clock(Arc::new(guardraild::clock::moment))
     }
 
     fn with_clock(clock: Clock) -> Bench {
@@ -123,7 +127,7 @@ impl Bench {
 
     fn commit(&mut self, rows: Vec<(String, Vec<NewDelivery>)>) {
         let decisions = rows.into_iter().map(|(id, deliveries)| (decision(&id), deliveries)).collect();
-        self.store.commit(&Commit { at: (self.clock)(), decisions, ..Commit::default() }).unwrap();
+        self.store.commit(&Commit { at: (self.clock)().steady, decisions, ..Commit::default() }).unwrap();
     }
 
     /// A decision with one delivery, `{id}-x`.
@@ -441,7 +445,10 @@ async fn a_delivery_goes_out_while_the_database_is_locked() {
 #[tokio::test(start_paused = true)]
 async fn a_delivery_is_given_up_after_a_day() {
     let begin = tokio::time::Instant::now();
-    let clock = move || 1_700_000_000_000 + i64::try_from(begin.elapsed().as_millis()).unwrap();
+    let clock = move || {
+        let now = 1_700_000_000_000 + i64::try_from(begin.elapsed().as_millis()).unwrap();
+        Moment { wall: now, steady: now }
+    };
     let mut bench = Bench::with_clock(Arc::new(clock));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

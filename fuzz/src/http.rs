@@ -2,6 +2,7 @@
 
 use super::{NOW, folder, split, world};
 use axum::http::Response;
+use guardraild::clock::Moment;
 use guardraild::config::Config;
 use guardraild::delivery::attempt::Made;
 use guardraild::delivery::{DeliveryResult, Endpoint, Kind, Sender};
@@ -138,6 +139,7 @@ fn delivery() -> Delivery {
         delivered_ms: None,
         last_status: None,
         last_error: None,
+        escalates: None,
         escalate_to: None,
         traceparent: None,
     }
@@ -156,7 +158,8 @@ pub fn answer(data: &[u8]) {
         assert_eq!(answer.error.is_none(), (200..300).contains(&status));
         let error = answer.error.as_deref().unwrap_or_default();
         assert!(error.len() < 4_096 && !error.contains(SECRET) && !error.contains("http://flags.example/s3cret"), "{error}");
-        let event = Made::new(sender, delivery(), 1, (NOW, NOW + 10), &answer, 0.0).event;
+        let at = |ms| Moment { wall: ms, steady: ms };
+        let event = Made::new(sender, delivery(), 1, (at(NOW), at(NOW + 10)), &answer, 0.0).event;
         assert_eq!(event.result == DeliveryResult::Delivered, answer.error.is_none());
         assert_eq!(event.result == DeliveryResult::Dead, status == 410, "{event:?}");
     });

@@ -46,7 +46,7 @@ impl Backend for StoreBackend {
     }
 
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError> {
-        let found = self.store().redeliver(id, clock::now(), author).map_err(failed)?;
+        let found = self.store().redeliver(id, clock::moment(), author).map_err(failed)?;
         self.waker.wake();
         Ok(found)
     }

@@ -230,7 +230,7 @@ impl Session<'_> {
 
     /// Stores what the judges said, with its deliveries, and only then lets it act.
     fn say(&mut self, out: Output, operation: Option<NewOperation>) -> Option<i64> {
-        let at = clock::now();
+        let at = clock::moment().steady;
         // The root of the trace that ends with the receivers' answers.
         let pane = match out.decisions.is_empty() && out.notices.is_empty() {
             true => Span::none(),

@@ -221,7 +221,7 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
         }
     };
     let _guard = runtime.enter();
-    Ok(Dispatcher::start(store, endpoints, Arc::new(clock::now), Arc::new(observe))?)
+    Ok(Dispatcher::start(store, endpoints, Arc::new(clock::moment), Arc::new(observe))?)
 }
 
 fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint {
@@ -237,6 +237,7 @@ fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint 
         headers: from.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         timeout: from.timeout,
         allow_link_local: from.allow_link_local,
+        escalate_to: from.escalate_to.clone(),
         ..delivery::Endpoint::new(name, kind, from.url.expose_secret())
     }
 }

@@ -134,6 +134,7 @@ fn policy(decision: &Value, evidence: &Value) -> Finding {
     match decision["criterion"].as_str().unwrap_or_default() {
         "operator" => Finding::NotRecomputable("a person asked for it"),
         "confirm_within" => Finding::NotRecomputable("follows a rollback whose exposures did not stop in time"),
+        "undone" => Finding::NotRecomputable("follows a rollback whose exposures came back"),
         "silence" => Finding::NotRecomputable("no records: there is nothing to compute from"),
         _ => Finding::NotRecomputable("its evidence is that of no test"),
     }

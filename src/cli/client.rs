@@ -305,11 +305,12 @@ fn decision(d: &Value) -> String {
             status => status.to_string(),
         };
         out.push(format!(
-            "delivery   {} to {}: {}, {} attempts, last {last}",
+            "delivery   {} to {}: {}, {} attempts, last {last}{}",
             text(&row["type"]),
             text(&row["endpoint"]),
             text(&row["state"]),
-            row["attempts"]
+            row["attempts"],
+            row["escalates"].as_str().map_or_else(String::new, |of| format!("; because {of} failed"))
         ));
     }
     out.join("\n")

@@ -21,6 +21,8 @@ pub struct Endpoint {
     pub timeout: Duration,
     /// Whether 169.254.0.0/16 and fe80::/10 may be called.
     pub allow_link_local: bool,
+    /// The endpoint that gets what this one does not receive; chains of them end.
+    pub escalate_to: Option<String>,
 }
 
 impl Endpoint {
@@ -68,14 +70,38 @@ const KINDS: &[(&str, EndpointKind)] = &[
 const MAX_ENDPOINTS: usize = 256;
 
 pub fn read(mut s: Section<'_>) -> BTreeMap<String, Endpoint> {
-    let sections = s.sections();
+    let mut sections = s.sections();
+    let next: BTreeMap<String, String> =
+        sections.iter_mut().filter_map(|(name, section)| Some((name.clone(), section.opt("escalate_to", reader::text)?))).collect();
+    for (name, section) in &sections {
+        if let Some(fault) = next.get(name).and_then(|to| escalation_fault(name, to, &sections, &next)) {
+            section.fault("escalate_to", fault);
+        }
+    }
     if sections.len() > MAX_ENDPOINTS {
         s.fault("", Fault::new(code::OUT_OF_RANGE, format!("at most {MAX_ENDPOINTS} endpoints")));
     }
-    sections.into_iter().map(|(name, section)| (name, endpoint(section))).collect()
+    sections.into_iter().map(|(name, section)| (name.clone(), endpoint(section, next.get(&name).cloned()))).collect()
 }
 
-fn endpoint(mut s: Section<'_>) -> Endpoint {
+fn escalation_fault(name: &str, to: &str, all: &[(String, Section<'_>)], next: &BTreeMap<String, String>) -> Option<Fault> {
+    if !all.iter().any(|(known, _)| known == to) {
+        let fault = Fault::new(code::INCONSISTENT, format!("there is no endpoint `{to}`"));
+        let near = reader::nearest(to, all.iter().map(|(known, _)| known.as_str()).filter(|known| *known != name));
+        return Some(match near {
+            Some(near) => fault.help(format!("did you mean `{near}`?")),
+            None => fault,
+        });
+    }
+    let chain: Vec<&str> = std::iter::successors(Some(to), |at| next.get(*at).map(String::as_str)).take(all.len()).collect();
+    // Each endpoint of a circle is at fault, and none that only leads there.
+    let closed = chain.iter().position(|at| *at == name)?;
+    let path = chain[..=closed].join(" to ");
+    let fault = Fault::new(code::INCONSISTENT, format!("what fails would go in a circle: {name} to {path}"));
+    Some(fault.help("let the last one of a chain escalate to nobody"))
+}
+
+fn endpoint(mut s: Section<'_>, escalate_to: Option<String>) -> Endpoint {
     let kind = s.need("kind", reader::choice(KINDS));
     let url = s.opt("url", |item| address(item, kind));
     if !s.has_taken("url") && kind != EndpointKind::PagerDuty {
@@ -89,6 +115,7 @@ fn endpoint(mut s: Section<'_>) -> Endpoint {
         headers: headers(s.map("headers")),
         timeout: s.opt("timeout", reader::span("1s", "1m")).unwrap_or(Duration::from_secs(10)),
         allow_link_local: s.opt("allow_link_local", reader::flag).unwrap_or(false),
+        escalate_to,
     };
     if kind == EndpointKind::Webhook && endpoint.secrets.is_empty() && s.sound("secrets") {
         s.missing("secrets");

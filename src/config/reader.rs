@@ -394,7 +394,7 @@ fn flatten(key: String, value: Value, flat: &mut Dict) {
 }
 
 /// The word most like `text`, if any is close.
-fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
+pub fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let scored = words.map(|word| (strsim::jaro_winkler(text, word), word));
     scored.filter(|(score, _)| *score > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, word)| word)
 }

@@ -2,10 +2,11 @@
 //! simulation with a clock and a network of its own.
 
 use super::client::{Answer, Sender};
-use super::route::escalate;
+use super::escalate::{PATIENCE, Trouble, escalations};
 use super::schedule::wait;
+use crate::clock::Moment;
 use crate::engine::time::Millis;
-use crate::store::{AttemptEnd, Delivery, LIFETIME, Lane, Next, Poll, Store, StoreError};
+use crate::store::{AttemptEnd, Delivery, LIFETIME, Lane, NewDelivery, Next, Poll, Store, StoreError};
 
 /// Interventions of one endpoint in flight at once, so that one that hangs does not hold up the next.
 pub const INTERVENTIONS: usize = 4;
@@ -39,7 +40,7 @@ pub enum Step {
     /// The delivery, and the number of the attempt.
     Attempt(Box<Delivery>, u32),
     GaveUp(DeliveryEvent),
-    /// Nothing is due before this instant, ms since the epoch.
+    /// Nothing is due before this instant of the steady clock.
     SleepUntil(Millis),
     Idle,
 }
@@ -49,30 +50,24 @@ pub enum Step {
 ///
 /// # Errors
 /// The store cannot be read, or what is given up cannot be written.
-pub fn claim(
-    store: &mut Store,
-    (endpoint, fingerprint): (&str, &str),
-    lane: Lane,
-    now: Millis,
-    in_flight: &[String],
-) -> Result<Step, StoreError> {
-    let disabled = store.disabled(endpoint, fingerprint)?;
+pub fn claim(store: &mut Store, sender: &Sender, lane: Lane, now: Moment, in_flight: &[String]) -> Result<Step, StoreError> {
+    let disabled = store.disabled(sender.name(), &sender.fingerprint())?;
     // What waits for a disabled endpoint is given up at once, whenever it is due.
-    let horizon = if disabled.is_some() { Millis::MAX } else { now };
-    let delivery = match store.poll(endpoint, lane, horizon, in_flight)? {
+    let horizon = if disabled.is_some() { Millis::MAX } else { now.steady };
+    let delivery = match store.poll(sender.name(), lane, horizon, in_flight)? {
         Poll::Due(delivery) => delivery,
         Poll::At(at) => return Ok(Step::SleepUntil(at)),
         Poll::Idle => return Ok(Step::Idle),
     };
     if let Some(reason) = disabled {
-        return give_up(store, &delivery, now, &reason).map(Step::GaveUp);
+        return give_up(store, &delivery, sender.fallback(), now, &reason).map(Step::GaveUp);
     }
-    if now > delivery.expires_ms {
-        return give_up(store, &delivery, now, &expired(delivery.last_error.as_deref())).map(Step::GaveUp);
+    if now.steady > delivery.expires_ms {
+        return give_up(store, &delivery, sender.fallback(), now, &expired(delivery.last_error.as_deref())).map(Step::GaveUp);
     }
-    let n = match store.start_attempt(&delivery.id, now) {
+    let n = match store.start_attempt(&delivery.id, now.wall) {
         Ok(Some(n)) => n,
-        Ok(None) => return Ok(Step::SleepUntil(now)),
+        Ok(None) => return Ok(Step::SleepUntil(now.steady)),
         // The delivery itself is stored; that its attempt cannot be is no reason to leave users with a bad bucket.
         Err(e) => {
             tracing::warn!(delivery = delivery.id, error = %e, "the start of an attempt could not be recorded");
@@ -82,8 +77,9 @@ pub fn claim(
     Ok(Step::Attempt(delivery, n))
 }
 
-fn give_up(store: &mut Store, delivery: &Delivery, now: Millis, reason: &str) -> Result<DeliveryEvent, StoreError> {
-    store.give_up(delivery, now, reason, escalate(delivery, reason, now).as_ref())?;
+fn give_up(store: &mut Store, delivery: &Delivery, fallback: Option<&str>, now: Moment, reason: &str) -> Result<DeliveryEvent, StoreError> {
+    let trouble = Trouble { reason, at: now.wall, given_up: true };
+    store.give_up(delivery, now, reason, &escalations(delivery, fallback, &trouble))?;
     tracing::error!(delivery = delivery.id, endpoint = delivery.endpoint, reason, "delivery given up");
     Ok(DeliveryEvent {
         endpoint: delivery.endpoint.clone(),
@@ -101,9 +97,10 @@ fn give_up(store: &mut Store, delivery: &Delivery, now: Millis, reason: &str) ->
 ///
 /// # Errors
 /// The store cannot be read or written.
-pub fn give_up_strays(store: &mut Store, endpoints: &[String], now: Millis) -> Result<Vec<DeliveryEvent>, StoreError> {
+pub fn give_up_strays(store: &mut Store, endpoints: &[String], now: Moment) -> Result<Vec<DeliveryEvent>, StoreError> {
     let strays = store.pending_elsewhere(endpoints)?;
-    strays.iter().map(|d| give_up(store, d, now, &format!("the configuration has no endpoint `{}`", d.endpoint))).collect()
+    let reason = |d: &Delivery| format!("the configuration has no endpoint `{}`", d.endpoint);
+    strays.iter().map(|d| give_up(store, d, None, now, &reason(d))).collect()
 }
 
 /// An attempt that has been made, and what follows.
@@ -112,15 +109,17 @@ pub struct Made {
     delivery: Delivery,
     end: AttemptEnd,
     next: Next,
+    /// What is sent on its behalf.
+    escalations: Vec<NewDelivery>,
     /// The endpoint answered that it wants no more: its name and fingerprint.
     gone: Option<(String, String)>,
 }
 
 impl Made {
-    /// Attempt `n`, begun and answered at these instants (ms since the epoch). `jitter` in -1..=1 moves the next one.
-    pub fn new(sender: &Sender, delivery: Delivery, n: u32, (begun, at): (Millis, Millis), answer: &Answer, jitter: f64) -> Made {
-        let end = AttemptEnd { at, duration_ms: (at - begun).max(0), status: answer.status, error: answer.error.clone() };
-        let next = next(&delivery, n, at, answer, jitter);
+    /// Attempt `n`, begun and answered at these instants. `jitter` in -1..=1 moves the next one.
+    pub fn new(sender: &Sender, delivery: Delivery, n: u32, (begun, at): (Moment, Moment), answer: &Answer, jitter: f64) -> Made {
+        let end = AttemptEnd { at, duration_ms: (at.steady - begun.steady).max(0), status: answer.status, error: answer.error.clone() };
+        let (next, escalations) = next(&delivery, n, sender.fallback(), at, answer, jitter);
         let event = DeliveryEvent {
             endpoint: delivery.endpoint.clone(),
             delivery: delivery.id.clone(),
@@ -133,37 +132,47 @@ impl Made {
             status: answer.status,
             attempt: n,
             duration_ms: end.duration_ms,
-            first_attempt_delay_ms: (n == 1).then(|| (begun - delivery.created_ms).max(0)),
+            first_attempt_delay_ms: (n == 1).then(|| (begun.steady - delivery.created_ms).max(0)),
         };
         let gone = answer.is_gone().then(|| (sender.name().to_owned(), sender.fingerprint()));
-        Made { event, delivery, end, next, gone }
+        Made { event, delivery, end, next, escalations, gone }
+    }
+
+    /// Whether other lanes may have something to do now.
+    pub fn wakes(&self) -> bool {
+        !self.escalations.is_empty() || self.gone.is_some()
     }
 
     /// Writes it down. Until that succeeds the delivery must stay in flight.
     ///
     /// # Errors
     /// The store cannot be written.
-    pub fn record(&self, store: &mut Store, now: Millis) -> Result<(), StoreError> {
+    pub fn record(&self, store: &mut Store, now: Moment) -> Result<(), StoreError> {
         if let Some((endpoint, fingerprint)) = &self.gone {
-            store.disable_endpoint(endpoint, fingerprint, now, "disabled: it answered 410 Gone")?;
+            store.disable_endpoint(endpoint, fingerprint, now.wall, "disabled: it answered 410 Gone")?;
         }
-        store.finish_attempt(&self.delivery, self.event.attempt, &self.end, &self.next)
+        store.finish_attempt(&self.delivery, self.event.attempt, &self.end, &self.next, &self.escalations)
     }
 }
 
-/// What follows an attempt.
-fn next(delivery: &Delivery, n: u32, at: Millis, answer: &Answer, jitter: f64) -> Next {
-    let Some(error) = &answer.error else { return Next::Delivered };
-    let dead = |reason: String| {
-        let escalation = escalate(delivery, &reason, at);
-        Next::Dead { reason, escalation }
-    };
-    if answer.is_gone() {
-        return dead(error.clone());
-    }
+/// What follows an attempt, and what is sent on behalf of a delivery that fails.
+fn next(delivery: &Delivery, n: u32, fallback: Option<&str>, at: Moment, answer: &Answer, jitter: f64) -> (Next, Vec<NewDelivery>) {
+    let Some(error) = &answer.error else { return (Next::Delivered, Vec::new()) };
     let round = n.saturating_sub(delivery.attempts_before);
-    let again = at + wait(round, jitter, answer.retry_after);
-    if again > delivery.expires_ms { dead(expired(Some(error))) } else { Next::Retry { at: again } }
+    let again = at.steady + wait(round, jitter, answer.retry_after);
+    let dead = match answer.is_gone() {
+        true => Some(error.clone()),
+        false => (again > delivery.expires_ms).then(|| expired(Some(error))),
+    };
+    let escalated = |reason: &str, given_up| escalations(delivery, fallback, &Trouble { reason, at: at.wall, given_up });
+    match dead {
+        Some(reason) => {
+            let rows = escalated(&reason, true);
+            (Next::Dead { reason }, rows)
+        }
+        None if round >= PATIENCE => (Next::Retry { at: again }, escalated(&format!("attempt {round}: {error}"), false)),
+        None => (Next::Retry { at: again }, Vec::new()),
+    }
 }
 
 fn expired(last_error: Option<&str>) -> String {

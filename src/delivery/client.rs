@@ -17,8 +17,11 @@ use std::time::Duration;
 const READ_LIMIT: usize = 64 * 1024;
 const KEPT: usize = 512;
 
-/// How long the rest of a successful answer is waited for, so that the connection can be used again.
+/// How long the body of an answer is waited for.
 const DRAIN: Duration = Duration::from_millis(500);
+
+/// How long an answer is listened for after its attempt has failed: a receiver that was late has acted all the same.
+pub(super) const LATE: Duration = Duration::from_secs(60);
 
 /// What an endpoint answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// There is none yet.
+    pub(super) fn overdue() -> Answer {
+        Answer { status: None, error: Some("no answer in time".to_owned()), retry_after: None }
+    }
+
     /// 410: the endpoint wants no more.
     pub(super) fn is_gone(&self) -> bool {
         self.status == Some(410)
@@ -57,7 +65,7 @@ impl Sender {
             .no_proxy()
             .redirect(redirect::Policy::none())
             .connect_timeout(endpoint.timeout.min(Duration::from_secs(5)))
-            .timeout(endpoint.timeout)
+            .timeout(endpoint.timeout + LATE)
             .user_agent(concat!("guardraild/", env!("CARGO_PKG_VERSION")))
             .dns_resolver(Arc::new(Resolver { allow_link_local: endpoint.allow_link_local }))
             .build()
@@ -71,12 +79,17 @@ impl Sender {
         &self.endpoint.name
     }
 
+    /// The endpoint that gets what this one does not receive.
+    pub(super) fn fallback(&self) -> Option<&str> {
+        self.endpoint.escalate_to.as_deref()
+    }
+
     /// See [`Endpoint::fingerprint`].
     pub fn fingerprint(&self) -> String {
         self.endpoint.fingerprint()
     }
 
-    /// Posts the delivery once. `now` is the wall clock, ms since the epoch.
+    /// Posts the delivery once, and waits for the endpoint's timeout and [`LATE`]. `now` is the wall clock, ms since the epoch.
     pub(super) async fn attempt(&self, delivery: &Delivery, now: Millis) -> Answer {
         let unanswered = |why: String| Answer { status: None, error: Some(why), retry_after: None };
         if let Err(e) = fail::at(Point::Send) {
@@ -116,7 +129,7 @@ impl Sender {
         let status = response.status();
         if status.is_success() {
             // Accepted is accepted: what the rest of the answer says, or whether it ever ends, changes nothing.
-            let _ = tokio::time::timeout(DRAIN, read(&mut response)).await;
+            read(&mut response).await;
             return Answer { status: Some(status.as_u16()), error: None, retry_after: None };
         }
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| retry_after(v, now));
@@ -128,10 +141,10 @@ impl Sender {
     }
 }
 
-/// The answer's body up to [`READ_LIMIT`], or as much of it as came.
+/// The answer's body up to [`READ_LIMIT`], or as much of it as came in time.
 async fn read(response: &mut Response) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while let Ok(Some(chunk)) = response.chunk().await {
+    let (mut bytes, deadline) = (Vec::new(), tokio::time::Instant::now() + DRAIN);
+    while let Ok(Ok(Some(chunk))) = tokio::time::timeout_at(deadline, response.chunk()).await {
         let room = READ_LIMIT - bytes.len();
         bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
         if bytes.len() == READ_LIMIT {

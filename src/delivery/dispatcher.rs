@@ -3,12 +3,15 @@
 //! Each endpoint has two lanes, one for interventions and one for everything that only informs, and each lane is a task: no
 //! endpoint waits for another, and no intervention waits for an alert. All state is in the store; a restart goes on from there.
 
-use super::attempt::{DeliveryEvent, DeliveryResult, INTERVENTIONS, Made, Step, claim, give_up_strays};
-use super::client::Sender;
+use super::attempt::{DeliveryEvent, INTERVENTIONS, Made, Step, claim, give_up_strays};
+use super::client::{Answer, Sender};
 use super::endpoint::{Endpoint, EndpointError};
+use super::schedule::LONGEST_WAIT;
+use crate::clock::Moment;
 use crate::engine::time::Millis;
 use crate::store::{Delivery, Lane, Store, StoreError};
 use crate::telemetry;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -20,8 +23,11 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 
-/// The wall clock, ms since the epoch.
-pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
+/// Overdue answers of a lane that are listened for at once; of more, the next attempts tell.
+const OVERDUE: usize = 16;
+
+/// Schedules go by its steady side, signatures by the wall.
+pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
 
 /// Told of every attempt, on the dispatcher's threads: must not block.
 pub type Observer = Arc<dyn Fn(&DeliveryEvent) + Send + Sync>;
@@ -46,8 +52,11 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// Starts at once on what is pending. Must be called on a Tokio runtime, with a process-wide rustls provider installed.
-    pub fn start(store: Store, endpoints: Vec<Endpoint>, clock: Clock, observer: Observer) -> Result<Dispatcher, EndpointError> {
+    pub fn start(mut store: Store, endpoints: Vec<Endpoint>, clock: Clock, observer: Observer) -> Result<Dispatcher, EndpointError> {
         let senders = endpoints.into_iter().map(Sender::new).collect::<Result<Vec<_>, _>>()?;
+        if let Err(e) = store.reschedule(clock().steady, LONGEST_WAIT) {
+            tracing::warn!(error = %e, "schedules from before a change of the clock stay as they are");
+        }
         let (wake, stop) = (watch::Sender::new(()), watch::Sender::new(false));
         let waker = Waker(wake);
         let shared = Shared {
@@ -93,17 +102,33 @@ struct Shared {
     stop: watch::Receiver<bool>,
 }
 
+type Exchange = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// An attempt whose time is up, while its answer may still come.
+struct Overdue {
+    exchange: Exchange,
+    delivery: Delivery,
+    n: u32,
+    begun: Moment,
+}
+
+/// An attempt that was recorded.
+struct Landed {
+    id: String,
+    overdue: Option<Overdue>,
+}
+
 impl Shared {
     async fn lane(mut self, sender: Arc<Sender>, lane: Lane, width: usize) {
-        let fingerprint = sender.endpoint.fingerprint();
-        let mut flying: JoinSet<String> = JoinSet::new();
+        let mut flying: JoinSet<Landed> = JoinSet::new();
+        let mut overdue: JoinSet<()> = JoinSet::new();
         let mut ids: Vec<String> = Vec::new();
         while !*self.stop.borrow_and_update() {
             self.wake.mark_unchanged();
             let mut sleep = None;
             if flying.len() < width {
-                let (name, fingerprint, in_flight) = (sender.endpoint.name.clone(), fingerprint.clone(), ids.clone());
-                match self.with_store(move |store, now| claim(store, (&name, &fingerprint), lane, now, &in_flight)).await {
+                let (to, in_flight) = (Arc::clone(&sender), ids.clone());
+                match self.with_store(move |store, now| claim(store, &to, lane, now, &in_flight)).await {
                     Ok(Step::Attempt(delivery, n)) => {
                         ids.push(delivery.id.clone());
                         flying.spawn(self.clone().fly(Arc::clone(&sender), *delivery, n));
@@ -122,7 +147,11 @@ impl Shared {
                 }
             }
             tokio::select! {
-                Some(done) = flying.join_next() => landed(&mut ids, &flying, done),
+                Some(done) = flying.join_next() => {
+                    let late = landed(&mut ids, &flying, done).filter(|_| overdue.len() < OVERDUE);
+                    late.map(|late| overdue.spawn(self.clone().listen(Arc::clone(&sender), late)));
+                }
+                Some(_) = overdue.join_next() => {}
                 () = tokio::time::sleep(sleep.unwrap_or(AFTER_FAILURE)), if sleep.is_some() => {}
                 changed = self.wake.changed() => if changed.is_err() { return },
                 changed = self.stop.changed() => if changed.is_err() { return },
@@ -157,7 +186,7 @@ impl Shared {
     }
 
     /// One attempt, from its first byte to its record.
-    async fn fly(self, sender: Arc<Sender>, delivery: Delivery, n: u32) -> String {
+    async fn fly(self, sender: Arc<Sender>, delivery: Delivery, n: u32) -> Landed {
         let span = tracing::info_span!(
             "delivery",
             endpoint = sender.endpoint.name,
@@ -170,7 +199,11 @@ impl Shared {
             telemetry::set_parent(&span, decided);
         }
         let begun = (self.clock)();
-        let answer = sender.attempt(&delivery, begun).instrument(span.clone()).await;
+        let (to, sent) = (Arc::clone(&sender), delivery.clone());
+        let mut exchange: Exchange = Box::pin(async move { to.attempt(&sent, begun.wall).await }.instrument(span.clone()));
+        let in_time = tokio::time::timeout(sender.endpoint.timeout, &mut exchange).await.ok();
+        let overdue = in_time.is_none().then(|| Overdue { exchange, delivery: delivery.clone(), n, begun });
+        let answer = in_time.unwrap_or_else(Answer::overdue);
         span.record("status", answer.status);
         match &answer.error {
             None => tracing::info!(parent: &span, "delivered"),
@@ -178,10 +211,30 @@ impl Shared {
         }
         let id = delivery.id.clone();
         let made = Made::new(&sender, delivery, n, (begun, (self.clock)()), &answer, rand::random_range(-1.0..=1.0));
-        let event = made.event.clone();
+        self.conclude(made).await;
+        Landed { id, overdue }
+    }
+
+    /// Waits for an answer after its attempt has failed: late is better than again.
+    async fn listen(self, sender: Arc<Sender>, late: Overdue) {
+        let Overdue { exchange, delivery, n, begun } = late;
+        let answer = exchange.await;
+        if answer.error.is_none() {
+            tracing::info!(endpoint = delivery.endpoint, delivery = delivery.id, attempt = n, "delivered: the answer was late");
+            let mut made = Made::new(&sender, delivery, n, (begun, (self.clock)()), &answer, 0.0);
+            // It was told when the attempt failed.
+            made.event.first_attempt_delay_ms = None;
+            self.conclude(made).await;
+        }
+    }
+
+    async fn conclude(&self, made: Made) {
+        let (event, wakes) = (made.event.clone(), made.wakes());
         self.record(made).await;
-        self.tell(&event);
-        id
+        (self.observer)(&event);
+        if wakes {
+            self.waker.wake();
+        }
     }
 
     /// Writes down what became of an attempt. Until that succeeds the delivery stays in flight: what was received must not be
@@ -206,24 +259,22 @@ impl Shared {
     /// Runs `body` with the store on a thread that may wait for the disk.
     async fn with_store<T: Send + 'static>(
         &self,
-        body: impl FnOnce(&mut Store, Millis) -> Result<T, StoreError> + Send + 'static,
+        body: impl FnOnce(&mut Store, Moment) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Trouble> {
         let (store, clock) = (Arc::clone(&self.store), Arc::clone(&self.clock));
         let run = move || body(&mut store.lock().unwrap_or_else(|e| e.into_inner()), clock());
         Ok(tokio::task::spawn_blocking(run).await??)
     }
 
+    /// Tells of what was given up, which may have been escalated.
     fn tell(&self, event: &DeliveryEvent) {
         (self.observer)(event);
-        if event.result == DeliveryResult::Dead {
-            // It may have left an escalation, or a disabled endpoint.
-            self.waker.wake();
-        }
+        self.waker.wake();
     }
 
-    /// How long to sleep until `at`; not for long at once, because the wall clock may be set meanwhile.
+    /// How long to sleep until `at`.
     fn until(&self, at: Millis) -> Duration {
-        Duration::from_millis((at - (self.clock)()).max(1).unsigned_abs()).min(LONGEST_SLEEP)
+        Duration::from_millis((at - (self.clock)().steady).max(1).unsigned_abs()).min(LONGEST_SLEEP)
     }
 }
 
@@ -236,14 +287,18 @@ enum Trouble {
 }
 
 /// Forgets an attempt that has landed. One that panicked left no id: when nothing else is in flight, nothing is.
-fn landed(ids: &mut Vec<String>, flying: &JoinSet<String>, done: Result<String, JoinError>) {
+fn landed(ids: &mut Vec<String>, flying: &JoinSet<Landed>, done: Result<Landed, JoinError>) -> Option<Overdue> {
     match done {
-        Ok(id) => ids.retain(|i| *i != id),
+        Ok(Landed { id, overdue }) => {
+            ids.retain(|i| *i != id);
+            overdue
+        }
         Err(e) => {
             tracing::error!(error = %e, "an attempt was lost");
             if flying.is_empty() {
                 ids.clear();
             }
+            None
         }
     }
 }

@@ -26,6 +26,8 @@ pub struct Endpoint {
     pub timeout: Duration,
     /// Whether link-local addresses, where clouds keep their metadata services, may be called.
     pub allow_link_local: bool,
+    /// The endpoint that gets what this one does not receive.
+    pub escalate_to: Option<String>,
 }
 
 /// What the receiver understands.
@@ -87,6 +89,7 @@ impl Endpoint {
             headers: Vec::new(),
             timeout: Duration::from_secs(15),
             allow_link_local: false,
+            escalate_to: None,
         }
     }
 

@@ -5,6 +5,7 @@ mod channel;
 mod client;
 mod dispatcher;
 mod endpoint;
+mod escalate;
 mod payload;
 mod route;
 mod schedule;

@@ -51,13 +51,41 @@ pub(super) fn body(event_type: &str, decision: &Decision, notice: Option<&Notice
     serde_json::to_string(&body).unwrap_or_default()
 }
 
-/// The body that tells of another one that was never received.
-pub(super) fn undelivered(payload: &str, delivery: &str, endpoint: &str, reason: &str, at: Millis) -> String {
+/// The types of messages, a closed list.
+const TYPES: [&str; 8] = [
+    "guardrail.rollback",
+    "guardrail.kill",
+    "guardrail.pause",
+    "guardrail.alert",
+    "guardrail.resolved",
+    "guardrail.confirmed",
+    "guardrail.unconfirmed",
+    "guardrail.test",
+];
+
+/// One of [`TYPES`], as stored.
+pub(super) fn event_type(stored: &str) -> &'static str {
+    TYPES.into_iter().find(|known| *known == stored).unwrap_or("guardrail.alert")
+}
+
+/// A delivery that is not received.
+pub(super) struct Failure<'a> {
+    pub delivery: &'a str,
+    pub endpoint: &'a str,
+    pub reason: &'a str,
+    /// It is not tried again.
+    pub given_up: bool,
+}
+
+/// The body that is sent on behalf of another one.
+pub(super) fn of_failed(payload: &str, event_type: &str, failure: &Failure<'_>, at: Millis) -> String {
     let stored: Value = serde_json::from_str(payload).unwrap_or_default();
     let mut body = if stored["data"].is_object() { stored } else { json!({ "data": {} }) };
-    let event_type = body["type"].take();
-    body["type"] = json!("guardrail.alert");
+    let failed = body["type"].take();
+    body["type"] = json!(event_type);
     body["timestamp"] = json!(rfc3339(at));
-    body["data"]["undelivered"] = json!({ "delivery": delivery, "endpoint": endpoint, "type": event_type, "reason": reason });
+    let Failure { delivery, endpoint, reason, given_up } = failure;
+    let undelivered = json!({ "delivery": delivery, "endpoint": endpoint, "type": failed, "reason": reason, "given_up": given_up });
+    body["data"]["undelivered"] = undelivered;
     body.to_string()
 }

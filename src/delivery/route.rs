@@ -2,15 +2,14 @@
 
 use super::payload::{self, Links};
 use crate::engine::decision::{Action, Decision, Evidence, Mode, Notice, NoticeKind};
-use crate::engine::time::Millis;
 use crate::rules::{Route, RuleSet};
-use crate::store::{Delivery, NewDelivery, Priority};
+use crate::store::{NewDelivery, Priority};
 use reqwest::Url;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// The criterion of decisions that follow when exposures did not stop in time.
-const CONFIRM_WITHIN: &str = "confirm_within";
+/// The criteria of decisions that follow when exposures did not stop in time, or have come back.
+const UNCONFIRMED: [&str; 2] = ["confirm_within", "undone"];
 
 /// Makes deliveries from decisions.
 #[derive(Clone, Debug, Default)]
@@ -27,7 +26,7 @@ impl Router {
         if action.intervenes() && (decision.mode == Mode::Observe || decision.covered_by.is_some()) {
             return Vec::new();
         }
-        let unconfirmed = decision.criterion == CONFIRM_WITHIN;
+        let unconfirmed = UNCONFIRMED.contains(&decision.criterion.as_str());
         let (to, event_type, priority) = match action {
             Action::Kill => (Action::Kill, "guardrail.kill", Priority::Kill),
             Action::Rollback => (Action::Rollback, "guardrail.rollback", Priority::Rollback),
@@ -122,24 +121,10 @@ impl Router {
     }
 }
 
-/// Who is told when `endpoint` never receives: who is paged, else who is notified, unless that is the endpoint itself.
+/// Who is told when `endpoint` does not receive: who is paged, else who is notified, unless that is the endpoint itself.
 fn escalation(rule: &RuleSet, endpoint: &str) -> Option<String> {
     let told = [Action::Page, Action::Notify].iter().filter_map(|a| rule.routes.get(a)).map(|r| &r.endpoint);
     told.into_iter().find(|e| *e != endpoint).cloned()
-}
-
-/// What is sent to [`Delivery::escalate_to`] when a delivery is given up.
-pub(super) fn escalate(dead: &Delivery, reason: &str, at: Millis) -> Option<NewDelivery> {
-    let endpoint = dead.escalate_to.clone()?;
-    Some(NewDelivery {
-        id: format!("{}-undelivered", dead.id),
-        endpoint,
-        event_type: "guardrail.alert",
-        priority: Priority::Inform,
-        payload: payload::undelivered(&dead.payload, &dead.id, &dead.endpoint, reason, at),
-        escalate_to: None,
-        traceparent: dead.traceparent.clone(),
-    })
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ pub struct Decision {
     pub bucket: String,
     /// Name of the guardrail, or key of the quality check, or `operator`.
     pub guardrail: String,
-    /// `limit`, `max_increase`, `stop_on_negative`, a quality key, `operator`, `confirm_within` or `shared_cause`.
+    /// `limit`, `max_increase`, `stop_on_negative`, a quality key, `operator`, `confirm_within`, `undone` or `shared_cause`.
     pub criterion: String,
     pub verdict: Verdict,
     pub action: Action,

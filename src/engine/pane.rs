@@ -435,6 +435,11 @@ impl<'p> Cell<'p> {
         self.observations.is_empty() && self.abandoned.is_empty() && self.surplus.is_empty()
     }
 
+    /// What happened one by one: what had no room is not among them.
+    pub fn observations(&self) -> &'p [Observation] {
+        self.observations
+    }
+
     /// The cell as the traffic of a bucket.
     pub fn traffic(&self) -> BucketPartial {
         let mut part = BucketPartial::default();

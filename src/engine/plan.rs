@@ -103,6 +103,8 @@ pub struct Plan {
     pub confirm_within: Millis,
     /// What happens when they do not.
     pub unconfirmed: Vec<Action>,
+    /// What happens when they have stopped, and come back.
+    pub undone: Vec<Action>,
 }
 
 /// Which units are compared apart from the others.

@@ -116,6 +116,7 @@ fn kind(decision: &Decision) -> Option<Kind> {
     let name = match decision.criterion.as_str() {
         "operator" | CRITERION => return None,
         "confirm_within" => "confirm_within",
+        "undone" => "undone",
         _ => decision.guardrail.split('#').next().unwrap_or_default(),
     };
     let acts = decision.action.intervenes() && decision.mode == Mode::Enforce;

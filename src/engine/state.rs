@@ -211,7 +211,7 @@ pub struct StopState {
     pub decision: String,
     pub action: Action,
     pub at: Millis,
-    /// `waiting`, `confirmed` or `unconfirmed`; `observed` where nothing was sent.
+    /// `waiting`, `confirmed`, `unconfirmed` or `undone`; `observed` where nothing was sent.
     pub confirmation: String,
 }
 

@@ -488,6 +488,12 @@ static ACTIONS_SECTION: Section = Section {
             "[kill, page]",
             "What is done if they do not. Default: page where configured, else notify.",
         ),
+        key(
+            "undone",
+            List(&Word(ACTIONS)),
+            "[rollback, page]",
+            "What is done if they have stopped, and come back though nobody resumed. Default: page where configured, else notify.",
+        ),
         key("rate_limit", Shape::Section(&RATE_LIMIT), "", "Brakes on actions."),
     ],
 };

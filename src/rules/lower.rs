@@ -47,7 +47,7 @@ pub fn lower(
     let guardrails = guardrails::read(&context, faults);
     let quality = quality::read(&context, fields, faults);
     let (eligibility, assignment) = eligibility::read(&context, faults);
-    let unconfirmed = unconfirmed(&context, faults);
+    let [unconfirmed, undone] = ["unconfirmed", "undone"].map(|key| follow_up(key, &context, faults));
     let rollout = rollout::read(&context, faults);
     check_references(&context, faults);
     let analysis = root.get("analysis");
@@ -83,6 +83,7 @@ pub fn lower(
         mode: context.mode?,
         confirm_within: actions?.get("confirm_within").and_then(span).unwrap_or(120_000),
         unconfirmed,
+        undone,
     };
     let runbook = root.get("comms").and_then(|c| c.get("runbook")).and_then(Node::text).map(str::to_owned);
     Some(RuleSet { plan: Arc::new(plan), routes: context.routes, runbook, file: file.to_owned() })
@@ -223,9 +224,10 @@ fn weights(entries: &[Entry], faults: &mut Faults) -> Vec<f64> {
     shares.iter().map(|s| s / sum).collect()
 }
 
-fn unconfirmed(context: &Context<'_>, faults: &mut Faults) -> Vec<Action> {
+/// What is done when a stop does not hold.
+fn follow_up(key: &str, context: &Context<'_>, faults: &mut Faults) -> Vec<Action> {
     let section = context.root.get("actions");
-    if let Some(list) = section.and_then(|a| a.get("unconfirmed")) {
+    if let Some(list) = section.and_then(|a| a.get(key)) {
         for node in list.list() {
             context.check_route(node, faults);
         }

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 /// Everything that one step of the daemon writes, in one transaction.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
-    /// Wall clock, ms since the epoch: when deliveries are created and first due.
+    /// By the steady clock: when deliveries are created and first due.
     pub at: Millis,
     pub decisions: Vec<(Decision, Vec<NewDelivery>)>,
     pub notices: Vec<(Notice, Vec<NewDelivery>)>,
@@ -43,7 +43,7 @@ pub struct NewDelivery {
     pub priority: Priority,
     /// The webhook body, byte for byte.
     pub payload: String,
-    /// Endpoint that is told when this one never receives it.
+    /// Endpoint that is told when this one does not receive it.
     pub escalate_to: Option<String>,
     /// W3C trace context of the decision.
     pub traceparent: Option<String>,
@@ -88,15 +88,19 @@ pub struct Delivery {
     /// Attempts begun before the last redelivery: the schedule starts again from there.
     #[serde(skip)]
     pub attempts_before: u32,
-    /// Wall clock, ms since the epoch, as all times here.
+    /// Times of the schedule are of the steady clock ([`crate::clock::Moment`]).
     pub next_attempt_ms: Millis,
     pub created_ms: Millis,
     /// No attempt is begun after this.
     pub expires_ms: Millis,
+    /// Wall clock, ms since the epoch.
     pub delivered_ms: Option<Millis>,
     /// HTTP status of the last attempt that had one.
     pub last_status: Option<u16>,
     pub last_error: Option<String>,
+    /// The delivery on whose behalf this one is made, because that one failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub escalates: Option<String>,
     #[serde(skip)]
     pub escalate_to: Option<String>,
     #[serde(skip)]
@@ -243,6 +247,7 @@ pub(super) fn delivery(row: &rusqlite::Row<'_>) -> rusqlite::Result<Delivery> {
         delivered_ms: row.get("delivered_ms")?,
         last_status: row.get("last_status")?,
         last_error: row.get("last_error")?,
+        escalates: row.get("escalates")?,
         escalate_to: row.get("escalate_to")?,
         traceparent: row.get("traceparent")?,
     })

@@ -8,7 +8,8 @@ use std::path::Path;
 const APPLICATION_ID: i64 = 0x4752_4c44;
 
 /// Entry `i` takes a file from `user_version` `i` to `i + 1`. Entries are appended, never changed.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
 CREATE TABLE decisions (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -121,7 +122,9 @@ CREATE TABLE endpoints (
     disabled_at INTEGER NOT NULL,
     reason TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
-"];
+",
+    "ALTER TABLE outbox ADD COLUMN escalates TEXT;",
+];
 
 /// Brings the file to the current schema; refuses files of other programs and of newer versions.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::clock::Moment;
 use crate::engine::decision::{Action, Decision, Evidence, LogEntry, LogKind, Mode, Notice, NoticeKind, Verdict};
 use tempfile::TempDir;
 
@@ -66,8 +67,13 @@ fn due(store: &Store, now: i64) -> Option<Delivery> {
     }
 }
 
+/// Both clocks agree.
+fn at(ms: i64) -> Moment {
+    Moment { wall: ms, steady: ms }
+}
+
 fn end(status: u16) -> AttemptEnd {
-    AttemptEnd { at: 2_100, duration_ms: 100, status: Some(status), error: None }
+    AttemptEnd { at: at(2_100), duration_ms: 100, status: Some(status), error: None }
 }
 
 #[test]
@@ -274,18 +280,18 @@ fn attempts_are_recorded_and_a_crash_in_one_leaves_it_due() {
     let mut store = Store::open(store.path()).unwrap();
     assert_eq!(due(&store, 2_000).unwrap().id, d.id, "still due after a restart");
     assert_eq!(store.start_attempt(&d.id, 2_050).unwrap(), Some(2));
-    store.finish_attempt(&d, 2, &end(503), &Next::Retry { at: 3_000 }).unwrap();
+    store.finish_attempt(&d, 2, &end(503), &Next::Retry { at: 3_000 }, &[]).unwrap();
     assert_eq!(due(&store, 2_999), None);
     assert_eq!(store.start_attempt(&d.id, 3_000).unwrap(), Some(3));
-    store.finish_attempt(&d, 3, &end(204), &Next::Delivered).unwrap();
+    store.finish_attempt(&d, 3, &end(204), &Next::Delivered, &[]).unwrap();
     assert_eq!(due(&store, 9_000), None);
     let record = store.delivery(&d.id).unwrap().unwrap();
     assert_eq!(record.delivery.state, DeliveryState::Delivered);
     assert_eq!(record.history.iter().map(|a| (a.n, a.status)).collect::<Vec<_>>(), [(1, None), (2, Some(503)), (3, Some(204))]);
     assert!(store.log("new-checkout", 0, 10).unwrap().iter().any(|l| l.entry.text.ends_with("204 on attempt 3")));
 
-    assert!(!store.redeliver("d-none", 5_000, "sre").unwrap());
-    assert!(store.redeliver(&d.id, 5_000, "sre").unwrap());
+    assert!(!store.redeliver("d-none", at(5_000), "sre").unwrap());
+    assert!(store.redeliver(&d.id, at(5_000), "sre").unwrap());
     let again = due(&store, 5_000).unwrap();
     assert_eq!((again.id, again.attempts, again.attempts_before, again.expires_ms), (d.id, 3, 3, 5_000 + LIFETIME));
 }
@@ -312,8 +318,8 @@ fn a_dead_delivery_escalates_once_and_a_disabled_endpoint_stays_so_until_its_con
     store.commit(&one("d-1")).unwrap();
     let d = due(&store, 2_000).unwrap();
     let escalation = NewDelivery { endpoint: "pager".to_owned(), ..delivery("d-1-rollback-undelivered", Priority::Inform) };
-    store.give_up(&d, 2_100, "expired", Some(&escalation)).unwrap();
-    store.give_up(&d, 2_200, "expired", Some(&escalation)).unwrap();
+    store.give_up(&d, at(2_100), "expired", std::slice::from_ref(&escalation)).unwrap();
+    store.give_up(&d, at(2_200), "expired", &[escalation]).unwrap();
     let rows = store.deliveries("d-1").unwrap();
     assert_eq!(rows.iter().map(|r| r.delivery.state).collect::<Vec<_>>(), [DeliveryState::Dead, DeliveryState::Pending]);
     assert_eq!(store.pending().unwrap(), [("pager".to_owned(), 1)]);
@@ -321,7 +327,7 @@ fn a_dead_delivery_escalates_once_and_a_disabled_endpoint_stays_so_until_its_con
     store.disable_endpoint("flag-service", "a", 2_100, "410 Gone").unwrap();
     assert_eq!(store.disabled("flag-service", "a").unwrap().as_deref(), Some("410 Gone"));
     assert_eq!(store.disabled("flag-service", "b").unwrap(), None);
-    assert!(store.redeliver(&d.id, 3_000, "sre").unwrap());
+    assert!(store.redeliver(&d.id, at(3_000), "sre").unwrap());
     assert_eq!(store.disabled("flag-service", "a").unwrap(), None);
 }
 
@@ -332,10 +338,57 @@ fn pruning_keeps_what_waits_and_every_decision() {
     store.commit(&one("d-2")).unwrap();
     let d = due(&store, 2_000).unwrap();
     store.start_attempt(&d.id, 2_000).unwrap();
-    store.finish_attempt(&d, 1, &end(200), &Next::Delivered).unwrap();
+    store.finish_attempt(&d, 1, &end(200), &Next::Delivered, &[]).unwrap();
     assert_eq!(store.prune(2_101).unwrap(), 4);
     assert!(store.delivery(&d.id).unwrap().is_none());
     assert_eq!(store.outbox(10).unwrap().len(), 1);
     assert_eq!(store.decisions(Some("new-checkout"), 10).unwrap().len(), 2);
     assert_eq!(store.commit(&one("d-1")).unwrap().known, ["d-1"]);
+}
+
+#[test]
+fn what_is_next_is_found_by_an_index_however_much_is_pending() {
+    let (_dir, store) = open();
+    for sql in [super::outbox::FIRST_PENDING, super::outbox::PENDING_ELSEWHERE] {
+        let explain = format!("EXPLAIN QUERY PLAN {}", sql.replace('?', "'[]'"));
+        let plan: Vec<String> = store.read(|c| c.prepare(&explain)?.query_map([], |row| row.get("detail"))?.collect()).unwrap();
+        let scans = |step: &&String| step.contains("B-TREE") || step.contains("SCAN outbox") && !step.contains("INDEX");
+        assert_eq!(plan.iter().find(scans), None, "{plan:#?}");
+    }
+}
+
+#[test]
+fn a_message_goes_to_no_endpoint_that_has_had_it() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    let first = due(&store, 2_000).unwrap();
+    let to = |endpoint: &str| {
+        [NewDelivery { endpoint: endpoint.to_owned(), ..delivery(&format!("d-1-rollback-at-{endpoint}"), Priority::Rollback) }]
+    };
+    let retry = Next::Retry { at: 9_000 };
+    store.finish_attempt(&first, 1, &end(503), &retry, &to("backup")).unwrap();
+    store.finish_attempt(&first, 2, &end(503), &retry, &to("backup")).unwrap();
+    let second = store.delivery("d-1-rollback-at-backup").unwrap().unwrap().delivery;
+    assert_eq!((second.escalates.as_deref(), second.next_attempt_ms), (Some("d-1-rollback"), 2_100));
+    // The configuration was turned round meanwhile.
+    store.finish_attempt(&second, 1, &end(503), &retry, &to("flag-service")).unwrap();
+    store.finish_attempt(&second, 2, &end(503), &retry, &to("last")).unwrap();
+    let ids: Vec<String> = store.deliveries("d-1").unwrap().into_iter().map(|r| r.delivery.id).collect();
+    assert_eq!(ids, ["d-1-rollback", "d-1-rollback-at-backup", "d-1-rollback-at-last"]);
+    let told = store.log("new-checkout", 0, 10).unwrap().into_iter().filter(|l| l.entry.text.contains(" fails: "));
+    assert_eq!(told.count(), 2);
+    // What has been received needs nobody else.
+    store.finish_attempt(&first, 3, &end(200), &Next::Delivered, &[]).unwrap();
+    store.finish_attempt(&first, 4, &end(503), &retry, &to("late")).unwrap();
+    assert_eq!(store.deliveries("d-1").unwrap().len(), 3);
+    assert_eq!(store.delivery("d-1-rollback").unwrap().unwrap().delivery.last_error, None);
+}
+
+#[test]
+fn schedules_of_a_clock_that_was_ahead_are_brought_back() {
+    let (_dir, mut store) = open();
+    store.commit(&Commit { at: 90_000_000_000, ..one("d-1") }).unwrap();
+    store.reschedule(5_000, 600_000).unwrap();
+    let row = due(&store, 605_000).unwrap();
+    assert_eq!((row.next_attempt_ms, row.expires_ms), (605_000, 5_000 + LIFETIME));
 }

@@ -51,6 +51,7 @@ pub(super) struct Undelivered {
     pub endpoint: String,
     pub r#type: String,
     pub reason: String,
+    pub given_up: bool,
 }
 
 impl Message {
@@ -106,7 +107,8 @@ impl Message {
             lines.push(("", format!("{} {}", n.at, n.text)));
         }
         if let Some(u) = &d.undelivered {
-            lines.push(("", format!("{} {} never reached {}: {}", self.timestamp, u.r#type, u.endpoint, u.reason)));
+            let what = if u.given_up { "never reached" } else { "is tried again, and has not reached" };
+            lines.push(("", format!("{} {} {what} {}: {}", self.timestamp, u.r#type, u.endpoint, u.reason)));
         }
         if self.r#type != "guardrail.resolved" && !d.experiment.is_empty() {
             lines.push(("Undo", format!("guardraild resume {} --reason \"...\"", d.experiment)));

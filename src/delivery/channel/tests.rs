@@ -1,5 +1,5 @@
 use super::*;
-use crate::delivery::payload::undelivered;
+use crate::delivery::payload::{Failure, of_failed};
 use crate::store::{DeliveryState, LIFETIME, Priority};
 
 const PAYLOAD: &str = r#"{"type":"guardrail.confirmed","timestamp":"2026-12-02T09:20:49Z","data":{"decision":"d-1",
@@ -26,6 +26,7 @@ fn delivery(event_type: &str, payload: String) -> Delivery {
         delivered_ms: None,
         last_status: None,
         last_error: None,
+        escalates: None,
         escalate_to: None,
         traceparent: None,
     }
@@ -82,7 +83,14 @@ fn cloudevents_carry_the_deliverys_id() {
 
 #[test]
 fn what_was_never_received_is_told_in_words() {
-    let payload = undelivered(&PAYLOAD.replace("guardrail.confirmed", "guardrail.rollback"), "d-1-rollback", "flags", "HTTP 410", 0);
+    let rollback = PAYLOAD.replace("guardrail.confirmed", "guardrail.rollback");
+    let failed = |given_up| {
+        let failure = Failure { delivery: "d-1-rollback", endpoint: "flags", reason: "HTTP 410", given_up };
+        of_failed(&rollback, "guardrail.alert", &failure, 0)
+    };
+    let tried = posted(Kind::Slack, &delivery("guardrail.alert", failed(false)));
+    assert!(tried["text"].as_str().unwrap().contains("guardrail.rollback is tried again, and has not reached flags"), "{tried}");
+    let payload = failed(true);
     let post = posted(Kind::Slack, &delivery("guardrail.alert", payload.clone()));
     let text = post["text"].as_str().unwrap();
     assert!(text.starts_with("[NOT DELIVERED] new-checkout"), "{text}");

@@ -2,7 +2,6 @@ use super::*;
 use crate::engine::decision::{Evidence, Verdict};
 use crate::engine::plan::{Correction, Method, Plan};
 use crate::rules::Channel;
-use crate::store::{DeliveryState, LIFETIME};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +33,7 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         mode: Mode::Enforce,
         confirm_within: 120_000,
         unconfirmed: Vec::new(),
+        undone: Vec::new(),
     };
     let route =
         |endpoint: &str| Route { channel: Channel::Webhook, endpoint: endpoint.to_owned(), body: Some(json!({ "flag": endpoint })) };
@@ -107,8 +107,8 @@ fn each_action_goes_to_its_own_route() {
     assert_eq!(sent(Action::Page, Enforce, "limit"), one("d-1-page", "pager", "guardrail.alert", Priority::Inform));
     assert_eq!(sent(Action::Notify, Enforce, "limit"), one("d-1-notify", "chat", "guardrail.alert", Priority::Inform));
     assert_eq!(sent(Action::Hold, Enforce, "silence"), one("d-1-hold", "chat", "guardrail.alert", Priority::Inform));
-    assert_eq!(sent(Action::Kill, Enforce, CONFIRM_WITHIN), one("d-1-kill", "switch", "guardrail.kill", Priority::Kill));
-    assert_eq!(sent(Action::Page, Enforce, CONFIRM_WITHIN), one("d-1-page", "pager", "guardrail.unconfirmed", Priority::Inform));
+    assert_eq!(sent(Action::Kill, Enforce, UNCONFIRMED[0]), one("d-1-kill", "switch", "guardrail.kill", Priority::Kill));
+    assert_eq!(sent(Action::Page, Enforce, UNCONFIRMED[0]), one("d-1-page", "pager", "guardrail.unconfirmed", Priority::Inform));
 }
 
 #[test]
@@ -176,37 +176,6 @@ fn what_an_earlier_decision_has_done_is_not_sent_again() {
     assert_eq!(Router::default().decision(&whole(), &covered, None), []);
     covered.action = Action::Page;
     assert_eq!(Router::default().decision(&whole(), &covered, None).len(), 1, "people are told of each");
-}
-
-#[test]
-fn a_dead_delivery_pages_with_its_reason() {
-    let row = Router::default().decision(&whole(), &decision(Action::Rollback, Mode::Enforce, "limit"), None).remove(0);
-    let dead = Delivery {
-        id: row.id,
-        decision: "d-1".to_owned(),
-        experiment: "new-checkout".to_owned(),
-        endpoint: row.endpoint,
-        event_type: row.event_type.to_owned(),
-        priority: row.priority,
-        payload: row.payload,
-        state: DeliveryState::Pending,
-        attempts: 3,
-        attempts_before: 0,
-        next_attempt_ms: 0,
-        created_ms: 0,
-        expires_ms: LIFETIME,
-        delivered_ms: None,
-        last_status: Some(410),
-        last_error: None,
-        escalate_to: row.escalate_to,
-        traceparent: None,
-    };
-    let escalation = escalate(&dead, "HTTP 410", 0).unwrap();
-    assert_eq!((escalation.id.as_str(), escalation.endpoint.as_str()), ("d-1-rollback-undelivered", "pager"));
-    let body: Value = serde_json::from_str(&escalation.payload).unwrap();
-    let told = json!({ "delivery": "d-1-rollback", "endpoint": "flags", "type": "guardrail.rollback", "reason": "HTTP 410" });
-    assert_eq!((&body["type"], &body["data"]["undelivered"]), (&json!("guardrail.alert"), &told));
-    assert_eq!(escalate(&Delivery { escalate_to: None, ..dead }, "HTTP 410", 0), None);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Acting: how a breach or an operator's request becomes a decision, and what that changes.
 
-use super::stop::{Confirmation, Stop};
+use super::stop::{self, Confirmation, Stop};
 use super::{Alarm, Guard, Hypothesis, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
@@ -179,7 +179,8 @@ impl Judge {
             let confirmation = if decision.mode == Mode::Enforce { Confirmation::Waiting } else { Confirmation::Observed };
             let before_per_s = self.state.traffic[bucket].settled_rate(pane, self.pane_ms);
             let (id, action) = (decision.decision.clone(), decision.action);
-            self.state.stops[bucket] = Some(Stop { decision: id, action, at: decision.decided_at, before_per_s, confirmation });
+            let at = decision.decided_at;
+            self.state.stops[bucket] = Some(Stop { decision: id, action, at, before_per_s, confirmation, comeback: None });
         }
     }
 
@@ -210,7 +211,8 @@ impl Judge {
         let id = Some(decision.decision.clone());
         self.in_force.insert(decision.decision.clone(), decision.clone());
         let bucket = self.plan.bucket(&decision.bucket);
-        if decision.criterion != "confirm_within"
+        let follows = [stop::CONFIRM_WITHIN, stop::UNDONE].contains(&decision.criterion.as_str());
+        if !follows
             && let Some(bucket) = bucket
             && let Some(guardrail) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
         {
@@ -222,7 +224,7 @@ impl Judge {
         } else if let Some(check) = self.plan.quality.iter().position(|q| q.kind.name() == decision.guardrail) {
             self.state.quality.checks[check].tripped = id;
         }
-        let watched = decision.action >= Action::Rollback && decision.covered_by.is_none() && decision.criterion != "confirm_within";
+        let watched = decision.action >= Action::Rollback && decision.covered_by.is_none() && !follows;
         if watched {
             self.awaited.push(decision.clone());
             self.watch_awaited();

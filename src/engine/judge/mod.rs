@@ -4,6 +4,7 @@
 
 mod act;
 mod budget;
+mod comeback;
 mod funnels;
 mod interval;
 mod limit;
@@ -232,6 +233,7 @@ impl Judge {
         }
         for (bucket, part) in traffic.iter().enumerate() {
             self.state.traffic[bucket].add(pane, part);
+            self.watch_comeback(pane, bucket, part, &partial.cell(self.plan.traffic_cell(bucket)));
             self.state.rollout.phases.add(pane, bucket, part, partial, &self.plan);
         }
         self.state.funnels.add(pane, partial.strides());

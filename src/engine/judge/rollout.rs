@@ -100,6 +100,10 @@ impl Judge {
             let from = self.state.at.map_or(pane, |judged| pane.max(Pane(judged.0 + 1)));
             self.state.rollout.phases.begin(phase, at, from, weights);
             self.warm_up(from);
+            // Whoever moves the rollout may mean a bucket to have traffic again.
+            for (stop, weight) in self.state.stops.iter_mut().zip(&self.state.weights) {
+                stop.iter_mut().filter(|_| *weight > 0.0).for_each(|stop| stop.comeback = None);
+            }
         }
         self.log(at, LogKind::Phase, by, text, out);
         self.fill(at, out);

@@ -1,6 +1,7 @@
 //! After a rollback: do exposures to the bucket really stop?
 
 use super::Judge;
+use super::comeback::Comeback;
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Notice, NoticeKind, Output, decision_id};
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,8 @@ pub struct Stop {
     /// Exposures per second when it was decided.
     pub before_per_s: f64,
     pub confirmation: Confirmation,
+    /// What has been seen since it was confirmed, while nothing else explains exposures.
+    pub comeback: Option<Comeback>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +27,8 @@ pub enum Confirmation {
     Unconfirmed,
     /// Nothing was sent: the rule only observes.
     Observed,
+    /// Exposures had stopped, and have come back.
+    Undone,
 }
 
 impl Confirmation {
@@ -33,6 +38,7 @@ impl Confirmation {
             Confirmation::Confirmed => "confirmed",
             Confirmation::Unconfirmed => "unconfirmed",
             Confirmation::Observed => "observed",
+            Confirmation::Undone => "undone",
         }
     }
 }
@@ -43,6 +49,10 @@ impl Stop {
     }
 }
 
+/// The criteria of what follows a stop that does not hold.
+pub(super) const CONFIRM_WITHIN: &str = "confirm_within";
+pub(super) const UNDONE: &str = "undone";
+
 /// Exposures that would have been expected in a quiet span before it counts as stopped: by chance alone, none are seen once in
 /// e^10 = 22,000 times.
 const EXPECTED: f64 = 10.0;
@@ -51,8 +61,13 @@ impl Judge {
     pub(super) fn watch_stops(&mut self, pane: Pane, out: &mut Output) {
         for bucket in 0..self.plan.buckets.len() {
             let Some(stop) = self.state.stops[bucket].clone() else { continue };
-            if !matches!(stop.confirmation, Confirmation::Waiting | Confirmation::Unconfirmed) {
-                continue;
+            match stop.confirmation {
+                Confirmation::Confirmed => {
+                    self.judge_comeback(bucket, pane, out);
+                    continue;
+                }
+                Confirmation::Observed | Confirmation::Undone => continue,
+                Confirmation::Waiting | Confirmation::Unconfirmed => {}
             }
             let now = pane.end(self.pane_ms);
             if self.has_stopped(bucket, &stop, pane) {
@@ -86,6 +101,7 @@ impl Judge {
     fn confirm(&mut self, bucket: usize, stop: &Stop, now: Millis, out: &mut Output) {
         if let Some(stop) = &mut self.state.stops[bucket] {
             stop.confirmation = Confirmation::Confirmed;
+            stop.comeback = Some(Comeback::default());
         }
         let name = &self.plan.buckets[bucket].name;
         let (before, seconds) = (stop.before_per_s, (now - stop.at) as f64 / 1_000.0);
@@ -112,28 +128,46 @@ impl Judge {
         let name = &self.plan.buckets[bucket].name;
         let waited = self.plan.confirm_within as f64 / 1_000.0;
         let reason = format!("{} of {name} ({}) is not confirmed after {waited:.0} s: {why}", stop.action.name(), stop.decision);
-        for &action in self.plan.unconfirmed.clone().iter() {
-            let part = format!("unconfirmed/{}/{}", stop.decision, action.name());
+        let evidence = Evidence::Exposures { before_per_s: stop.before_per_s, now_per_s };
+        let actions = self.plan.unconfirmed.clone();
+        self.follow_up(stop, &original, (CONFIRM_WITHIN, &actions), (stop.at, now), (evidence, reason), out);
+    }
+
+    /// Decides what follows when a stop does not hold; returns the ids.
+    pub(super) fn follow_up(
+        &mut self,
+        stop: &Stop,
+        original: &Decision,
+        (criterion, actions): (&str, &[Action]),
+        (since, now): (Millis, Millis),
+        (evidence, reason): (Evidence, String),
+        out: &mut Output,
+    ) -> Vec<(String, Action)> {
+        let (prefix, mut ids) = (if criterion == CONFIRM_WITHIN { "unconfirmed" } else { criterion }, Vec::new());
+        for &action in actions {
+            let part = format!("{prefix}/{}/{}", stop.decision, action.name());
+            let (plan, epoch) = (&self.plan, self.state.epoch);
             let decision = Decision {
-                decision: decision_id(&self.plan.experiment, self.plan.revision, name, &original.guardrail, self.state.epoch, &part),
+                decision: decision_id(&plan.experiment, plan.revision, &original.bucket, &original.guardrail, epoch, &part),
                 decided_at: now,
-                criterion: "confirm_within".into(),
+                criterion: criterion.into(),
                 action,
-                since: stop.at,
+                since,
                 test: "count".into(),
                 interval: None,
                 alpha: None,
                 log_e_value: None,
-                evidence: Evidence::Exposures { before_per_s: stop.before_per_s, now_per_s },
+                evidence: evidence.clone(),
                 reason: reason.clone(),
-                epoch: self.state.epoch,
+                epoch,
                 covered_by: None,
                 author: None,
                 shared_cause: None,
                 ..original.clone()
             };
-            self.in_force.insert(decision.decision.clone(), decision.clone());
-            out.decisions.push(decision);
+            ids.push((decision.decision.clone(), action));
+            self.put_in_force(decision, out);
         }
+        ids
     }
 }

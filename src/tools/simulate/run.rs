@@ -73,7 +73,7 @@ pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]
             units_before = generator.units();
         }
         aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, &mut out));
-        for decision in out.decisions.drain(..).filter(|d| d.criterion != "confirm_within") {
+        for decision in out.decisions.drain(..).filter(|d| !["confirm_within", "undone"].contains(&d.criterion.as_str())) {
             let known = |t: &Trip| (&t.guardrail, &t.bucket, &t.segment) == (&decision.guardrail, &decision.bucket, &decision.segment);
             if !trips.iter().any(known) {
                 trips.push(Trip {

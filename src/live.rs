@@ -3,9 +3,10 @@
 
 pub use crate::engine::judge::Operation;
 use crate::engine::outcome::Counts;
-use crate::engine::state::ExperimentState;
+use crate::engine::state::{BinsState, ExperimentState};
 use crate::engine::time::Millis;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use tokio::sync::oneshot;
 
@@ -43,13 +44,15 @@ impl View {
 }
 
 /// One input partition number (over all co-partitioned topics).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct PartitionView {
     pub partition: i32,
     /// Largest event time seen, ms since the epoch.
     pub watermark: Option<Millis>,
     pub idle: bool,
     pub counts: Counts,
+    /// Records that the topics hold beyond what has been read, by topic.
+    pub lag: BTreeMap<String, i64>,
 }
 
 /// A readiness check.
@@ -68,6 +71,13 @@ pub enum Command {
     Look {
         experiment: String,
         reply: oneshot::Sender<Option<ExperimentState>>,
+    },
+    /// Histograms of one guardrail and bucket.
+    Bins {
+        experiment: String,
+        guardrail: String,
+        bucket: String,
+        reply: oneshot::Sender<Option<BinsState>>,
     },
 }
 

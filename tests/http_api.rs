@@ -5,13 +5,13 @@
 use guardraild::clock;
 use guardraild::config::Config;
 use guardraild::engine::decision::{Action, Mode, Verdict};
-use guardraild::engine::state::{DataState, ExperimentState, FunnelBucket, FunnelCounts, FunnelState, RolloutState};
+use guardraild::engine::state::{BinsOf, BinsState, BucketState, DataState, ExperimentState, RolloutState};
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::telemetry::Metrics;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use std::io::Write;
+use std::io::{Read as _, Write};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -42,6 +42,16 @@ impl Backend for Store {
     fn decision(&self, id: &str) -> Result<Option<Value>, BackendError> {
         self.check()?;
         Ok((id == "d-1").then(|| json!({"decision": "d-1", "deliveries": []})))
+    }
+
+    fn decisions(&self, experiment: Option<&str>, limit: usize) -> Result<Vec<Value>, BackendError> {
+        self.check()?;
+        Ok(vec![json!({"decision": "d-1", "experiment": experiment, "limit": limit})])
+    }
+
+    fn deliveries(&self, limit: usize) -> Result<Vec<Value>, BackendError> {
+        self.check()?;
+        Ok(vec![json!({"id": "dl-1", "limit": limit})])
     }
 
     fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
@@ -144,7 +154,16 @@ impl Daemon {
 /// Plays the judge: notes commands and answers them.
 async fn judge(mut commands: mpsc::Receiver<Command>, seen: Seen) {
     while let Some(command) = commands.recv().await {
-        let Command::Operate(Request { experiment, operation, bucket, author, reason, reply }) = command else { continue };
+        let request = match command {
+            Command::Operate(request) => request,
+            Command::Bins { bucket, reply, .. } => {
+                let bins = BinsState { of: BinsOf::Window, baseline_n: 1, n: 2, bins: vec![], quantiles: vec![] };
+                let _ = reply.send((bucket == "treatment").then_some(bins));
+                continue;
+            }
+            Command::Look { .. } => continue,
+        };
+        let Request { experiment, operation, bucket, author, reason, reply } = request;
         let result = match bucket.as_deref() {
             Some("refused") => Err(Refusal::NotPossible("bucket `refused` is the baseline".to_owned())),
             Some("unstored") => Err(Refusal::NotStored("disk full".to_owned())),
@@ -244,7 +263,15 @@ async fn the_read_api_answers() {
     assert_eq!(page, json!({"entries": [{"text": 4}, {"text": 5}], "next": null}));
 
     let series = d.json("/api/v1/experiments/checkout/series").await;
-    assert_eq!((&series["step_s"], &series["points"][0]["guardrails"]), (&json!(10), &json!([])));
+    assert_eq!((&series["at"], &series["guardrails"], &series["buckets"]), (&json!([]), &json!([]), &json!([])), "nothing is judged yet");
+    assert_eq!(d.json("/api/v1/decisions?experiment=checkout&limit=9999").await["decisions"][0]["limit"], 500);
+    assert_eq!(d.json("/api/v1/decisions").await["decisions"][0]["experiment"], Value::Null);
+    assert_eq!(d.json("/api/v1/deliveries").await["deliveries"][0]["id"], "dl-1");
+    assert_eq!(d.json("/api/v1/experiments/checkout/bins?guardrail=latency_p95&bucket=treatment").await["of"], "window");
+    assert_eq!(d.status("/api/v1/experiments/checkout/bins?guardrail=latency_p95&bucket=nope").await, 404);
+    assert_eq!(d.status("/api/v1/experiments/checkout/bins?guardrail=latency_p95").await, 400);
+    let data = d.json("/api/v1/data").await;
+    assert_eq!((&data["fresh"], &data["checks"][0]["name"]), (&json!(true), &json!("kafka")));
 
     for path in [
         "/api/v1/experiments/nope",
@@ -501,7 +528,7 @@ async fn a_slow_client_keeps_nobody_waiting() {
 async fn connections_beyond_the_bound_are_closed_and_the_rest_is_served() {
     let d = Daemon::start("").await;
     let mut held = Vec::new();
-    for _ in 0..256 {
+    for _ in 0..512 {
         held.push(TcpStream::connect(d.address).await.unwrap());
     }
     let mut extra = TcpStream::connect(d.address).await.unwrap();
@@ -515,35 +542,65 @@ async fn connections_beyond_the_bound_are_closed_and_the_rest_is_served() {
 }
 
 #[tokio::test]
-async fn hostile_names_are_text_on_the_page() {
+async fn the_page_asks_nobody_else_and_holds_no_data() {
     let d = Daemon::start("").await;
     let hostile = "<script>alert(1)</script>\"'&";
-    let mut experiment = state(hostile, Verdict::Breach);
-    experiment.reason = "<img src=x onerror=alert(2)>".to_owned();
-    let all = FunnelCounts { started: 4, reached: vec![3], completed: 2, abandoned: 1, open: 1, ..FunnelCounts::default() };
-    experiment.funnels = vec![FunnelState {
-        funnel: hostile.to_owned(),
-        workflow: hostile.to_owned(),
-        within_ms: 1_000,
-        steps: vec![hostile.to_owned()],
-        buckets: vec![FunnelBucket { bucket: hostile.to_owned(), matured: all.clone(), all }],
-    }];
-    d.live.set(view(vec![experiment]));
+    d.live.set(view(vec![state(hostile, Verdict::Breach)]));
     let response = d.get("/").send().await.unwrap();
     let policy = response.headers()["content-security-policy"].to_str().unwrap().to_owned();
     assert!(policy.starts_with("default-src 'none'; script-src 'self';") && !policy.contains("unsafe"), "{policy}");
     let html = response.text().await.unwrap();
-    assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"), "{html}");
-    assert!(!html.contains("<script>") && !html.contains("<img"), "{html}");
-    assert!(html.contains("mixed_units: 3"), "what is wrong with the data: {html}");
-    assert!(html.contains("<td>4<td>3 (75.0%)<td>2 (50.0%)<td>0<td>1<td>0<td>1</tr>"), "{html}");
-    for asset in ["/assets/status.css", "/assets/status.js"] {
-        assert!(html.contains(asset));
-        let text = d.get(asset).send().await.unwrap().text().await.unwrap();
-        assert!(!text.contains("http://") && !text.contains("https://"), "{asset} asks outside");
+    let mut bytes = html.len();
+    let mut assets: Vec<&str> = html.split('"').filter(|part| part.starts_with("/assets/")).collect();
+    assert!(assets.len() > 5, "{assets:?}");
+    assets.dedup();
+    for asset in assets {
+        let response = d.get(asset).send().await.unwrap();
+        let tag = response.headers()["etag"].clone();
+        let text = response.text().await.unwrap();
+        bytes += text.len();
+        // The notice of a licence has the address of its project.
+        let asks =
+            text.lines().filter(|line| !line.starts_with("/*!")).any(|line| line.contains("https://") || line.contains("innerHTML="));
+        assert!(!asks || asset.contains("uPlot"), "{asset} asks outside, or takes HTML");
+        assert_eq!(d.get(asset).header("if-none-match", tag).send().await.unwrap().status(), 304, "{asset}");
+        let packed = d.get(asset).header("accept-encoding", "br, gzip").send().await.unwrap();
+        assert_eq!(packed.headers()["content-encoding"], "gzip", "{asset}");
+        let mut unpacked = String::new();
+        flate2::read::GzDecoder::new(&*packed.bytes().await.unwrap()).read_to_string(&mut unpacked).unwrap();
+        assert_eq!(unpacked, text, "{asset}");
     }
+    assert!(bytes < 300_000 && !html.contains("alert("), "{bytes}");
+    assert_eq!(d.status("/assets/../Cargo.toml").await, 404);
     let path = "/api/v1/experiments/%3Cscript%3Ealert(1)%3C%2Fscript%3E%22'%26";
     assert_eq!(d.json(path).await["experiment"], hostile);
+}
+
+#[tokio::test]
+async fn the_fleet_is_written_once_for_each_view() {
+    let d = Daemon::start("").await;
+    let bucket = |units| BucketState {
+        bucket: "b".to_owned(),
+        baseline: false,
+        weight: 0.5,
+        exposed_units: units,
+        mixed_units: 0,
+        exposures: units,
+        events: 0,
+        exposure_rate: 0.0,
+        stopped: None,
+    };
+    let mut search = state("search", Verdict::Breach);
+    search.buckets = vec![bucket(3), bucket(4)];
+    d.live.set(view(vec![search]));
+    let response = d.get("/api/v1/fleet").send().await.unwrap();
+    let tag = response.headers()["etag"].clone();
+    let row = response.json::<Value>().await.unwrap()["experiments"][0].clone();
+    assert_eq!((&row["experiment"], &row["exposed_units"], &row["verdict"]), (&json!("search"), &json!(7), &json!("breach")));
+    let again = |tag| d.get("/api/v1/fleet").header("if-none-match", tag).send();
+    assert_eq!(again(tag.clone()).await.unwrap().status(), 304);
+    d.live.set(view(vec![]));
+    assert_eq!(again(tag).await.unwrap().status(), 200);
 }
 
 #[tokio::test]

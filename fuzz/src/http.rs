@@ -33,6 +33,14 @@ impl Backend for Kept {
         Ok((id == "d-1").then(|| json!({"decision": "d-1", "deliveries": []})))
     }
 
+    fn decisions(&self, _: Option<&str>, limit: usize) -> Result<Vec<Value>, BackendError> {
+        Ok(vec![json!({"decision": "d-1"}); limit.min(3)])
+    }
+
+    fn deliveries(&self, _: usize) -> Result<Vec<Value>, BackendError> {
+        Ok(vec![json!({"id": "d-1"})])
+    }
+
     fn log(&self, _: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
         Ok(LogPage { entries: vec![json!({"text": after}); limit.min(3)], next: after.checked_add(1) })
     }
@@ -76,6 +84,7 @@ impl Site {
                     Command::Look { experiment, reply } => {
                         drop(reply.send(experiments.iter().find(|e| e.experiment == experiment).cloned()));
                     }
+                    Command::Bins { reply, .. } => drop(reply.send(None)),
                 }
             }
         });

@@ -10,8 +10,10 @@ mod latency;
 mod ratio;
 mod rig;
 mod side;
+mod stage;
 mod table;
 mod usage;
+mod viewers;
 
 use clap::{Parser, Subcommand};
 
@@ -42,6 +44,10 @@ enum Command {
     Calibrate(calibrate::Args),
     /// CPU of the engine alone, in virtual time: per event, per experiment and pane, per view and checkpoint
     Judge(judge::Args),
+    /// CPU of the daemon with and without people who watch its dashboard, and how long they wait
+    Viewers(viewers::Args),
+    /// Broker, traffic, receivers and files of a daemon whose dashboard is to be seen
+    Stage(stage::Args),
     /// Serve an embedded broker until standard input closes
     Broker(rig::BrokerArgs),
     /// One measured side, in a process of its own; prints one JSON line
@@ -58,6 +64,8 @@ fn main() -> anyhow::Result<()> {
         Command::Latency(args) => latency::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Judge(args) => judge::run(&args),
+        Command::Viewers(args) => viewers::run(&args),
+        Command::Stage(args) => stage::run(&args),
         Command::Broker(args) => rig::serve(&args),
         Command::Side(args) => side::run(&args),
     }

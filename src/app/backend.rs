@@ -37,6 +37,16 @@ impl Backend for StoreBackend {
         Ok(Some(body))
     }
 
+    fn decisions(&self, experiment: Option<&str>, limit: usize) -> Result<Vec<Value>, BackendError> {
+        let stored = self.store().decisions(experiment, u32::try_from(limit).unwrap_or(u32::MAX)).map_err(failed)?;
+        Ok(stored.iter().map(|decision| json!(decision.body)).collect())
+    }
+
+    fn deliveries(&self, limit: usize) -> Result<Vec<Value>, BackendError> {
+        let records = self.store().newest_deliveries(u32::try_from(limit).unwrap_or(u32::MAX)).map_err(failed)?;
+        Ok(records.iter().map(|record| json!(record)).collect())
+    }
+
     fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
         let entries = self.store().log(experiment, after, limit).map_err(failed)?;

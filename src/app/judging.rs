@@ -206,6 +206,7 @@ impl Session<'_> {
             FromIngest::Snapshot { barrier, worker, parts } => self.snapshot(barrier, worker, parts),
             FromIngest::Lag { topic, partition, records } => {
                 self.court.metrics.set(&names::LAG, &[&topic, &partition.to_string()], records as f64);
+                self.partition(partition).lag.insert(topic, records);
             }
             FromIngest::Fatal(reason) => self.give_up(reason),
             FromIngest::Stopped => self.stopped = true,
@@ -225,7 +226,12 @@ impl Session<'_> {
     }
 
     fn progress(&mut self, partition: i32, watermark: Option<Millis>, counts: Counts) {
-        self.partitions.insert(partition, PartitionView { partition, watermark, idle: watermark.is_none(), counts });
+        let view = self.partition(partition);
+        (view.watermark, view.idle, view.counts) = (watermark, watermark.is_none(), counts);
+    }
+
+    fn partition(&mut self, partition: i32) -> &mut PartitionView {
+        self.partitions.entry(partition).or_insert_with(|| PartitionView { partition, idle: true, ..PartitionView::default() })
     }
 
     /// Stores what the judges said, with its deliveries, and only then lets it act.
@@ -341,6 +347,9 @@ impl Session<'_> {
             Command::Look { experiment, reply } => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.court.fleet.close_view(&experiment));
+            }
+            Command::Bins { experiment, guardrail, bucket, reply } => {
+                let _ = reply.send(self.court.fleet.bins(&experiment, &guardrail, &bucket));
             }
         }
     }

@@ -19,6 +19,18 @@ pub enum Verdict {
     NoData,
 }
 
+impl Verdict {
+    /// Worst last: safe, watching, no_data, breach.
+    pub fn badness(self) -> u8 {
+        match self {
+            Verdict::Safe => 0,
+            Verdict::Watching => 1,
+            Verdict::NoData => 2,
+            Verdict::Breach => 3,
+        }
+    }
+}
+
 /// What is done about a breach, mildest first: the derived order is the rank (`kill` outranks `rollback` …).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,7 +8,7 @@ use super::judge::{Judge, Operator};
 use super::pane::{CellId, Emission, PaneBatch, Pool, Seen};
 use super::plan::{Catalog, SharedCause};
 use super::shared_cause::Breaches;
-use super::state::ExperimentState;
+use super::state::{BinsState, ExperimentState};
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -189,6 +189,12 @@ impl Fleet {
     pub fn close_view(&self, experiment: &str) -> Option<ExperimentState> {
         let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
         Some(self.judges[index].close_view())
+    }
+
+    /// Histograms of one guardrail, where its values have a distribution.
+    pub fn bins(&self, experiment: &str, guardrail: &str, bucket: &str) -> Option<BinsState> {
+        let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
+        self.judges[index].bins(guardrail, bucket)
     }
 
     pub fn views(&self) -> Vec<ExperimentState> {

@@ -235,6 +235,10 @@ pub struct GuardrailState {
     pub evidence: Option<Evidence>,
     pub limit: Option<f64>,
     pub max_increase: Option<super::plan::Margin>,
+    /// The rule's primary metric, whose comparison is the lift.
+    pub primary: bool,
+    /// A rise is harm.
+    pub higher_is_worse: bool,
     /// Observations in the window, bucket and baseline.
     pub n: u64,
     pub baseline_n: u64,
@@ -276,6 +280,46 @@ pub struct SegmentState {
     pub log_e_value: f64,
     pub log_threshold: f64,
     pub decision: Option<String>,
+}
+
+/// Histograms of a guardrail's values in a bucket and in the baseline, and quantiles read off the same bins. Values are in the metric's
+/// own unit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BinsState {
+    pub of: BinsOf,
+    /// Values, baseline and bucket.
+    pub baseline_n: u64,
+    pub n: u64,
+    /// Ascending; those between, that hold nothing, are left out.
+    pub bins: Vec<BinState>,
+    pub quantiles: Vec<QuantileState>,
+}
+
+/// Which values a histogram holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BinsOf {
+    /// Those of units exposed since the shares last changed.
+    Allocation,
+    /// Those in the guardrail's window.
+    Window,
+}
+
+/// Values above `from` and up to `to`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BinState {
+    pub from: f64,
+    pub to: f64,
+    pub baseline: u64,
+    pub bucket: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct QuantileState {
+    /// 0.95 is the 95th percentile.
+    pub q: f64,
+    pub baseline: Option<f64>,
+    pub bucket: Option<f64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]

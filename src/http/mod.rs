@@ -1,16 +1,19 @@
-//! The daemon's HTTP side: health, metrics, the read API, operator actions, gates for rollout controllers, a status page.
+//! The daemon's HTTP side: health, metrics, the read API, operator actions, gates for rollout controllers, the dashboard.
 //!
 //! Everything shown comes from [`crate::live`] or, where it is kept in the store, from a [`Backend`]; everything asked for goes to
 //! the judge as a [`Command`].
 
 mod access;
+mod assets;
 mod assignments;
 mod error;
 mod events;
+mod fleet;
 mod gates;
 mod health;
+mod looks;
 mod operate;
-mod page;
+mod packed;
 mod read;
 mod series;
 mod server;
@@ -29,7 +32,7 @@ use axum::routing::{get, post};
 use axum::{Router, http::StatusCode};
 use error::Failure;
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -38,7 +41,7 @@ pub const MAX_BODY: usize = 64 << 10;
 /// A request is answered within this time, reading its body included; a stream only has to begin.
 const ANSWER: Duration = Duration::from_secs(15);
 /// Streams of events open at once.
-const STREAMS: usize = 64;
+const STREAMS: usize = 128;
 /// A view older than this is stale: not ready, and never "go".
 const STALE: Millis = 10_000;
 
@@ -56,6 +59,10 @@ pub struct Api {
 pub trait Backend: Send + Sync {
     /// A decision with its deliveries.
     fn decision(&self, id: &str) -> Result<Option<serde_json::Value>, BackendError>;
+    /// The newest decisions of an experiment, or of all, newest first.
+    fn decisions(&self, experiment: Option<&str>, limit: usize) -> Result<Vec<serde_json::Value>, BackendError>;
+    /// The newest deliveries with their attempts, newest first.
+    fn deliveries(&self, limit: usize) -> Result<Vec<serde_json::Value>, BackendError>;
     /// Entries of an experiment's execution log beyond the position `after`, oldest first, at most `limit`.
     fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError>;
     /// Puts a delivery back into the queue; false if there is none with this id.
@@ -88,6 +95,10 @@ struct Shared {
     streams: Arc<Semaphore>,
     exports: Arc<Semaphore>,
     history: Mutex<series::History>,
+    looks: looks::Looks,
+    rows: fleet::Rows,
+    news: events::Listener,
+    assets: assets::Assets,
 }
 
 type App = Arc<Shared>;
@@ -99,9 +110,13 @@ impl Shared {
         let fresh = clock::now() - view.at <= STALE;
         (view, fresh)
     }
+
+    fn history(&self) -> MutexGuard<'_, series::History> {
+        self.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
-fn shared(api: Api, closing: watch::Receiver<bool>) -> App {
+fn shared(api: Api, closing: watch::Receiver<bool>, news: events::Listener) -> App {
     Arc::new(Shared {
         api,
         started: clock::now(),
@@ -109,18 +124,23 @@ fn shared(api: Api, closing: watch::Receiver<bool>) -> App {
         streams: Arc::new(Semaphore::new(STREAMS)),
         exports: Arc::new(Semaphore::new(assignments::EXPORTS)),
         history: Mutex::default(),
+        looks: looks::Looks::default(),
+        rows: fleet::Rows::default(),
+        news,
+        assets: assets::Assets::new(),
     })
 }
 
 /// The API without a listener: see [`serve`] for what bounds connections.
 pub fn site(api: Api) -> Router {
-    router(shared(api, watch::channel(false).1))
+    let news = events::Newsroom::new(api.live.get(), false).listen();
+    router(shared(api, watch::channel(false).1, news))
 }
 
 fn router(app: App) -> Router {
     Router::new()
-        .route("/", get(page::status))
-        .route("/assets/{file}", get(page::asset))
+        .route("/", get(assets::page))
+        .route("/assets/{file}", get(assets::asset))
         .route("/livez", get(health::live))
         .route("/-/healthy", get(health::live))
         .route("/readyz", get(health::ready))
@@ -129,12 +149,17 @@ fn router(app: App) -> Router {
         .route("/api/v1/experiments", get(read::experiments))
         .route("/api/v1/experiments/{id}", get(read::experiment))
         .route("/api/v1/experiments/{id}/assignments", get(assignments::csv))
+        .route("/api/v1/experiments/{id}/bins", get(read::bins))
         .route("/api/v1/experiments/{id}/log", get(read::log))
         .route("/api/v1/experiments/{id}/series", get(series::series))
         .route("/api/v1/experiments/{id}/verdict", get(gates::verdict))
         .route("/api/v1/experiments/{id}/{verb}", post(operate::experiment))
+        .route("/api/v1/data", get(read::data))
+        .route("/api/v1/decisions", get(read::decisions))
         .route("/api/v1/decisions/{id}", get(read::decision))
+        .route("/api/v1/deliveries", get(read::deliveries))
         .route("/api/v1/deliveries/{id}/redeliver", post(operate::redeliver))
+        .route("/api/v1/fleet", get(fleet::fleet))
         .route("/api/v1/rejects", get(read::rejects))
         .route("/api/v1/events", get(events::stream))
         .route("/hooks/flagger/rollback", post(gates::flagger_rollback))

@@ -1,8 +1,10 @@
 //! The read API.
 
 use super::error::Failure;
+use super::looks::closely;
 use super::{App, LogPage, blocking};
-use crate::engine::state::ExperimentState;
+use crate::clock;
+use crate::engine::state::BinsState;
 use crate::live::Command;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -14,8 +16,11 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How long the judge may take for a close look.
-const LOOK: Duration = Duration::from_secs(2);
+/// How long the judge may take to answer.
+const JUDGE: Duration = Duration::from_secs(2);
+/// Decisions and deliveries of a list: unless asked otherwise, and at most.
+const LIST: usize = 100;
+const MAX_LIST: usize = 500;
 /// Entries of a page of the log: unless asked otherwise, and at most.
 const PAGE: usize = 100;
 const MAX_PAGE: usize = 1_000;
@@ -27,17 +32,45 @@ pub async fn experiments(State(app): State<App>, headers: HeaderMap) -> Result<R
     Ok(Json(body).into_response())
 }
 
-pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Json<ExperimentState>, Failure> {
+pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
     let state = app.api.live.get().experiment(&id).cloned().ok_or_else(|| Failure::no_experiment(&id))?;
-    Ok(Json(closely(&app, id).await.unwrap_or(state)))
+    Ok(match closely(&app, &id).await {
+        Some(close) => Json(&*close).into_response(),
+        None => Json(&state).into_response(),
+    })
 }
 
-/// The experiment with all its intervals; `None` when the judge is too busy to tell.
-async fn closely(app: &App, experiment: String) -> Option<ExperimentState> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OfGuardrail {
+    guardrail: String,
+    bucket: String,
+}
+
+/// Histograms of one guardrail and bucket, beside the baseline's.
+pub async fn bins(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Path(experiment): Path<String>,
+    of: Result<Query<OfGuardrail>, QueryRejection>,
+) -> Result<Json<BinsState>, Failure> {
+    app.api.access.read(&headers)?;
+    let hint = "?guardrail=NAME&bucket=NAME";
+    let Query(OfGuardrail { guardrail, bucket }) = of.map_err(|e| Failure::bad_request(e.body_text(), hint))?;
+    let busy = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the judge does not answer", "see /readyz?verbose");
+    let none = format!("`{guardrail}` of `{bucket}` in `{experiment}` has no histogram");
     let (reply, answer) = oneshot::channel();
-    app.api.commands.try_send(Command::Look { experiment, reply }).ok()?;
-    tokio::time::timeout(LOOK, answer).await.ok()?.ok()?
+    app.api.commands.try_send(Command::Bins { experiment, guardrail, bucket, reply }).map_err(|_| busy())?;
+    let bins = tokio::time::timeout(JUDGE, answer).await.map_err(|_| busy())?.map_err(|_| busy())?;
+    bins.map(Json).ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, none, "only what has a distribution has one, once there are values"))
+}
+
+/// What comes in: partitions with their watermarks and lag, records by outcome, what must hold.
+pub async fn data(State(app): State<App>, headers: HeaderMap) -> Result<Json<Value>, Failure> {
+    app.api.access.read(&headers)?;
+    let (view, fresh) = app.view();
+    Ok(Json(json!({"at": view.at, "fresh": fresh, "checks": view.checks, "counts": view.counts, "partitions": view.partitions})))
 }
 
 #[derive(Deserialize)]
@@ -74,6 +107,33 @@ pub async fn decision(State(app): State<App>, headers: HeaderMap, Path(id): Path
     let key = id.clone();
     let found = blocking(&app, move |backend| backend.decision(&key)).await?;
     found.map(Json).ok_or_else(|| Failure::new(StatusCode::NOT_FOUND, format!("no decision `{id}`"), ""))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listing {
+    experiment: Option<String>,
+    limit: Option<usize>,
+}
+
+/// The newest decisions, newest first.
+pub async fn decisions(
+    State(app): State<App>,
+    headers: HeaderMap,
+    listing: Result<Query<Listing>, QueryRejection>,
+) -> Result<Json<Value>, Failure> {
+    app.api.access.read(&headers)?;
+    let Query(Listing { experiment, limit }) = listing.map_err(|e| Failure::bad_request(e.body_text(), "?experiment=NAME&limit=1..500"))?;
+    let limit = limit.unwrap_or(LIST).clamp(1, MAX_LIST);
+    let decisions = blocking(&app, move |backend| backend.decisions(experiment.as_deref(), limit)).await?;
+    Ok(Json(json!({"decisions": decisions})))
+}
+
+/// The newest deliveries with their attempts, newest first.
+pub async fn deliveries(State(app): State<App>, headers: HeaderMap) -> Result<Json<Value>, Failure> {
+    app.api.access.read(&headers)?;
+    let deliveries = blocking(&app, |backend| backend.deliveries(LIST)).await?;
+    Ok(Json(json!({"now": clock::now(), "deliveries": deliveries})))
 }
 
 /// Refused records hold what users sent, so they are for operators.

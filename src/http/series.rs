@@ -1,4 +1,4 @@
-//! The values behind charts: what the live view showed every ten seconds, for up to an hour.
+//! The values behind charts: what the live view showed since the daemon started, a point each second, thinned out as they get older.
 
 use super::App;
 use super::error::Failure;
@@ -9,72 +9,151 @@ use crate::live::View;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use serde::Serialize;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Span between two points.
-pub const STEP: Duration = Duration::from_secs(10);
-/// Points of one experiment at most: an hour.
-const POINTS: usize = 360;
-/// Points of all experiments together at most; many experiments look back less far.
+/// Span between two points that are new.
+pub const STEP: Duration = Duration::from_secs(1);
+/// Points of one experiment at most.
+const POINTS: usize = 600;
+/// Points of all experiments together at most; each has an equal part, though never fewer than [`LEAST`].
 const ALL_POINTS: usize = 100_000;
+const LEAST: usize = 8;
 
 /// What has been seen since the daemon started.
 #[derive(Default)]
-pub struct History(BTreeMap<String, VecDeque<Point>>);
+pub struct History(BTreeMap<String, Track>);
+
+/// One experiment. When it is full every second of its older points goes: the more recent, the finer.
+#[derive(Default)]
+struct Track {
+    /// Guardrails by name and bucket, and buckets, in the order of the points' values; when they change, the track begins anew.
+    guardrails: Vec<(String, String)>,
+    buckets: Vec<String>,
+    points: Vec<Point>,
+    /// By guardrail, of a close look since the last point.
+    looked: Option<Vec<Option<[f64; 2]>>>,
+}
 
 /// One experiment at one moment.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Point {
+struct Point {
     /// Event time up to which it had been judged, ms since the epoch.
-    at: Option<Millis>,
-    guardrails: Vec<Value>,
-    buckets: Vec<Value>,
+    at: Millis,
+    guardrails: Box<[Sample]>,
+    /// Exposed units, and exposures per second.
+    buckets: Box<[(u64, f64)]>,
+}
+
+struct Sample {
+    verdict: Verdict,
+    baseline_value: Option<f64>,
+    bucket_value: Option<f64>,
+    /// There only where somebody looked closely since the point before.
+    interval: Option<[f64; 2]>,
+    n: u64,
+    log_e_value: Option<f64>,
+    log_threshold: Option<f64>,
 }
 
 impl History {
-    /// Adds a point for each experiment of the view, and forgets experiments that it lacks.
+    /// Adds a point for each experiment of the view that has been judged since the last one, and forgets experiments that it lacks.
     pub fn sample(&mut self, view: &View) {
         self.0.retain(|name, _| view.experiment(name).is_some());
-        let most = (ALL_POINTS / view.experiments.len().max(1)).clamp(1, POINTS);
+        let most = (ALL_POINTS / view.experiments.len().max(1)).clamp(LEAST, POINTS);
         for state in &view.experiments {
-            let points = self.0.entry(state.experiment.clone()).or_default();
-            while points.len() >= most {
-                points.pop_front();
-            }
-            points.push_back(Point::of(state));
+            self.0.entry(state.experiment.clone()).or_default().add(state, most);
         }
     }
 
-    fn of(&self, experiment: &str) -> Option<&VecDeque<Point>> {
-        self.0.get(experiment)
+    /// Takes the intervals of a close look into the next point.
+    pub fn look(&mut self, state: &ExperimentState) {
+        let track = self.0.entry(state.experiment.clone()).or_default();
+        track.is_of(state);
+        track.looked = Some(state.guardrails.iter().map(|g| g.interval).collect());
     }
 }
 
-impl Point {
-    fn of(state: &ExperimentState) -> Point {
-        let guardrail = |g: &crate::engine::state::GuardrailState| {
-            let verdict: Verdict = g.verdict;
-            json!({"guardrail": g.guardrail, "bucket": g.bucket, "verdict": verdict, "baseline_value": g.baseline_value,
-                   "bucket_value": g.bucket_value, "n": g.n, "log_e_value": g.log_e_value})
-        };
-        let bucket = |b: &crate::engine::state::BucketState| json!({"bucket": b.bucket, "exposed_units": b.exposed_units, "exposure_rate": b.exposure_rate});
-        Point {
-            at: state.judged_to,
-            guardrails: state.guardrails.iter().map(guardrail).collect(),
-            buckets: state.buckets.iter().map(bucket).collect(),
+impl Track {
+    /// Begins anew if the state is that of other guardrails or buckets.
+    fn is_of(&mut self, state: &ExperimentState) {
+        let same = self.guardrails.iter().map(|(g, b)| (g, b)).eq(state.guardrails.iter().map(|g| (&g.guardrail, &g.bucket)))
+            && self.buckets.iter().eq(state.buckets.iter().map(|b| &b.bucket));
+        if !same {
+            *self = Track {
+                guardrails: state.guardrails.iter().map(|g| (g.guardrail.clone(), g.bucket.clone())).collect(),
+                buckets: state.buckets.iter().map(|b| b.bucket.clone()).collect(),
+                ..Track::default()
+            };
         }
+    }
+
+    fn add(&mut self, state: &ExperimentState, most: usize) {
+        self.is_of(state);
+        let Some(at) = state.judged_to.filter(|at| self.points.last().is_none_or(|last| last.at < *at)) else { return };
+        if self.points.len() >= most {
+            // Of the older three quarters every second one goes.
+            let (old, mut index) = (self.points.len() * 3 / 4, 0);
+            self.points.retain(|_| {
+                index += 1;
+                index > old || index % 2 == 1
+            });
+        }
+        let looked = self.looked.take().unwrap_or_default();
+        let sample = |(i, g): (usize, &crate::engine::state::GuardrailState)| Sample {
+            verdict: g.verdict,
+            baseline_value: g.baseline_value,
+            bucket_value: g.bucket_value,
+            interval: looked.get(i).copied().flatten(),
+            n: g.n,
+            log_e_value: g.log_e_value,
+            log_threshold: g.log_threshold,
+        };
+        self.points.push(Point {
+            at,
+            guardrails: state.guardrails.iter().enumerate().map(sample).collect(),
+            buckets: state.buckets.iter().map(|b| (b.exposed_units, b.exposure_rate)).collect(),
+        });
+    }
+
+    /// In columns, as charts take them.
+    fn shown(&self, experiment: &str) -> Value {
+        let of = |i: usize, get: &dyn Fn(&Sample) -> Value| -> Vec<Value> { self.points.iter().map(|p| get(&p.guardrails[i])).collect() };
+        let guardrail = |(i, (guardrail, bucket)): (usize, &(String, String))| {
+            json!({
+                "guardrail": guardrail,
+                "bucket": bucket,
+                "verdict": of(i, &|s| json!(s.verdict)),
+                "baseline_value": of(i, &|s| json!(s.baseline_value)),
+                "bucket_value": of(i, &|s| json!(s.bucket_value)),
+                "low": of(i, &|s| json!(s.interval.map(|ends| ends[0]))),
+                "high": of(i, &|s| json!(s.interval.map(|ends| ends[1]))),
+                "n": of(i, &|s| json!(s.n)),
+                "log_e_value": of(i, &|s| json!(s.log_e_value)),
+                "log_threshold": of(i, &|s| json!(s.log_threshold)),
+            })
+        };
+        let bucket = |(i, bucket): (usize, &String)| {
+            json!({
+                "bucket": bucket,
+                "exposed_units": self.points.iter().map(|p| p.buckets[i].0).collect::<Vec<_>>(),
+                "exposure_rate": self.points.iter().map(|p| p.buckets[i].1).collect::<Vec<_>>(),
+            })
+        };
+        json!({
+            "experiment": experiment,
+            "at": self.points.iter().map(|p| p.at).collect::<Vec<_>>(),
+            "guardrails": self.guardrails.iter().enumerate().map(guardrail).collect::<Vec<_>>(),
+            "buckets": self.buckets.iter().enumerate().map(bucket).collect::<Vec<_>>(),
+        })
     }
 }
 
 /// `GET /api/v1/experiments/{id}/series`
 pub async fn series(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
     app.api.access.read(&headers)?;
-    let history = app.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let points = history.of(&id).ok_or_else(|| Failure::no_experiment(&id))?;
-    Ok(Json(json!({"experiment": id, "step_s": STEP.as_secs(), "points": points})))
+    let shown = app.history().0.get(&id).map(|track| track.shown(&id));
+    shown.map(Json).ok_or_else(|| Failure::no_experiment(&id))
 }
 
 #[cfg(test)]
@@ -96,18 +175,49 @@ mod tests {
         View { experiments: Fleet::new(&catalog, 1_000).views(), ..View::default() }
     }
 
+    /// The same view a second later.
+    fn at(view: &mut View, second: i64) {
+        view.experiments.iter_mut().for_each(|state| state.judged_to = Some(second * 1_000));
+    }
+
     #[test]
-    fn an_hour_is_kept_and_no_more() {
-        let (mut history, view) = (History::default(), view(1));
-        (0..500).for_each(|_| history.sample(&view));
-        assert_eq!(history.of("e0000").unwrap().len(), POINTS);
+    fn what_is_recent_is_kept_finely_and_what_is_old_is_not_forgotten() {
+        let (mut history, mut view) = (History::default(), view(1));
+        for second in 0..20_000 {
+            at(&mut view, second);
+            history.sample(&view);
+            history.sample(&view);
+        }
+        let points = &history.0["e0000"].points;
+        assert!(points.len() <= POINTS && points.len() > POINTS / 2, "{}", points.len());
+        assert_eq!(points[0].at, 0, "the beginning stays");
+        assert!(points.windows(2).all(|w| w[0].at < w[1].at));
+        assert!(points.iter().rev().take(POINTS / 8).map(|p| p.at).eq((20_000 - POINTS as i64 / 8..20_000).rev().map(|s| s * 1_000)));
+    }
+
+    #[test]
+    fn intervals_are_those_of_looks_since_the_point_before() {
+        let (mut history, mut view) = (History::default(), view(1));
+        let mut close = view.experiments[0].clone();
+        close.guardrails[0].interval = Some([0.01, 0.02]);
+        history.look(&close);
+        for second in 0..2 {
+            at(&mut view, second);
+            history.sample(&view);
+        }
+        let shown = history.0["e0000"].shown("e0000");
+        assert_eq!(shown["guardrails"][0]["low"], json!([0.01, null]));
+        assert_eq!(shown["at"], json!([0, 1_000]));
     }
 
     #[test]
     fn many_experiments_share_the_bound_and_those_that_are_gone_are_forgotten() {
-        let (mut history, many) = (History::default(), view(1_000));
-        (0..150).for_each(|_| history.sample(&many));
-        assert_eq!(history.0.values().map(VecDeque::len).sum::<usize>(), ALL_POINTS);
+        let (mut history, mut many) = (History::default(), view(1_000));
+        for second in 0..150 {
+            at(&mut many, second);
+            history.sample(&many);
+        }
+        assert!(history.0.values().map(|track| track.points.len()).sum::<usize>() <= ALL_POINTS);
         history.sample(&view(2));
         assert_eq!(history.0.len(), 2);
     }

@@ -1,6 +1,6 @@
 //! Connections: accepted, bounded in number and patience, and drained at the end.
 
-use super::{Api, router, series, shared};
+use super::{Api, events, looks, router, series, shared};
 use crate::telemetry::names;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,9 +13,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 
 /// Connections open at once, each with one request at a time; those that exceed it are closed at once, and counted.
-const CONNECTIONS: usize = 256;
+const CONNECTIONS: usize = 512;
 /// A request's head must be there within this time; also how long an idle connection is kept.
 const HEAD: Duration = Duration::from_secs(30);
 /// How long requests under way may take once the daemon stops.
@@ -43,11 +44,12 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()>) {
     let (close, closing) = watch::channel(false);
     let metrics = api.metrics.clone();
-    let app = shared(api, closing.clone());
+    let mut news = events::Newsroom::new(api.live.get(), false);
+    let app = shared(api, closing.clone(), news.listen());
     let service = TowerToHyperService::new(router(Arc::clone(&app)));
-    let sample = || app.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).sample(&app.api.live.get());
-    sample();
-    let mut sampling = tokio::time::interval_at(tokio::time::Instant::now() + series::STEP, series::STEP);
+    let looking = tokio::spawn(looks::by_turns(Arc::clone(&app)));
+    let mut second = tokio::time::interval(series::STEP);
+    second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
@@ -55,8 +57,10 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
-            _ = sampling.tick() => {
-                sample();
+            _ = second.tick() => {
+                let (view, fresh) = app.view();
+                app.history().sample(&view);
+                news.tell(view, fresh);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -76,6 +80,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         });
     }
     drop(listener);
+    looking.abort();
     let _ = close.send(true);
     let _ = tokio::time::timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
 }

@@ -44,6 +44,11 @@ impl Store {
         })
     }
 
+    /// The newest rows of the outbox with every attempt, newest first.
+    pub fn newest_deliveries(&self, limit: u32) -> Result<Vec<DeliveryRecord>, StoreError> {
+        self.outbox(limit)?.into_iter().map(|d| self.read(|c| record(c, d))).collect()
+    }
+
     pub fn delivery(&self, id: &str) -> Result<Option<DeliveryRecord>, StoreError> {
         self.read(|c| {
             let found = c.prepare_cached("SELECT * FROM outbox WHERE id = ?")?.query_row([id], delivery).optional()?;

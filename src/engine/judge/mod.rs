@@ -3,6 +3,7 @@
 //! The Judge knows no clock: [`Judge::pane`] and [`Judge::advance`] tell it how far event time has come.
 
 mod act;
+mod bins;
 mod budget;
 mod comeback;
 mod funnels;

@@ -29,7 +29,7 @@ impl Judge {
         let guardrails: Vec<GuardrailState> = each.map(|(g, b)| self.guardrail(Hypothesis::overall(g, b), pane, closely)).collect();
         let in_segments =
             guardrails.iter().flat_map(|g| &g.segments).map(|s| s.verdict).filter(|v| *v == Verdict::Breach && self.segments_act());
-        let verdict = guardrails.iter().map(|g| g.verdict).chain(in_segments).max_by_key(|v| rank(*v)).unwrap_or(Verdict::NoData);
+        let verdict = guardrails.iter().map(|g| g.verdict).chain(in_segments).max_by_key(|v| v.badness()).unwrap_or(Verdict::NoData);
         let holds = self.holds();
         let stop = self.state.stops.iter().any(Option::is_some);
         let small = self.state.traffic.iter().position(|t| t.size() < self.plan.min_units);
@@ -176,6 +176,8 @@ impl Judge {
             evidence,
             limit: plan.limit,
             max_increase: plan.max_increase,
+            primary: plan.primary,
+            higher_is_worse: plan.higher_is_worse,
             n: self.observations(of, pane),
             baseline_n: self.observations(Hypothesis { bucket: baseline, ..of }, pane),
             log_e_value,
@@ -338,16 +340,6 @@ pub(super) fn against(plan: &Guardrail) -> String {
         Some(Margin::Relative(r)) => format!("{}% {word} the baseline", 100.0 * r),
         Some(Margin::Absolute(d)) => format!("{} {word} the baseline", show(d, &plan.unit)),
         None => String::new(),
-    }
-}
-
-/// Worst last.
-fn rank(verdict: Verdict) -> u8 {
-    match verdict {
-        Verdict::Safe => 0,
-        Verdict::Watching => 1,
-        Verdict::NoData => 2,
-        Verdict::Breach => 3,
     }
 }
 

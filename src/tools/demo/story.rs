@@ -248,6 +248,8 @@ mod tests {
             evidence: None,
             limit: Some(550.0),
             max_increase: None,
+            primary: false,
+            higher_is_worse: true,
             n: 900,
             baseline_n: 900,
             log_e_value: None,

@@ -107,7 +107,7 @@ http:
   open_reads: sometimes
   tokens:
     - {name: a, role: opperate, token: {env: TOKEN_A}}
-    - {name: a, role: read, token: {env: TOKEN_B}}
+    - {name: a, role: operate, token: {env: TOKEN_B}}
 endpoints:
   x: {kind: webhook, url: 'ftp://x'}
 tracing: {}
@@ -125,7 +125,7 @@ tracing: {}
         "8:11 GC1003 `http.listen`: expected an address",
         "9:15 GC1004 `http.open_reads`: expected one of loopback, never, always",
         "11:23 GC1004 `http.tokens[0].role`: expected one of read, operate",
-        "12:14 GC3001 `http.tokens[1].name`: two tokens are named `a`",
+        "12:14 GC3001 `http.tokens[1].name`: `a` has another role already",
         "14:3 GC1002 `endpoints.x.secrets` is missing",
         "14:27 GC1004 `endpoints.x.url`: must begin with http:// or https://",
         "15:1 GC1001 unknown setting `tracing`",

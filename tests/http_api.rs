@@ -6,7 +6,7 @@ use guardraild::clock;
 use guardraild::config::Config;
 use guardraild::engine::decision::{Action, Mode, Verdict};
 use guardraild::engine::state::{BinsOf, BinsState, BucketState, DataState, ExperimentState, RolloutState};
-use guardraild::http::{Access, Api, Backend, BackendError, LogPage, bind, serve};
+use guardraild::http::{Access, Api, Backend, BackendError, Limits, LogPage, Tls, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::telemetry::Metrics;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
@@ -19,6 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+
+#[path = "http_api/secure.rs"]
+mod secure;
 
 const READ: &str = "read-token-0123456789";
 const OPERATE: &str = "operate-token-0123456789";
@@ -119,9 +122,10 @@ impl Daemon {
         let store = Arc::new(store);
         let backend: Arc<dyn Backend> = store.clone();
         let api = Api { live: live.clone(), commands: sender, backend, metrics: Metrics::default(), access: Access::new(&config.http) };
+        let (limits, tls) = (Limits::from(&config.http), config.http.tls.as_ref().map(|files| Tls::load(files).unwrap()));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            serve(listener, api, async {
+            serve(listener, api, limits, tls, async {
                 let _ = stopped.await;
             })
             .await;
@@ -318,6 +322,17 @@ async fn gates_never_say_go_without_fresh_data() {
     assert_eq!((&stale["verdict"], &stale["go"], &stale["stop"]), (&json!("no_data"), &json!(false), &json!(false)));
     assert_eq!((flagger("rollback", "checkout").await, flagger("confirm", "checkout").await), (403, 403));
     assert_eq!(flagger("rollback", "search").await, 200, "a stop stays a stop");
+}
+
+#[test]
+fn a_state_of_long_ago_is_neither_safe_nor_go() {
+    let (mut safe, mut breach) = (state("checkout", Verdict::Safe), state("search", Verdict::Breach));
+    for state in [&mut safe, &mut breach] {
+        state.outdate("judged only up to 90 s ago".to_owned());
+        assert!(!state.go);
+    }
+    assert_eq!((safe.verdict, safe.reason.as_str()), (Verdict::NoData, "judged only up to 90 s ago"));
+    assert!(breach.stop && breach.verdict == Verdict::Breach && breach.reason == "search is Breach");
 }
 
 #[tokio::test]
@@ -526,7 +541,7 @@ async fn a_slow_client_keeps_nobody_waiting() {
 
 #[tokio::test]
 async fn connections_beyond_the_bound_are_closed_and_the_rest_is_served() {
-    let d = Daemon::start("").await;
+    let d = Daemon::start("  connections_per_address: 512\n").await;
     let mut held = Vec::new();
     for _ in 0..512 {
         held.push(TcpStream::connect(d.address).await.unwrap());

@@ -10,6 +10,7 @@ mod latency;
 mod ratio;
 mod rig;
 mod side;
+mod soak;
 mod stage;
 mod table;
 mod usage;
@@ -48,6 +49,8 @@ enum Command {
     Viewers(viewers::Args),
     /// Broker, traffic, receivers and files of a daemon whose dashboard is to be seen
     Stage(stage::Args),
+    /// Overload a daemon for a while, and see that it keeps its memory, loses nothing and recovers
+    Soak(soak::Args),
     /// Serve an embedded broker until standard input closes
     Broker(rig::BrokerArgs),
     /// One measured side, in a process of its own; prints one JSON line
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
         Command::Judge(args) => judge::run(&args),
         Command::Viewers(args) => viewers::run(&args),
         Command::Stage(args) => stage::run(&args),
+        Command::Soak(args) => soak::run(&args),
         Command::Broker(args) => rig::serve(&args),
         Command::Side(args) => side::run(&args),
     }

@@ -118,7 +118,7 @@ impl Rig {
         let [exposures, events] = self.topics();
         let text = format!(
             "state_dir: state\nrules: [rules]\nkafka:\n  brokers: [\"{}\"]\n  group: {}\n  auto_offset_reset: earliest\n  \
-             topics: {{exposures: [{exposures}], events: [{events}]}}\nhttp: {{listen: \"127.0.0.1:0\"}}\n\
+             topics: {{exposures: [{exposures}], events: [{events}]}}\nhttp: {{listen: \"127.0.0.1:0\", connections_per_address: 512}}\n\
              endpoints:\n  sink: {{kind: webhook, url: \"{}\", secrets: [{{file: sink.secret}}]}}\n",
             self.servers,
             group(),

@@ -7,7 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::{ClientConfig, Message};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -101,6 +101,7 @@ fn poll(brokers: &str, topics: &[String], records: u64) -> anyhow::Result<()> {
 fn daemon(config: &Path, records: Option<u64>) -> anyhow::Result<()> {
     let daemon: Daemon = guardraild::app::start_for_demo(config)?;
     let Some(records) = records else {
+        println!("{}", daemon.http);
         std::io::stdin().read_to_end(&mut Vec::new())?;
         (daemon.stop)();
         return Ok(());
@@ -157,17 +158,30 @@ pub fn measure<T: DeserializeOwned>(args: &[&str]) -> anyhow::Result<T> {
 }
 
 /// A daemon that runs until it is dropped.
-pub struct Running(Child);
+pub struct Running {
+    child: Child,
+    /// Where its API listens.
+    pub http: String,
+}
 
 pub fn start_daemon(config: &Path) -> anyhow::Result<Running> {
-    let child = command(&["daemon", "--config", &config.to_string_lossy()])?.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-    Ok(Running(child))
+    let mut child = command(&["daemon", "--config", &config.to_string_lossy()])?.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let mut http = String::new();
+    BufReader::new(child.stdout.take().context("the daemon has no output")?).read_line(&mut http)?;
+    ensure!(!http.is_empty(), "the daemon did not start");
+    Ok(Running { child, http: http.trim().to_owned() })
+}
+
+impl Running {
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 

@@ -26,16 +26,21 @@ pub fn thread_cpu() -> Duration {
 
 /// Largest resident memory since the process began, bytes. Not taken from `getrusage`, whose peak a child inherits from its parent.
 pub fn peak_memory() -> u64 {
-    status("VmHWM:")
+    status("self", "VmHWM:")
 }
 
 /// Resident memory now, bytes.
 pub fn memory() -> u64 {
-    status("VmRSS:")
+    status("self", "VmRSS:")
 }
 
-fn status(key: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+/// Resident memory of another process, bytes; 0 when it has gone.
+pub fn memory_of(pid: u32) -> u64 {
+    status(&pid.to_string(), "VmRSS:")
+}
+
+fn status(process: &str, key: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(key));
     line.and_then(|rest| rest.split_whitespace().next()).and_then(|kib| kib.parse::<u64>().ok()).map_or(0, |kib| kib * 1_024)
 }

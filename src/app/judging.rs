@@ -10,6 +10,7 @@ use crate::engine::decision::{Action, Decision, Output};
 use crate::engine::fleet::Fleet;
 use crate::engine::judge::Operator;
 use crate::engine::outcome::Counts;
+use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
 use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot, way};
 use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Request, View};
@@ -35,6 +36,8 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Pause between checkpoints at least, in times of what it took to write the last one down: judging waits meanwhile, and that must stay a
 /// small part. Waiting for a database that is locked does not count: afterwards the next checkpoint is all the more due.
 const CHECKPOINT_PAUSE: u32 = 20;
+/// Event time between the wall clock and what has been judged, beyond the allowed lateness, in ms: data older than that is stale.
+const BEHIND: Millis = 60_000;
 /// What the last records may take at the end.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -76,6 +79,8 @@ pub struct Court {
     pub live: Live,
     pub metrics: Metrics,
     pub checkpoint_every: Duration,
+    /// How late records may be, ms.
+    pub lateness: Millis,
     /// Threads that aggregate: a checkpoint needs the snapshot of each.
     pub workers: usize,
     /// Names of the configured endpoints.
@@ -91,6 +96,8 @@ struct Session<'a> {
     assigned: BTreeSet<i32>,
     /// What bounds made each partition forget.
     dropped: BTreeMap<i32, Dropped>,
+    /// Whether people have been told that judging is behind.
+    behind: bool,
     barrier: Barrier,
     next_checkpoint: Instant,
     /// Why the store could not be written last time.
@@ -128,6 +135,7 @@ impl Court {
             partitions: BTreeMap::new(),
             assigned: BTreeSet::new(),
             dropped: BTreeMap::new(),
+            behind: false,
             barrier: Barrier::default(),
             next_checkpoint,
             store_error: None,
@@ -196,6 +204,9 @@ impl Session<'_> {
             }
             FromIngest::Revoked(partition) => {
                 self.assigned.remove(&partition);
+                if let Some(view) = self.partitions.get_mut(&partition) {
+                    view.lag.clear();
+                }
                 self.court.fleet.revoked(partition, &mut out);
             }
             FromIngest::Idle(partition) => self.court.fleet.empty(partition, &mut out),
@@ -345,8 +356,13 @@ impl Session<'_> {
         match command {
             Command::Operate(request) => self.operate(request),
             Command::Look { experiment, reply } => {
+                let now = clock::now();
+                let state = self.court.fleet.close_view(&experiment).map(|mut state| {
+                    self.doubt(&mut state, now);
+                    state
+                });
                 // Whoever asked may have gone.
-                let _ = reply.send(self.court.fleet.close_view(&experiment));
+                let _ = reply.send(state);
             }
             Command::Bins { experiment, guardrail, bucket, reply } => {
                 let _ = reply.send(self.court.fleet.bins(&experiment, &guardrail, &bucket));
@@ -462,14 +478,42 @@ impl Session<'_> {
         self.viewed = Instant::now();
         let mut counts = Counts::default();
         self.partitions.values().for_each(|p| counts.merge(&p.counts));
-        let experiments = self.court.fleet.views();
-        let view =
-            View { at: clock::now(), experiments, counts, partitions: self.partitions.values().cloned().collect(), checks: self.checks() };
+        let at = clock::now();
+        let mut experiments = self.court.fleet.views();
+        experiments.iter_mut().for_each(|state| self.doubt(state, at));
+        let partitions = self.partitions.values().cloned().collect();
+        let view = View { at, experiments, counts, partitions, checks: self.checks() };
+        self.tell_backlog(at);
         if view.checks.iter().all(|check| check.ok) {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }
         self.court.metrics.view(&view);
         self.court.live.set(view);
+    }
+
+    /// Takes back what a state says of now where it is of long ago: while there is more than can be judged, or nothing comes.
+    fn doubt(&self, state: &mut ExperimentState, now: Millis) {
+        if let Some(behind) = state.judged_to.map(|to| now - to).filter(|behind| *behind > BEHIND + self.court.lateness) {
+            state.outdate(format!("judged only up to {} s ago: what was known is stale", behind / 1_000));
+        }
+    }
+
+    /// Records that are still to be read.
+    fn lag(&self) -> i64 {
+        self.partitions.values().flat_map(|p| p.lag.values()).sum()
+    }
+
+    /// Logs when judging falls behind, and when it is abreast again.
+    fn tell_backlog(&mut self, now: Millis) {
+        let seconds = self.court.fleet.judged_to().map_or(0, |to| (now - to) / 1_000);
+        let records = self.lag();
+        let behind = seconds * 1_000 > BEHIND + self.court.lateness;
+        match (self.behind, behind) {
+            (false, true) => tracing::warn!(seconds, records, "judging is behind: verdicts are late, and no gate says go"),
+            (true, false) => tracing::info!("judging is abreast of the records again"),
+            _ => {}
+        }
+        self.behind = behind;
     }
 
     fn checks(&self) -> Vec<Check> {
@@ -489,6 +533,12 @@ impl Session<'_> {
             Some(detail) => Check { name: "schemas", ok: false, detail },
             None => Check { name: "schemas", ok: true, detail: "the registry answers, or has not been asked".into() },
         });
-        [kafka, store].into_iter().chain(schemas).collect()
+        // Late verdicts are better than none: being behind is told, and does not make the daemon unready.
+        let detail = match (self.lag(), self.court.fleet.judged_to()) {
+            (0, _) | (_, None) => "every record has been read".to_owned(),
+            (records, Some(to)) => format!("{records} records behind, judged up to {} s ago", (clock::now() - to) / 1_000),
+        };
+        let lag = Check { name: "lag", ok: true, detail };
+        [kafka, store, lag].into_iter().chain(schemas).collect()
     }
 }

@@ -25,8 +25,9 @@ use anyhow::Context;
 use judging::{Court, Stop};
 use secrecy::ExposeSecret;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -96,15 +97,21 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     fail::arm_from_environment().map_err(BadConfig)?;
     let loaded = load_rules(&config, &metrics)?;
-    std::fs::create_dir_all(&config.state_dir).with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.state_dir)
+        .with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
     let lock = lock(&config.state_dir)?;
     let database = config.state_dir.join("guardraild.db");
+    private(&database)?;
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
     let recovered = recovery::recover(&mut store, &loaded.catalog, &config.engine.settings)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
     let dispatcher = start_dispatcher(&runtime, open()?, &config, &metrics)?;
+    let tls = config.http.tls.as_ref().map(http::Tls::load).transpose().map_err(|e| BadConfig(format!("http.tls: {e}")))?;
     let listener = runtime.block_on(http::bind(config.http.listen))?;
     let address = listener.local_addr()?;
     let (sender, inbox) = crossbeam_channel::bounded(INBOX);
@@ -128,6 +135,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         live: live.clone(),
         metrics: metrics.clone(),
         checkpoint_every: config.checkpoint.every,
+        lateness: config.engine.settings.lateness,
         workers: kafka.workers,
         endpoints: config.endpoints.keys().cloned().collect(),
     };
@@ -143,7 +151,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         access: Access::new(&config.http),
     };
     let (close_http, closed) = oneshot::channel();
-    let served = runtime.spawn(http::serve(listener, api, async move {
+    let served = runtime.spawn(http::serve(listener, api, http::Limits::from(&config.http), tls, async move {
         let _ = closed.await;
     }));
     Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging, _lock: lock })
@@ -173,10 +181,16 @@ pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
     Ok(Daemon { live: app.live.clone(), http: app.http, stop: Box::new(move || app.shutdown()) })
 }
 
+/// Opens a file, and makes one that only its owner may read where there is none. SQLite gives its other files the same permissions.
+fn private(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+    file.with_context(|| format!("{} cannot be made: is state_dir writable?", path.display()))
+}
+
 /// Keeps a second daemon from the same state.
 fn lock(dir: &Path) -> anyhow::Result<File> {
     let path = dir.join("lock");
-    let file = File::create(&path).with_context(|| format!("{} cannot be made: is state_dir writable?", path.display()))?;
+    let file = private(&path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => anyhow::bail!("another guardraild uses {}; give each its own state_dir", dir.display()),
@@ -206,7 +220,7 @@ fn load_rules(config: &Config, metrics: &Metrics) -> anyhow::Result<Loaded> {
 }
 
 fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &Metrics) -> anyhow::Result<Dispatcher> {
-    let endpoints = config.endpoints.iter().map(|(name, endpoint)| delivery_endpoint(name, endpoint)).collect();
+    let endpoints = config.endpoints.iter().map(|(name, endpoint)| delivery_endpoint(name, endpoint, &config.delivery)).collect();
     let metrics = metrics.clone();
     let observe = move |event: &DeliveryEvent| {
         let result = match event.result {
@@ -224,7 +238,7 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
     Ok(Dispatcher::start(store, endpoints, Arc::new(clock::moment), Arc::new(observe))?)
 }
 
-fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint {
+fn delivery_endpoint(name: &str, from: &config::Endpoint, within: &config::Delivery) -> delivery::Endpoint {
     let kind = match from.kind {
         config::EndpointKind::Webhook => delivery::Kind::Webhook,
         config::EndpointKind::CloudEvents => delivery::Kind::CloudEvents,
@@ -236,8 +250,13 @@ fn delivery_endpoint(name: &str, from: &config::Endpoint) -> delivery::Endpoint 
         routing_key: from.routing_key.clone(),
         headers: from.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
         timeout: from.timeout,
-        allow_link_local: from.allow_link_local,
         escalate_to: from.escalate_to.clone(),
+        reach: delivery::Reach {
+            hosts: within.hosts.clone(),
+            loopback: within.loopback,
+            private: within.private,
+            link_local: from.allow_link_local,
+        },
         ..delivery::Endpoint::new(name, kind, from.url.expose_secret())
     }
 }

@@ -212,7 +212,7 @@ fn print(decision: &Decision, json: bool) {
         }
     };
     // A closed pipe is no reason to stop counting.
-    let _ = writeln!(io::stdout(), "{line}");
+    let _ = writeln!(io::stdout(), "{}", show::printable(&line));
 }
 
 fn print_summary(summary: &Summary, json: bool) {
@@ -242,7 +242,7 @@ fn print_summary(summary: &Summary, json: bool) {
         for g in &state.guardrails {
             let verdict = serde_json::to_value(g.verdict).unwrap_or_default();
             let verdict = verdict.as_str().unwrap_or_default().to_owned();
-            let _ = writeln!(out, "{verdict:<9} {} {} {}: {}", state.experiment, g.bucket, g.guardrail, g.reason);
+            let _ = writeln!(out, "{verdict:<9} {} {} {}: {}", state.experiment, g.bucket, g.guardrail, show::printable(&g.reason));
         }
     }
     for journeys in &summary.journeys {

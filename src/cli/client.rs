@@ -20,6 +20,9 @@ pub struct Address {
     /// File that holds an API token; or the token itself in the variable GUARDRAILD_TOKEN
     #[arg(long, value_name = "FILE", env = "GUARDRAILD_TOKEN_FILE")]
     token_file: Option<PathBuf>,
+    /// Certificate of the authority that signed the daemon's, in PEM, beside those that this machine trusts
+    #[arg(long, value_name = "FILE", env = "GUARDRAILD_CA_FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 /// A daemon whose answer is shown.
@@ -164,7 +167,13 @@ impl Address {
     fn send(&self, timeout: Option<Duration>, request: impl FnOnce(&Client) -> RequestBuilder) -> Result<Response, String> {
         // An error only says that somebody has installed it already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder().timeout(timeout).connect_timeout(TIMEOUT).build().map_err(|e| e.to_string())?;
+        let mut builder = Client::builder().timeout(timeout).connect_timeout(TIMEOUT);
+        if let Some(path) = &self.ca_file {
+            let fault = |e: &dyn std::fmt::Display| format!("CA file {}: {e}", path.display());
+            let pem = std::fs::read(path).map_err(|e| fault(&e))?;
+            builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| fault(&e))?);
+        }
+        let client = builder.build().map_err(|e| e.to_string())?;
         let unreachable =
             |e: reqwest::Error| format!("no answer from {} ({}); is the daemon up? --url names another", self.url, e.without_url());
         self.authorized(request(&client))?.send().map_err(unreachable)

@@ -107,11 +107,16 @@ pub fn rows<'a>(value: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> 
     value[key].as_array().into_iter().flatten()
 }
 
+/// Text without what commands a terminal: it may come from a record.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).collect()
+}
+
 /// A JSON string without its quotes and without control characters; other values as JSON, null as nothing.
 pub fn text(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
-        Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+        Value::String(text) => printable(text),
         other => other.to_string(),
     }
 }

@@ -59,6 +59,26 @@ impl EndpointKind {
     }
 }
 
+/// Where endpoints may lead, all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Host names and addresses, lower case, or `*.example.com`; empty: all.
+    pub hosts: Vec<String>,
+    pub loopback: Loopback,
+    /// Whether private addresses may be called.
+    pub private: bool,
+}
+
+/// When 127.0.0.0/8 and ::1 may be called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Loopback {
+    /// Where the address says so: an IP address, or `localhost`. No other name can be made to lead there.
+    #[default]
+    Named,
+    Never,
+    Always,
+}
+
 const PAGERDUTY: &str = "https://events.pagerduty.com/v2/enqueue";
 const KINDS: &[(&str, EndpointKind)] = &[
     ("webhook", EndpointKind::Webhook),
@@ -68,6 +88,25 @@ const KINDS: &[(&str, EndpointKind)] = &[
 ];
 /// Endpoints at most: each has a queue, a connection pool and labels of its own.
 const MAX_ENDPOINTS: usize = 256;
+
+pub fn delivery(mut s: Section<'_>) -> Delivery {
+    let host = |item: &reader::Item<'_>| {
+        let host = reader::text(item)?.to_ascii_lowercase();
+        let name = host.strip_prefix("*.").unwrap_or(&host);
+        let sound =
+            !name.is_empty() && !name.contains(['*', '/', ' ']) && (!name.contains(':') || name.parse::<std::net::Ipv6Addr>().is_ok());
+        let fault = || Fault::new(code::OUT_OF_RANGE, format!("`{host}` is no host"));
+        if sound { Ok(host) } else { Err(fault().help("a name or an address without scheme and port, or `*.example.com`")) }
+    };
+    let words = &[("named", Loopback::Named), ("never", Loopback::Never), ("always", Loopback::Always)];
+    let delivery = Delivery {
+        hosts: s.need("hosts", reader::list(host)),
+        loopback: s.need("loopback", reader::choice(words)),
+        private: s.need("private", reader::flag),
+    };
+    s.finish();
+    delivery
+}
 
 pub fn read(mut s: Section<'_>) -> BTreeMap<String, Endpoint> {
     let mut sections = s.sections();

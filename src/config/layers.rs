@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const DEFAULTS: &str = include_str!("../../config/default.yaml");
 const PREFIX: &str = "GUARDRAILD_";
 /// Variables that are not settings: those of the command line, and what Kubernetes sets for a service named `guardraild`.
-const FOREIGN: [&str; 7] = ["CONFIG", "URL", "TOKEN", "TOKEN_FILE", "PORT", "SERVICE_*", "PORT_*"];
+const FOREIGN: [&str; 8] = ["CONFIG", "URL", "TOKEN", "TOKEN_FILE", "CA_FILE", "PORT", "SERVICE_*", "PORT_*"];
 /// A configuration file is no larger than this, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 

@@ -2,22 +2,23 @@
 
 mod endpoint;
 mod error;
+mod http;
 mod kafka;
 mod layers;
 mod reader;
 mod secret;
 mod units;
 
-pub use endpoint::{Endpoint, EndpointKind};
+pub use endpoint::{Delivery, Endpoint, EndpointKind, Loopback};
 pub use error::{ConfigError, ConfigErrors, Origin};
+pub use http::{Http, OpenReads, Role, Tls, Token};
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, SchemaRegistry, Topics};
 pub use units::span;
 
 use crate::engine::plan::{Settings, SharedCause};
 use reader::{Fault, Reader, Section, code};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ pub struct Config {
     pub kafka: Kafka,
     pub engine: Engine,
     pub http: Http,
+    pub delivery: Delivery,
     pub endpoints: BTreeMap<String, Endpoint>,
     pub checkpoint: Checkpoint,
     pub telemetry: Telemetry,
@@ -40,39 +42,6 @@ pub struct Engine {
     pub settings: Settings,
     /// Bytes of a record's value, at most.
     pub max_record: usize,
-}
-
-#[derive(Clone, Debug)]
-pub struct Http {
-    pub listen: SocketAddr,
-    /// Without a slash at its end.
-    pub base_url: String,
-    pub tokens: Vec<Token>,
-    pub open_reads: OpenReads,
-}
-
-/// Who may call the API.
-#[derive(Clone, Debug)]
-pub struct Token {
-    pub name: String,
-    pub role: Role,
-    pub token: SecretString,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    Read,
-    /// Includes [`Role::Read`].
-    Operate,
-}
-
-/// When reads need no token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenReads {
-    /// Where the daemon listens on loopback.
-    Loopback,
-    Never,
-    Always,
 }
 
 #[derive(Clone, Debug)]
@@ -162,7 +131,8 @@ fn read(mut root: Section<'_>) -> Config {
         rules: root.need("rules", reader::list(reader::path)),
         kafka: kafka::read(root.section("kafka")),
         engine: engine(root.section("engine")),
-        http: http(root.section("http")),
+        http: http::read(root.section("http")),
+        delivery: endpoint::delivery(root.section("delivery")),
         endpoints: endpoint::read(root.map("endpoints")),
         checkpoint: checkpoint(root.section("checkpoint")),
         telemetry: telemetry(root.section("telemetry")),
@@ -210,49 +180,6 @@ fn shared_cause(mut s: Section<'_>) -> SharedCause {
     };
     s.finish();
     rule
-}
-
-fn http(mut s: Section<'_>) -> Http {
-    let listen = s.opt("listen", |item| {
-        let text = reader::text(item)?;
-        let fault = || Fault::new(code::WRONG_TYPE, "expected an address such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080");
-        text.replace("localhost:", "127.0.0.1:").parse::<SocketAddr>().map_err(|_| fault())
-    });
-    if listen.is_none() && !s.has_taken("listen") {
-        s.missing("listen");
-    }
-    let listen = listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
-    let base_url = s.opt("base_url", url).unwrap_or_else(|| format!("http://{listen}"));
-    let tokens = tokens(&mut s);
-    let words = &[("loopback", OpenReads::Loopback), ("never", OpenReads::Never), ("always", OpenReads::Always)];
-    let open_reads = s.opt("open_reads", reader::choice(words)).unwrap_or(OpenReads::Loopback);
-    s.finish();
-    Http { listen, base_url: base_url.trim_end_matches('/').to_owned(), tokens, open_reads }
-}
-
-fn tokens(http: &mut Section<'_>) -> Vec<Token> {
-    let mut tokens: Vec<Token> = Vec::new();
-    for mut s in http.list("tokens") {
-        let name: String = s.need("name", reader::text);
-        let role = s.opt("role", reader::choice(&[("read", Role::Read), ("operate", Role::Operate)]));
-        if role.is_none() && !s.has_taken("role") {
-            s.missing("role");
-        }
-        let token: SecretString = s.need("token", reader::secret);
-        if tokens.iter().any(|other| other.name == name) {
-            s.fault("name", Fault::new(code::INCONSISTENT, format!("two tokens are named `{name}`; the name tells authors apart")));
-        } else if tokens.iter().any(|other| other.token.expose_secret() == token.expose_secret() && !token.expose_secret().is_empty()) {
-            s.fault("token", Fault::new(code::INCONSISTENT, "another name has the same token"));
-        } else if (1..16).contains(&token.expose_secret().len()) {
-            s.fault(
-                "token",
-                Fault::new(code::UNUSABLE_SECRET, "a token has at least 16 characters").help("`openssl rand -hex 32` makes one"),
-            );
-        }
-        s.finish();
-        tokens.push(Token { name, role: role.unwrap_or(Role::Read), token });
-    }
-    tokens
 }
 
 fn checkpoint(mut s: Section<'_>) -> Checkpoint {

@@ -1,7 +1,8 @@
 //! One attempt: sign, post, judge the answer.
 
+use super::address::Reach;
 use super::channel;
-use super::endpoint::{Endpoint, EndpointError, EndpointFault, is_link_local};
+use super::endpoint::{Endpoint, EndpointError, EndpointFault};
 use super::schedule::retry_after;
 use super::sign::{Key, signature};
 use crate::engine::time::Millis;
@@ -67,7 +68,7 @@ impl Sender {
             .connect_timeout(endpoint.timeout.min(Duration::from_secs(5)))
             .timeout(endpoint.timeout + LATE)
             .user_agent(concat!("guardraild/", env!("CARGO_PKG_VERSION")))
-            .dns_resolver(Arc::new(Resolver { allow_link_local: endpoint.allow_link_local }))
+            .dns_resolver(Arc::new(Resolver { reach: endpoint.reach.clone() }))
             .build()
             .map_err(|e| faulty(EndpointFault::Client(e.to_string())))?;
         let (url, keys) = (endpoint.target().map_err(faulty)?, endpoint.keys().map_err(faulty)?);
@@ -169,20 +170,25 @@ fn describe(error: reqwest::Error) -> String {
     text.chars().take(KEPT).collect()
 }
 
-/// Resolves names and drops link-local addresses, so that a name cannot lead where an address may not.
+/// Resolves names and drops the addresses that may not be called. What is left is what is connected to, so that a name cannot lead where
+/// an address may not, whatever it says the next time.
 struct Resolver {
-    allow_link_local: bool,
+    reach: Reach,
 }
 
 impl Resolve for Resolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let allow = self.allow_link_local;
+        let reach = self.reach.clone();
         Box::pin(async move {
-            let found: Vec<_> = tokio::net::lookup_host((name.as_str(), 0)).await?.filter(|a| allow || !is_link_local(a.ip())).collect();
-            if found.is_empty() {
-                return Err("the name has no address that may be called".into());
+            let mut refused = "the name has no address";
+            let mut found = Vec::new();
+            for address in tokio::net::lookup_host((name.as_str(), 0)).await? {
+                match reach.address(name.as_str(), address.ip()) {
+                    Ok(()) => found.push(address),
+                    Err(why) => refused = why,
+                }
             }
-            Ok(Box::new(found.into_iter()) as Addrs)
+            if found.is_empty() { Err(refused.into()) } else { Ok(Box::new(found.into_iter()) as Addrs) }
         })
     }
 }
@@ -192,13 +198,14 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn names_lead_to_no_link_local_address() {
-        let found = |name: &'static str, allow_link_local| async move {
-            let addresses = Resolver { allow_link_local }.resolve(name.parse().unwrap()).await.ok()?;
-            Some(addresses.map(|a| a.ip().to_string()).collect::<Vec<_>>())
+    async fn names_lead_to_no_forbidden_address() {
+        let found = |name: &'static str, link_local| async move {
+            let resolver = Resolver { reach: Reach { link_local, ..Reach::default() } };
+            let addresses = resolver.resolve(name.parse().unwrap()).await.map_err(|e| e.to_string())?;
+            Ok::<_, String>(addresses.map(|a| a.ip().to_string()).collect::<Vec<_>>())
         };
-        assert_eq!(found("169.254.169.254", false).await, None);
-        assert_eq!(found("169.254.169.254", true).await, Some(vec!["169.254.169.254".to_owned()]));
-        assert_eq!(found("127.0.0.1", false).await, Some(vec!["127.0.0.1".to_owned()]));
+        assert!(found("169.254.169.254", false).await.unwrap_err().contains("link-local"));
+        assert_eq!(found("169.254.169.254", true).await.unwrap(), ["169.254.169.254"]);
+        assert_eq!(found("127.0.0.1", false).await.unwrap(), ["127.0.0.1"]);
     }
 }

@@ -1,5 +1,6 @@
 //! Who receives webhooks: the checked form of the endpoints that `config/` names.
 
+use super::address::Reach;
 use super::sign::Key;
 use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
@@ -24,8 +25,8 @@ pub struct Endpoint {
     pub headers: Vec<(String, SecretString)>,
     /// Of one attempt, from connecting to the last byte of the answer.
     pub timeout: Duration,
-    /// Whether link-local addresses, where clouds keep their metadata services, may be called.
-    pub allow_link_local: bool,
+    /// Which hosts and addresses may be called.
+    pub reach: Reach,
     /// The endpoint that gets what this one does not receive.
     pub escalate_to: Option<String>,
 }
@@ -55,8 +56,10 @@ pub struct EndpointError {
 pub enum EndpointFault {
     #[error("the url must be an absolute http or https address")]
     Url,
-    #[error("the url is a link-local address; allow it by name if that is meant")]
-    LinkLocal,
+    #[error("the url's host is not among delivery.hosts")]
+    Host,
+    #[error("the url may not be called: {0} (delivery.loopback, delivery.private, or allow_link_local of the endpoint)")]
+    Address(&'static str),
     #[error("no signing secret: every webhook is signed")]
     NoSecret,
     #[error("signing secret {number}: {why}")]
@@ -88,7 +91,7 @@ impl Endpoint {
             routing_key: None,
             headers: Vec::new(),
             timeout: Duration::from_secs(15),
-            allow_link_local: false,
+            reach: Reach::default(),
             escalate_to: None,
         }
     }
@@ -113,9 +116,12 @@ impl Endpoint {
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(EndpointFault::Url);
         }
-        let literal = url.host_str().and_then(|h| h.trim_matches(['[', ']']).parse::<IpAddr>().ok());
-        if !self.allow_link_local && literal.is_some_and(is_link_local) {
-            return Err(EndpointFault::LinkLocal);
+        let host = url.host_str().unwrap_or_default();
+        if !self.reach.host(host) {
+            return Err(EndpointFault::Host);
+        }
+        if let Ok(literal) = host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            self.reach.address(host, literal).map_err(EndpointFault::Address)?;
         }
         Ok(url)
     }
@@ -150,19 +156,26 @@ impl Endpoint {
     /// Removes everything of this endpoint's that must not be shown, and control characters, from an answer's text.
     pub(super) fn redact(&self, text: &str) -> String {
         let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        let held = self.secrets.iter().chain(&self.routing_key).chain(self.headers.iter().map(|(_, v)| v)).chain([&self.url]);
-        for secret in held.map(|s| s.expose_secret()).filter(|s| s.len() >= 4) {
-            text = text.replace(secret, "[redacted]");
+        for secret in self.held() {
+            text = text.replace(&secret, "[redacted]");
         }
         text
     }
-}
 
-/// 169.254.0.0/16 and fe80::/10, also where IPv6 wraps the former.
-pub(super) fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_link_local()),
+    /// What an answer may give back of a request: secrets whole, then their parts: what follows `Bearer`, and of an address what may be a key.
+    fn held(&self) -> Vec<String> {
+        const SHORTEST: usize = 4;
+        const SHORTEST_PART: usize = 12;
+        let whole = self.secrets.iter().chain(&self.routing_key).chain(self.headers.iter().map(|(_, v)| v)).chain([&self.url]);
+        let mut held: Vec<String> = whole.map(|s| s.expose_secret().to_owned()).filter(|s| s.len() >= SHORTEST).collect();
+        let credentials = self.headers.iter().filter_map(|(_, v)| v.expose_secret().split_once(' '));
+        let mut parts: Vec<String> = credentials.map(|(_, credential)| credential.to_owned()).collect();
+        if let Ok(url) = Url::parse(self.url.expose_secret()) {
+            let asked = [url.path(), url.query().unwrap_or_default()];
+            parts.extend(asked.into_iter().flat_map(|part| part.split(['/', '&', '='])).map(str::to_owned));
+        }
+        held.extend(parts.into_iter().filter(|part| part.len() >= SHORTEST_PART));
+        held
     }
 }
 
@@ -186,8 +199,8 @@ mod tests {
             assert_eq!(fault(&endpoint(url)), Some(EndpointFault::Url), "{url}");
         }
         for url in ["http://169.254.169.254/latest", "http://[fe80::1]/", "http://[::ffff:169.254.1.1]/", "http://2852039166/"] {
-            assert_eq!(fault(&endpoint(url)), Some(EndpointFault::LinkLocal), "{url}");
-            assert_eq!(fault(&Endpoint { allow_link_local: true, ..endpoint(url) }), None, "{url}");
+            assert!(matches!(fault(&endpoint(url)), Some(EndpointFault::Address(_))), "{url}");
+            assert_eq!(fault(&Endpoint { reach: Reach { link_local: true, ..Reach::default() }, ..endpoint(url) }), None, "{url}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Webhooks out: who is told ([`Router`]), in which form, signed how, and how often it is tried ([`Dispatcher`]).
 
+mod address;
 pub mod attempt;
 mod channel;
 mod client;
@@ -11,6 +12,7 @@ mod route;
 mod schedule;
 mod sign;
 
+pub use address::Reach;
 pub use attempt::{DeliveryEvent, DeliveryResult};
 pub use client::{Answer, Sender};
 pub use dispatcher::{Clock, Dispatcher, Observer, Waker};

@@ -45,6 +45,20 @@ pub struct ExperimentState {
     pub retention: Vec<RetentionState>,
 }
 
+impl ExperimentState {
+    /// What it says was true long ago: nothing is safe any more, and nobody may go on. A breach stays one.
+    pub fn outdate(&mut self, reason: String) {
+        self.go = false;
+        for guardrail in self.guardrails.iter_mut().filter(|g| g.verdict == Verdict::Safe) {
+            guardrail.verdict = Verdict::NoData;
+        }
+        if !self.stop && matches!(self.verdict, Verdict::Safe | Verdict::Watching) {
+            self.verdict = Verdict::NoData;
+            self.reason = reason;
+        }
+    }
+}
+
 /// How far the workflows of each bucket have come.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FunnelState {

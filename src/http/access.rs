@@ -68,6 +68,11 @@ impl Access {
         }
     }
 
+    /// Whose bearer token a request carries, whatever it may do.
+    pub fn holder(&self, headers: &HeaderMap) -> Option<&str> {
+        self.find(bearer(headers).as_deref()).ok().map(|(name, _)| name)
+    }
+
     /// Compares with every token, in constant time.
     fn find(&self, presented: Option<&str>) -> Result<(&str, Role), Failure> {
         let denied = |error: &str| Failure {

@@ -6,6 +6,7 @@
 mod access;
 mod assets;
 mod assignments;
+mod audit;
 mod error;
 mod events;
 mod fleet;
@@ -14,12 +15,15 @@ mod health;
 mod looks;
 mod operate;
 mod packed;
+mod patience;
 mod read;
 mod series;
 mod server;
+mod tls;
 
 pub use access::Access;
-pub use server::{BindError, bind, serve};
+pub use server::{BindError, Limits, bind, serve};
+pub use tls::{Tls, TlsError};
 
 use crate::clock;
 use crate::engine::time::Millis;
@@ -38,6 +42,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 /// A request body has at most this many bytes.
 pub const MAX_BODY: usize = 64 << 10;
+/// Characters of a request's address at most.
+const MAX_URL: usize = 4 << 10;
 /// A request is answered within this time, reading its body included; a stream only has to begin.
 const ANSWER: Duration = Duration::from_secs(15);
 /// Streams of events open at once.
@@ -94,6 +100,8 @@ struct Shared {
     closing: watch::Receiver<bool>,
     streams: Arc<Semaphore>,
     exports: Arc<Semaphore>,
+    /// Attempts that were refused lately.
+    refused: audit::Refused,
     history: Mutex<series::History>,
     looks: looks::Looks,
     rows: fleet::Rows,
@@ -123,6 +131,7 @@ fn shared(api: Api, closing: watch::Receiver<bool>, news: events::Listener) -> A
         closing,
         streams: Arc::new(Semaphore::new(STREAMS)),
         exports: Arc::new(Semaphore::new(assignments::EXPORTS)),
+        refused: audit::Refused::default(),
         history: Mutex::default(),
         looks: looks::Looks::default(),
         rows: fleet::Rows::default(),
@@ -171,14 +180,22 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// Bounds every request in time, and counts it.
+/// Bounds every request in length and time, counts it, and tells of those that write.
 async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    if request.uri().path_and_query().is_some_and(|asked| asked.as_str().len() > MAX_URL) {
+        return Failure::new(StatusCode::URI_TOO_LONG, format!("an address has at most {MAX_URL} characters"), "").into_response();
+    }
+    let peer = request.extensions().get::<audit::Peer>().copied();
+    let entry = audit::Entry::of(&app.api.access, peer, request.method(), request.uri().path(), request.headers());
     let path = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
     let response = match tokio::time::timeout(ANSWER, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "the request took too long", "").into_response(),
     };
     app.api.metrics.add(&names::HTTP_REQUESTS, &[&path, response.status().as_str()], 1.0);
+    if let Some(entry) = entry {
+        entry.tell(&app, response.status());
+    }
     response
 }
 

@@ -16,7 +16,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::field::MakeExt;
 use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn, filter_fn};
+use tracing_subscriber::fmt::{FormatFields, format};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -65,7 +67,8 @@ impl Telemetry {
         let terminal = std::io::stderr().is_terminal();
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(terminal);
         let human = settings.log.format == LogFormat::Human || settings.log.format == LogFormat::Auto && terminal;
-        let lines = if human { lines.boxed() } else { lines.json().flatten_event(true).with_span_list(false).boxed() };
+        let lines =
+            if human { lines.fmt_fields(one_line()).boxed() } else { lines.json().flatten_event(true).with_span_list(false).boxed() };
         let filter = EnvFilter::try_new(&settings.log.level)?.and(seldom_complaints());
         let traces = tracer.as_ref().map(|provider| {
             // Only our own spans: those of the exporter's client would trace themselves.
@@ -87,6 +90,18 @@ impl Guard {
             tracing::warn!(%error, "the last metrics were not sent");
         }
     }
+}
+
+/// Fields of an event for people: whatever a record or a request put into them, they stay within one line and command no terminal.
+fn one_line() -> impl for<'w> FormatFields<'w> + Send + Sync + 'static {
+    let fields = format::debug_fn(|writer, field, value| {
+        let text = match field.name() {
+            "message" => format!("{value:?}"),
+            name => format!("{name}={value:?}"),
+        };
+        text.chars().try_for_each(|c| if c.is_control() { write!(writer, "{}", c.escape_default()) } else { writer.write_char(c) })
+    });
+    fields.delimited(" ")
 }
 
 /// Passes the exporter's own events at most once per [`COMPLAINT_EVERY`], and everything else.
@@ -150,6 +165,31 @@ mod tests {
         ] {
             assert!(parse(bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_a_record_says_stays_in_its_line() {
+        let (lines, seen) = crossbeam_channel::unbounded();
+        struct Sink(crossbeam_channel::Sender<Vec<u8>>);
+        impl std::io::Write for Sink {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                let _ = self.0.send(bytes.to_vec());
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let layer = tracing_subscriber::fmt::layer().with_ansi(true).fmt_fields(one_line()).with_writer(move || Sink(lines.clone()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let hostile = "x\n2026-01-01 ERROR forged\r\u{1b}[2J\u{9b}31m";
+            tracing::info!(text = hostile, shown = %hostile, "said {hostile}");
+        });
+        let text: Vec<u8> = seen.try_iter().flatten().collect();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains("\u{1b}[2J") && !text.contains(['\r', '\u{9b}']), "{text:?}");
+        assert!(text.contains("said x\\n2026") && text.contains("shown=x\\n2026"), "{text}");
     }
 
     #[test]

@@ -120,6 +120,7 @@ pub enum FeedError {
 enum Order {
     Inject(Fault),
     Stop(String, String),
+    Pace(f64),
     End,
 }
 
@@ -155,6 +156,12 @@ impl Feed {
     pub fn inject(&self, fault: Fault) {
         // A feed that has ended says why in `finish`.
         let _ = self.orders.send(Order::Inject(fault));
+    }
+
+    /// From now on, so many visits a second.
+    pub fn pace(&self, visits_per_s: f64) {
+        // As above.
+        let _ = self.orders.send(Order::Pace(visits_per_s));
     }
 
     pub fn switch(&self) -> Switch {
@@ -215,6 +222,7 @@ impl Pump {
                 Ok(Order::Stop(experiment, bucket)) => {
                     self.traffic.stop(&experiment, &bucket);
                 }
+                Ok(Order::Pace(visits_per_s)) => self.traffic.pace(visits_per_s)?,
                 Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => return Ok(self.writer.flush(Duration::from_secs(2))?),
                 Err(RecvTimeoutError::Timeout) => {}
             }

@@ -151,7 +151,7 @@ class Broker:
         text = "".join(f"{k}={v}\n" for k, v in settings.items())
         written = self.folder / "server.properties.new"
         written.write_text(text)
-        cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+        cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=").replace("-", "_")  # a leading dash would be an option
         user = f"SCRAM-SHA-256=[name={USER},password={PASSWORD}]"
         tool("kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(written), "--add-scram", user)
         written.rename(self.settings)

@@ -215,6 +215,11 @@ impl Case {
         self.faults.iter().try_for_each(|fault| self.check_fault(fault))
     }
 
+    /// Visits between an exposure and its requests.
+    pub(super) fn delay_visits(&self) -> u64 {
+        (self.request_delay_ms as f64 * self.visits_per_s / 1_000.0) as u64
+    }
+
     pub(super) fn check_fault(&self, fault: &Fault) -> Result<(), CaseError> {
         let unknown = |what, name: &str| CaseError::Unknown { what, name: name.to_owned() };
         let found = self.experiments.iter().find(|e| e.name == fault.experiment);

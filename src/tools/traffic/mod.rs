@@ -144,7 +144,7 @@ impl Traffic {
             writer: write::Writer::new(case.tenants, case.ids),
             records: 0,
             visits: 0,
-            lag: (case.request_delay_ms as f64 * case.visits_per_s / 1_000.0) as u64,
+            lag: case.delay_visits(),
             visit: Visit::default(),
             acting: None,
             steps: Vec::new(),
@@ -193,6 +193,16 @@ impl Traffic {
         }
         let step = self.steps.pop().unwrap_or(Step::Request);
         self.take(step, out);
+    }
+
+    /// From the next visit on, so many visits a second (see [`Case::visits_per_s`]).
+    pub fn pace(&mut self, visits_per_s: f64) -> Result<(), CaseError> {
+        let ts = self.visit_ts();
+        self.case.visits_per_s = visits_per_s;
+        self.case.check()?;
+        self.start = ts - (self.visits as f64 * 1_000.0 / visits_per_s) as Millis;
+        self.lag = self.case.delay_visits();
+        Ok(())
     }
 
     /// Strikes a bucket with a further fault, whose times count from event time `now`.

@@ -4,7 +4,8 @@
 mod support;
 
 use guardraild::engine::aggregate::keys::pair;
-use guardraild::engine::aggregate::{Aggregator, Snapshot, assignments};
+use guardraild::engine::aggregate::{Aggregator, assignments};
+use guardraild::engine::kept::{Change, Changes, Kept};
 use guardraild::engine::outcome::Outcome;
 use guardraild::engine::pane::Emission;
 use guardraild::engine::plan::{Catalog, Settings};
@@ -31,10 +32,19 @@ fn basket(ms: i64, user: u32, value: f64) -> String {
     unit_event("outcome", ms, user, &format!(r#","metric":"basket","value":{value}"#))
 }
 
-fn restored(catalog: &Catalog, settings: &Settings, snapshot: &Snapshot) -> Partition {
+fn restored(catalog: &Catalog, settings: &Settings, kept: &Kept) -> Partition {
     let mut again = partition(catalog, settings);
-    again.aggregator = Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &snapshot.state, &snapshot.units).unwrap();
+    again.aggregator = Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), kept).unwrap();
     again
+}
+
+/// What a snapshot says of the units, and whether that is everything.
+fn units(changes: &Changes) -> (&[Vec<u8>], bool) {
+    match changes.iter().find(|(name, _)| name == "units") {
+        None => (&[], false),
+        Some((_, Change::Set(chunks))) => (chunks, true),
+        Some((_, Change::Append(chunks))) => (chunks, false),
+    }
 }
 
 /// Requests and errors of a bucket of the first experiment, by pane since the start.
@@ -132,15 +142,15 @@ fn a_restart_in_the_middle_of_a_wait_changes_nothing() {
     let mut calm = partition(&both, &settings);
     let mut p = partition(&both, &settings);
     before.iter().for_each(|line| assert_eq!((calm.read(line), p.read(line)), (Outcome::Waiting, Outcome::Waiting)));
-    let snapshot = p.aggregator.snapshot().unwrap();
-    let mut again = restored(&both, &settings, &snapshot);
+    let kept = Kept::of(p.aggregator.snapshot().unwrap());
+    let mut again = restored(&both, &settings, &kept);
     after.iter().for_each(|line| assert_eq!(calm.read(line), again.read(line)));
     assert_eq!(calm.aggregator.counts(), again.aggregator.counts());
     assert_eq!((calm.aggregator.counts().accepted, calm.aggregator.counts().unattributed), (5, 1));
     assert_eq!(calm.aggregator.drain(), again.aggregator.drain());
 
     let (one, short) = (catalog(&[&rule("exp", None)]), Settings { waiting_max: 1, ..Settings::default() });
-    let counts = restored(&one, &short, &snapshot).aggregator.counts().clone();
+    let counts = restored(&one, &short, &kept).aggregator.counts().clone();
     assert_eq!((counts.waiting, counts.unattributed, counts.unknown_experiment), (1, 1, 1), "less room, and a rule file that has gone");
 }
 
@@ -162,15 +172,17 @@ fn units_leave_when_their_experiment_has_ended() {
     p.read(&request(90_000, 1, 5.0, false));
     assert_eq!(p.aggregator.assignments(), 2_000);
     let less = p.aggregator.snapshot().unwrap();
-    assert!(less.whole && bytes(&less) < bytes(&full) / 8, "{} of {}", bytes(&less), bytes(&full));
-    assert_eq!(observed(&less.units, "brief"), [""; 0]);
-    assert_eq!(restored(&catalog, &settings, &less).aggregator.assignments(), 2_000);
-    let ended = Snapshot { units: full.units, ..less };
-    assert_eq!(restored(&catalog, &settings, &ended).aggregator.assignments(), 2_000, "an older chunk brings them back to nobody");
+    assert!(units(&less).1 && bytes(&less) < bytes(&full) / 8, "{} of {}", bytes(&less), bytes(&full));
+    assert_eq!(observed(units(&less).0, "brief"), [""; 0]);
+    let mut kept = Kept::of(full.clone());
+    kept.apply(less);
+    assert_eq!(restored(&catalog, &settings, &kept).aggregator.assignments(), 2_000);
+    kept.apply(vec![("units".to_owned(), Change::Set(units(&full).0.to_vec()))]);
+    assert_eq!(restored(&catalog, &settings, &kept).aggregator.assignments(), 2_000, "an older chunk brings them back to nobody");
 }
 
-fn bytes(snapshot: &Snapshot) -> usize {
-    snapshot.units.iter().map(Vec::len).sum()
+fn bytes(changes: &Changes) -> usize {
+    units(changes).0.iter().map(Vec::len).sum()
 }
 
 /// What chunks say of an experiment, a line for each row.
@@ -193,14 +205,14 @@ fn chunks_tell_the_assignments_by_name_and_say_which_replace_older_ones() {
     p.read(&exposure(6_500, 1, "exp", "control"));
     p.read(&exposure(8_000, 3, "exp", "control"));
     let second = p.aggregator.snapshot().unwrap();
-    assert!(first.whole && !second.whole, "the first of its kind leaves nothing of before");
-    assert_eq!(observed(&first.units, "exp"), ["fdc38b42dbb513cb treatment 7000 false false"]);
-    assert_eq!(observed(&first.units, "none"), [""; 0]);
-    let mut rows = observed(&second.units, "exp");
+    assert!(units(&first).1 && !units(&second).1, "the first of its kind leaves nothing of before");
+    assert_eq!(observed(units(&first).0, "exp"), ["fdc38b42dbb513cb treatment 7000 false false"]);
+    assert_eq!(observed(units(&first).0, "none"), [""; 0]);
+    let mut rows = observed(units(&second).0, "exp");
     rows.sort();
     assert_eq!(rows.len(), 2);
     assert!(rows.contains(&"fdc38b42dbb513cb treatment 6500 true true".to_owned()), "{rows:?}");
-    assert!(p.aggregator.snapshot().unwrap().units.is_empty(), "nothing new");
+    assert_eq!(units(&p.aggregator.snapshot().unwrap()), (&[][..], false), "nothing new");
     assert!(assignments(b"nonsense", "exp", |_| ()).is_err());
 }
 
@@ -214,7 +226,7 @@ fn buckets_that_change_places_keep_their_units() {
     p.read(&exposure(0, 1, "exp", "treatment"));
     p.read(&request(0, 1, 5.0, false));
     let after = catalog(&[&turned]);
-    let mut again = restored(&after, &settings, &p.aggregator.snapshot().unwrap());
+    let mut again = restored(&after, &settings, &Kept::of(p.aggregator.snapshot().unwrap()));
     again.read(&request(10, 1, 5.0, true));
     again.aggregator.finish();
     assert_eq!(requests(&after, 1, &again.aggregator.drain()), [(0, 1, 1)], "still in treatment, which is the second of both");
@@ -224,17 +236,16 @@ fn buckets_that_change_places_keep_their_units() {
 fn increments_do_not_pile_up() {
     let (catalog, settings) = (catalog(&[&rule("exp", None)]), Settings::default());
     let mut p = partition(&catalog, &settings);
-    let (mut chunks, mut most) = (Vec::new(), 0);
+    let (mut kept, mut most) = (Kept::default(), 0);
     for i in 0..2_000 {
         p.read(&exposure(i, (i % 900) as u32, "exp", bucket_of((i % 900) as u32)));
         p.read(&basket(i, (i % 30) as u32, 1.0));
-        let snapshot = p.aggregator.snapshot().unwrap();
-        append(&mut chunks, &snapshot);
-        most = most.max(chunks.len());
+        kept.apply(p.aggregator.snapshot().unwrap());
+        most = most.max(kept.blobs("units").len());
     }
     assert!(most < 600, "{most}");
-    let snapshot = Snapshot { units: chunks, ..p.aggregator.snapshot().unwrap() };
-    let mut again = restored(&catalog, &settings, &snapshot);
+    kept.apply(p.aggregator.snapshot().unwrap());
+    let mut again = restored(&catalog, &settings, &kept);
     assert_eq!((again.aggregator.assignments(), p.aggregator.assignments()), (900, 900));
     for p in [&mut p, &mut again] {
         p.read(&basket(3_000, 7, 1.0));
@@ -259,8 +270,7 @@ fn one_unit_with_a_hundred_thousand_events_takes_no_more_room_than_with_a_few() 
         }
         p.read(&request(5_000, 1, 5.0, false));
         assert_eq!(p.aggregator.counts().records(), u64::from(3 * events + 2));
-        let snapshot = p.aggregator.snapshot().unwrap();
-        snapshot.state.len() + bytes(&snapshot)
+        Kept::of(p.aggregator.snapshot().unwrap()).size()
     };
     let (few, many) = (state(1_000), state(100_000));
     assert!(many < few + 100, "{few} bytes, then {many}");

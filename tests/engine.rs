@@ -6,6 +6,7 @@ mod support;
 use guardraild::engine::decision::{Action, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::judge::{Operation, Operator};
+use guardraild::engine::kept::Kept;
 use guardraild::engine::outcome::Outcome;
 use guardraild::engine::plan::Settings;
 use guardraild::engine::state::{ExperimentState, GuardrailState};
@@ -271,7 +272,7 @@ fn a_replay_of_an_adopted_decision_watches_its_bucket_as_before() {
     let mut checkpoint = None;
     for (n, emission) in emissions.iter().enumerate() {
         if n == 5 {
-            checkpoint = Some(fleet.snapshot().unwrap());
+            checkpoint = Some(Kept::of(fleet.snapshot(false).unwrap()));
         }
         let mut out = Output::default();
         fleet.take(emission.clone(), &mut out);
@@ -279,7 +280,7 @@ fn a_replay_of_an_adopted_decision_watches_its_bucket_as_before() {
     }
     assert_eq!(said.decisions.len(), 3, "a rollback, and what follows when it is not obeyed");
 
-    let mut again = Fleet::restore(&catalog, settings.pane, &checkpoint.unwrap()).unwrap();
+    let mut again = Fleet::restore(&catalog, settings.pane, &checkpoint.unwrap()).unwrap().fleet;
     again.adopt(&said.decisions[0]);
     let mut replayed = Said::default();
     for emission in &emissions[5..] {

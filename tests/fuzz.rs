@@ -11,6 +11,7 @@ mod support;
 use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::Output;
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::Kept;
 use guardraild::engine::plan::Settings;
 use guardraild::ingest::decode::{Decoder, Limits};
 use rand::seq::IndexedRandom;
@@ -58,7 +59,7 @@ fn records() -> Vec<String> {
     records
 }
 
-/// The fleet, a partition and a chunk of units after those records.
+/// The parts of a checkpoint after those records.
 fn checkpoints() -> Vec<Vec<u8>> {
     let (catalog, settings) = (std::sync::Arc::new(targets::world().catalog), Settings::default());
     let mut decoder = Decoder::new(&catalog.fields, Limits::default());
@@ -68,9 +69,10 @@ fn checkpoints() -> Vec<Vec<u8>> {
         partition.observe(&decoder.decode(record.as_bytes()).unwrap());
         partition.drain().into_iter().for_each(|emission| fleet.take(emission, &mut Output::default()));
     }
-    let snapshot = partition.snapshot().unwrap();
-    let parts = [vec![(0, fleet.snapshot().unwrap()), (1, snapshot.state)], snapshot.units.into_iter().map(|chunk| (2, chunk)).collect()];
-    parts.concat().into_iter().map(|(kind, bytes)| [vec![kind], bytes].concat()).collect()
+    let kept = [Kept::of(fleet.snapshot(true).unwrap()), Kept::of(partition.snapshot().unwrap())];
+    let parts = [(0, 0, "state"), (1, 0, "experiment/exp"), (2, 1, "state"), (3, 1, "units"), (4, 1, "ids/0")];
+    let seeds = parts.into_iter().flat_map(|(kind, of, name)| kept[of].blobs(name).iter().map(move |blob| [&[kind], &blob[..]].concat()));
+    seeds.collect()
 }
 
 /// Where each target begins.

@@ -153,12 +153,19 @@ impl Run {
         assert_eq!(self.records(), n);
     }
 
-    /// Stops, and returns the last snapshots.
-    fn stop(mut self) -> Vec<PartitionSnapshot> {
+    /// Stops, and returns what its snapshots have left.
+    fn stop(mut self) -> BTreeMap<i32, Resume> {
         self.ingest.stop();
         self.until("end", |run| run.stopped);
         self.ingest.join();
-        self.snapshots.into_iter().filter(|(barrier, _)| *barrier == STOPPED).flat_map(|(_, parts)| parts).collect()
+        assert!(self.snapshots.iter().any(|(barrier, _)| *barrier == STOPPED));
+        let mut left: BTreeMap<i32, Resume> = BTreeMap::new();
+        for part in self.snapshots.into_iter().flat_map(|(_, parts)| parts) {
+            let resume = left.entry(part.partition).or_default();
+            resume.offsets = part.offsets;
+            resume.kept.apply(part.changes);
+        }
+        left
     }
 }
 
@@ -207,19 +214,14 @@ fn a_partition_waits_for_its_schema_and_the_others_go_on() {
     run.until_records(30);
     assert_eq!(run.counts[&0].rejected.get(Reject::NotObject), 10);
     assert_eq!(schemas.trouble(), None);
-    let offsets = run.stop().iter().flat_map(|p| p.offsets.values().copied()).sum::<i64>();
+    let offsets = run.stop().values().flat_map(|p| p.offsets.values().copied()).sum::<i64>();
     assert_eq!(offsets, 30);
-}
-
-fn resume(parts: Vec<PartitionSnapshot>) -> BTreeMap<i32, Resume> {
-    parts.into_iter().map(|p| (p.partition, Resume { offsets: p.offsets, state: p.state, units: p.units })).collect()
 }
 
 /// Records that the states of a checkpoint hold.
 fn remembered(resume: &BTreeMap<i32, Resume>) -> u64 {
-    let restore = |(p, r): (&i32, &Resume)| {
-        Aggregator::restore(*p, engine().catalog, engine().settings, &r.state, &r.units).unwrap().counts().records()
-    };
+    let restore =
+        |(p, r): (&i32, &Resume)| Aggregator::restore(*p, engine().catalog, engine().settings, &r.kept).unwrap().counts().records();
     resume.iter().map(restore).sum()
 }
 
@@ -239,16 +241,15 @@ fn every_record_is_counted_once_across_a_restart() {
     let offsets = |parts: &[PartitionSnapshot]| parts.iter().flat_map(|p| p.offsets.values()).sum::<i64>();
     assert!(run.snapshots.iter().all(|(barrier, _)| *barrier == 7));
     assert_eq!(run.snapshots.iter().map(|(_, parts)| offsets(parts)).sum::<i64>(), 3000);
-    let parts = run.stop();
-    assert_eq!(parts.iter().map(|p| p.partition).collect::<BTreeSet<_>>(), (0..PARTITIONS).collect());
+    let resume = run.stop();
+    assert_eq!(resume.keys().copied().collect::<BTreeSet<_>>(), (0..PARTITIONS).collect());
 
     bench.produce(100);
-    let resume = resume(parts);
     let before = remembered(&resume);
     let mut run = Run::start(&bench.config("range"), resume);
     // Every partition gets some of them, and so reports all that it knows.
     run.until_records(before + 100);
-    assert_eq!(offsets(&run.stop()), 3100);
+    assert_eq!(run.stop().values().flat_map(|p| p.offsets.values()).sum::<i64>(), 3100);
 }
 
 fn survives_a_rebalance(strategy: &str) {
@@ -274,7 +275,7 @@ fn survives_a_rebalance(strategy: &str) {
     // What the second has read meanwhile, the first reads too: it goes on at its own offsets.
     first.until("partitions back", |run| run.assigned.len() == PARTITIONS as usize);
     first.until_records(produced + 24);
-    let next: i64 = first.stop().iter().flat_map(|p| p.offsets.values()).sum();
+    let next: i64 = first.stop().values().flat_map(|p| p.offsets.values()).sum();
     assert_eq!(next as u64, produced + 24);
 }
 
@@ -340,7 +341,7 @@ fn brokers_may_be_down_at_start_in_between_and_at_the_end() {
     run.until_records(240);
     bench.cluster.broker_down(-1).unwrap();
     let parts = run.stop();
-    assert_eq!(parts.iter().flat_map(|p| p.offsets.values()).sum::<i64>(), 240);
+    assert_eq!(parts.values().flat_map(|p| p.offsets.values()).sum::<i64>(), 240);
 }
 
 #[test]

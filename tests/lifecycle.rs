@@ -3,13 +3,12 @@
 
 mod support;
 
-use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{LogKind, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::judge::{Operation, Operator};
+use guardraild::engine::kept::Kept;
 use guardraild::engine::plan::Settings;
 use guardraild::engine::state::{ExperimentState, FunnelCounts, PhaseState, Stage};
-use std::sync::Arc;
 use support::*;
 
 fn rule(overview: &str, guardrails: &str, more: &str) -> String {
@@ -208,7 +207,7 @@ fn a_restart_in_the_middle_of_the_watch_changes_nothing() {
         let (mut said, mut fleet) = (Said::default(), Fleet::new(&catalog, settings.pane));
         for (i, emission) in Partition::new(0, &catalog, &settings).all(&lines).into_iter().enumerate() {
             if i == cut {
-                fleet = Fleet::restore(&catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
+                fleet = restarted(&mut fleet, &mut Kept::default(), &catalog, &settings);
                 fleet.assigned(0);
                 said.decisions.iter().for_each(|d| fleet.adopt(d));
             }
@@ -296,11 +295,9 @@ fn a_restart_in_the_middle_of_workflows_changes_nothing() {
             partition.read(line);
             take(&mut partition, &mut fleet);
             if i == cut {
-                fleet = Fleet::restore(&catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
+                fleet = restarted(&mut fleet, &mut Kept::default(), &catalog, &settings);
                 fleet.assigned(0);
-                let kept = partition.aggregator.snapshot().unwrap();
-                partition.aggregator =
-                    Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &kept.state, &kept.units).unwrap();
+                partition.aggregator = rebuilt(&mut partition.aggregator, 0, &mut Kept::default(), &catalog, &settings);
             }
         }
         partition.aggregator.finish();

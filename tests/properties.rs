@@ -4,9 +4,9 @@
 
 mod support;
 
-use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::Output;
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::Kept;
 use guardraild::engine::outcome::Outcome;
 use guardraild::engine::pane::Emission;
 use guardraild::engine::plan::{Catalog, Settings};
@@ -14,7 +14,6 @@ use guardraild::engine::stats::exceedance::log_e_over;
 use guardraild::engine::stats::rates::threshold_log_e;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use support::*;
 
 const RULE: &str = "guardrail: v1
@@ -399,7 +398,7 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
     let mut fleet = Fleet::new(catalog, settings.pane);
     let mut said = Said::default();
     (0..lines.len()).for_each(|p| fleet.assigned(p as i32));
-    let mut chunks: Vec<Vec<Vec<u8>>> = vec![Vec::new(); lines.len()];
+    let (mut kept, mut of_partitions) = (Kept::default(), vec![Kept::default(); lines.len()]);
     let mut next = vec![0; lines.len()];
     let rest = (0..lines.len()).flat_map(|p| std::iter::repeat_n(p, lines[p].len()));
     let take = |fleet: &mut Fleet, said: &mut Said, emissions: Vec<Emission>| {
@@ -415,17 +414,16 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
         partitions[p].read(line);
         take(&mut fleet, &mut said, partitions[p].aggregator.drain());
         if restarts.contains(&step) {
-            fleet = Fleet::restore(catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
+            fleet = restarted(&mut fleet, &mut kept, catalog, settings);
             (0..lines.len()).for_each(|p| fleet.assigned(p as i32));
             for (p, partition) in partitions.iter_mut().enumerate() {
-                let snapshot = partition.aggregator.snapshot().unwrap();
-                append(&mut chunks[p], &snapshot);
-                let number = p as i32;
-                partition.aggregator =
-                    Aggregator::restore(number, Arc::new(catalog.clone()), settings.clone(), &snapshot.state, &chunks[p]).unwrap();
+                partition.aggregator = rebuilt(&mut partition.aggregator, p as i32, &mut of_partitions[p], catalog, settings);
             }
             // What has been decided since the last checkpoint comes from the store.
             said.decisions.iter().for_each(|d| fleet.adopt(d));
+        } else if step % 7 == 0 {
+            kept.apply(fleet.snapshot(false).unwrap());
+            partitions.iter_mut().zip(&mut of_partitions).for_each(|(p, kept)| kept.apply(p.aggregator.snapshot().unwrap()));
         }
     }
     for partition in &mut partitions {

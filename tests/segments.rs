@@ -3,13 +3,12 @@
 
 mod support;
 
-use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{Action, LogKind, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::Kept;
 use guardraild::engine::plan::Settings;
 use guardraild::engine::state::{GuardrailState, SegmentState};
 use std::fmt::Write;
-use std::sync::Arc;
 use support::*;
 
 const REGIONS: [&str; 4] = ["eu", "uk", "us", "apac"];
@@ -173,7 +172,8 @@ fn a_million_values_of_an_attribute_hide_none_that_many_have() {
     let g = guardrail(&fleet, "error_rate");
     assert!(g.segments.len() <= 8, "{}", g.segments.len());
     assert!(REGIONS.iter().all(|r| g.segments.iter().any(|s| s.segment == format!("region={r}"))), "{:?}", g.segments);
-    assert!(fleet.snapshot().unwrap().len() < 4 << 20, "{}", fleet.snapshot().unwrap().len());
+    let size = Kept::of(fleet.snapshot(true).unwrap()).size();
+    assert!(size < 4 << 20, "{size}");
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_restart_changes_nothing() {
         let mut partition = Partition::new(0, &catalog, &settings);
         let mut fleet = Fleet::new(&catalog, settings.pane);
         let mut said = Said::default();
-        let mut units = Vec::new();
+        let (mut kept, mut of_partition) = (Kept::default(), Kept::default());
         for (i, line) in lines.iter().enumerate() {
             partition.read(line);
             for emission in partition.aggregator.drain() {
@@ -194,11 +194,8 @@ fn a_restart_changes_nothing() {
                 said.take(out);
             }
             if i % stop == stop - 1 {
-                let snapshot = partition.aggregator.snapshot().unwrap();
-                append(&mut units, &snapshot);
-                partition.aggregator =
-                    Aggregator::restore(0, Arc::new(catalog.clone()), settings.clone(), &snapshot.state, &units).unwrap();
-                fleet = Fleet::restore(&catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
+                partition.aggregator = rebuilt(&mut partition.aggregator, 0, &mut of_partition, &catalog, &settings);
+                fleet = restarted(&mut fleet, &mut kept, &catalog, &settings);
                 said.decisions.iter().for_each(|d| fleet.adopt(d));
             }
         }

@@ -8,6 +8,7 @@ pub use http::{answer, http};
 
 use guardraild::engine::aggregate::{Aggregator, assignments};
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::{Change, Changes, Kept};
 use guardraild::engine::plan::{Catalog, FieldTable, Settings};
 use guardraild::engine::time::Millis;
 use guardraild::ingest::decode::{Decoder, Limits};
@@ -182,27 +183,28 @@ pub fn rules(data: &[u8]) {
     }
 }
 
-/// What a checkpoint holds: the fleet, a partition, or a chunk of its units, by the first byte. It is an error, or a state that can be
-/// written down again.
+/// One part of a checkpoint, the others as of a daemon that has read nothing: what is common to the fleet, an experiment, a partition, a chunk of
+/// its units, a list of its ids, by the first byte. It is an error, or a state that can be written down again.
 pub fn checkpoint(data: &[u8]) {
     let [kind, bytes @ ..] = data else { return };
     CATALOG.with(|catalog| {
         let settings = Settings::default();
-        let restore = |state: &[u8], units: &[Vec<u8>]| Aggregator::restore(0, Arc::clone(catalog), settings.clone(), state, units);
-        match kind % 3 {
-            0 => {
-                if let Ok(fleet) = Fleet::restore(catalog, settings.pane, bytes) {
-                    fleet.snapshot().unwrap();
+        let with = |mut changes: Changes, name: &str| {
+            changes.push((name.to_owned(), Change::Set(vec![bytes.to_vec()])));
+            Kept::of(changes)
+        };
+        let names =
+            [("fleet", "state"), ("fleet", "experiment/exp"), ("partition", "state"), ("partition", "units"), ("partition", "ids/0")];
+        match names[usize::from(*kind) % names.len()] {
+            ("fleet", name) => {
+                let empty = Fleet::new(catalog, settings.pane).snapshot(true).unwrap();
+                if let Ok(mut restored) = Fleet::restore(catalog, settings.pane, &with(empty, name)) {
+                    restored.fleet.snapshot(true).unwrap();
                 }
             }
-            1 => {
-                if let Ok(mut partition) = restore(bytes, &[]) {
-                    partition.snapshot().unwrap();
-                }
-            }
-            _ => {
+            (_, name) => {
                 let empty = Aggregator::new(0, Arc::clone(catalog), settings.clone()).snapshot().unwrap();
-                if let Ok(mut partition) = restore(&empty.state, &[bytes.to_vec()]) {
+                if let Ok(mut partition) = Aggregator::restore(0, Arc::clone(catalog), settings, &with(empty, name)) {
                     partition.snapshot().unwrap();
                 }
                 let _ = assignments(bytes, "exp", |_| {});

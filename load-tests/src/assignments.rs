@@ -1,6 +1,6 @@
-//! `assignments`: what it costs to remember who saw what, for many users and for many experiments: memory, a look-up, a restart.
+//! `assignments`: what it costs to remember who saw what, for many users and for many experiments: memory, a look-up, checkpoints, a restart.
 //!
-//! No Kafka: exposures of every user in turn go straight to the aggregators, and checkpoints to a database, as often for as many records as a
+//! No Kafka: exposures of every user in turn go straight to the aggregators, what these emit to the judges, and checkpoints to a database, as often for as many records as a
 //! busy daemon would make them. Each row is measured in a process of its own.
 
 use crate::case::LoadCase;
@@ -8,13 +8,17 @@ use crate::side;
 use crate::table::{self, mib};
 use crate::usage;
 use anyhow::Context;
-use guardraild::engine::aggregate::{Aggregator, Snapshot};
+use guardraild::engine::aggregate::Aggregator;
+use guardraild::engine::decision::Output;
 use guardraild::engine::event::{Event, Kind, Text};
+use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::{Changes, prefixed};
 use guardraild::engine::plan::{Catalog, Settings};
-use guardraild::store::{Checkpoint, Commit, PartitionCheckpoint, Store, Units};
+use guardraild::store::{Checkpoint, Commit, Store};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 const START: i64 = 1_800_000_000_000;
 /// Exposures between two checkpoints.
@@ -69,10 +73,11 @@ struct Cost {
     /// Bytes of memory: the most while exposures came and checkpoints were made; at the end of that; and beyond what there was before.
     peak: u64,
     after: u64,
-    /// Bytes of all chunks in the database.
+    /// Bytes of the database.
     stored: u64,
-    /// CPU: of an exposure with its part of the checkpoints, and of joining an event of a user chosen at random, ns; of a restart, s.
+    /// CPU: of an exposure with its part of the checkpoints, and the share of these; of joining an event of a user chosen at random, ns; of a restart, s.
     exposure: f64,
+    checkpoints: f64,
     event: f64,
     restart: f64,
 }
@@ -93,6 +98,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             per(cost.after),
             per(cost.stored),
             format!("{:.2} us", cost.exposure / 1e3),
+            format!("{:.1}%", 100.0 * cost.checkpoints),
             format!("{:.2} us", cost.event / 1e3),
             format!("{:.1} s", cost.restart),
         ]);
@@ -107,6 +113,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "at the end",
         "in the database",
         "exposure",
+        "of that checkpoints",
         "event of a random user",
         "restart",
     ];
@@ -118,30 +125,39 @@ pub fn measured(args: &SideArgs) -> anyhow::Result<()> {
     let case = LoadCase::read(&args.case)?.with_experiments(args.scale.experiments);
     let catalog = Arc::new(case.catalog()?);
     let dir = tempfile::tempdir()?;
-    let mut store = Store::open(dir.path().join("guardraild.db"))?;
+    let path = dir.path().join("guardraild.db");
+    let mut store = Store::open(&path)?;
     let mut part = Partitions::new(&catalog, args.partitions);
     let before = usage::memory();
     let cpu = usage::thread_cpu();
     part.expose(args.scale, &mut store)?;
     let assignments = part.assignments();
     let exposure = nanos(cpu, args.scale.users * args.scale.each);
+    let checkpoints = part.saving.as_secs_f64() / (usage::thread_cpu() - cpu).as_secs_f64();
     let (peak, after) = (usage::peak_memory() - before, usage::memory().saturating_sub(before));
     let cpu = usage::thread_cpu();
     part.look_up(args.scale.users);
     let event = nanos(cpu, LOOKUPS);
-    drop(part);
+    drop((part, store));
 
+    // As the daemon starts: the file is checked, the checkpoint read, every partition and every judge rebuilt.
     let cpu = usage::thread_cpu();
+    let mut store = Store::open(&path)?;
+    store.check()?;
     let loaded = store.load_checkpoint()?.checkpoint.context("no checkpoint")?;
-    let stored = loaded.partitions.iter().flat_map(|p| &p.units).map(|chunk| chunk.len() as u64).sum();
+    let mut parts = loaded.parts;
+    let restored = Fleet::restore(&catalog, Settings::default().pane, &parts.split_off("fleet/")).map_err(anyhow::Error::msg)?;
+    anyhow::ensure!(restored.lost.is_empty() && restored.fleet.judged_to().is_some(), "{:?} did not come back", restored.lost);
     let mut found = 0;
-    for p in loaded.partitions {
-        let again = Aggregator::restore(p.partition, Arc::clone(&catalog), Settings::default(), &p.state, &p.units);
+    for partition in 0..args.partitions {
+        let kept = parts.split_off(&format!("{partition}/"));
+        let again = Aggregator::restore(partition, Arc::clone(&catalog), Settings::default(), &kept);
         found += again.map_err(anyhow::Error::msg)?.assignments() as u64;
     }
     let restart = (usage::thread_cpu() - cpu).as_secs_f64();
+    let stored = std::fs::metadata(&path)?.len();
     anyhow::ensure!(found == assignments, "{found} of {assignments} assignments came back");
-    println!("{}", serde_json::to_string(&Cost { assignments, peak, after, stored, exposure, event, restart })?);
+    println!("{}", serde_json::to_string(&Cost { assignments, peak, after, stored, exposure, checkpoints, event, restart })?);
     Ok(())
 }
 
@@ -151,6 +167,9 @@ fn nanos(since: std::time::Duration, n: u64) -> f64 {
 
 struct Partitions {
     aggregators: Vec<Aggregator>,
+    fleet: Fleet,
+    /// CPU of all checkpoints.
+    saving: Duration,
     names: Vec<String>,
     buckets: Vec<String>,
     now: i64,
@@ -160,6 +179,8 @@ impl Partitions {
     fn new(catalog: &Arc<Catalog>, partitions: i32) -> Partitions {
         Partitions {
             aggregators: (0..partitions).map(|p| Aggregator::new(p, Arc::clone(catalog), Settings::default())).collect(),
+            fleet: Fleet::new(catalog, Settings::default().pane),
+            saving: Duration::ZERO,
             names: catalog.plans.iter().map(|plan| plan.experiment.clone()).collect(),
             buckets: catalog.plans[0].buckets.iter().map(|bucket| bucket.name.clone()).collect(),
             now: START,
@@ -199,7 +220,10 @@ impl Partitions {
         };
         let at = user as usize % self.aggregators.len();
         self.aggregators[at].observe(&event);
-        self.aggregators[at].drain();
+        for emission in self.aggregators[at].drain() {
+            // Nothing but exposures: there is nothing to decide.
+            self.fleet.take(emission, &mut Output::default());
+        }
     }
 
     fn look_up(&mut self, users: u64) {
@@ -213,14 +237,14 @@ impl Partitions {
 
     /// As the daemon makes them: the snapshots of all partitions, then one transaction.
     fn checkpoint(&mut self, store: &mut Store) -> anyhow::Result<()> {
-        let part = |(partition, aggregator): (usize, &mut Aggregator)| {
-            let Snapshot { state, units, whole } = aggregator.snapshot().map_err(anyhow::Error::msg)?;
-            let units = if whole { Units::Replace(units) } else { Units::Append(units) };
-            Ok(PartitionCheckpoint { partition: partition as i32, state, offsets: Vec::new(), units })
-        };
-        let partitions = self.aggregators.iter_mut().enumerate().map(part).collect::<anyhow::Result<_>>()?;
-        let checkpoint = Checkpoint { partitions, ..Checkpoint::default() };
+        let cpu = usage::thread_cpu();
+        let mut changes: Changes = prefixed("fleet/", self.fleet.snapshot(false).map_err(anyhow::Error::msg)?);
+        for (partition, aggregator) in self.aggregators.iter_mut().enumerate() {
+            changes.extend(prefixed(&format!("{partition}/"), aggregator.snapshot().map_err(anyhow::Error::msg)?));
+        }
+        let checkpoint = Checkpoint { changes, ..Checkpoint::default() };
         store.commit(&Commit { at: self.now, checkpoint: Some(checkpoint), ..Commit::default() })?;
+        self.saving += usage::thread_cpu() - cpu;
         Ok(())
     }
 }

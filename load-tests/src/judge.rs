@@ -10,6 +10,7 @@ use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::Output;
 use guardraild::engine::event::Event;
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::Kept;
 use guardraild::engine::pane::Emission;
 use guardraild::engine::plan::Settings;
 use guardraild::engine::time::Pane;
@@ -148,9 +149,9 @@ impl Bench {
             costs.view.push(viewing / views.len() as f64);
             let (_, looking) = timed(|| self.fleet.close_view(&self.names[self.pane as usize % self.names.len()]));
             costs.close_view.push(looking);
-            let (state, saving) = timed(|| self.fleet.snapshot());
+            let (state, saving) = timed(|| self.fleet.snapshot(true));
             costs.checkpoint.push(saving / experiments);
-            costs.size = state.map_err(|reason| anyhow::anyhow!(reason))?.len() as f64 / experiments;
+            costs.size = Kept::of(state.map_err(anyhow::Error::msg)?).size() as f64 / experiments;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The runbook's `experiment_assignments`: who has been seen in which bucket, as CSV, from the newest checkpoint.
 
-use super::recovery::VERSION;
+use super::recovery::UNITS;
 use crate::engine::aggregate::{Observed, assignments};
 use crate::engine::time::Millis;
 use crate::store::{Store, StoreError};
@@ -16,9 +16,7 @@ pub enum ExportError {
     Store(#[from] StoreError),
     #[error("there is no checkpoint yet")]
     NoCheckpoint,
-    #[error("the checkpoint is of format {0}, this program reads format {VERSION}")]
-    Format(u32),
-    #[error("a chunk of units cannot be read: {0}")]
+    #[error("{0}")]
     Damaged(String),
     #[error("the export cannot be written: {0}")]
     Write(#[from] io::Error),
@@ -31,14 +29,14 @@ pub enum ExportError {
 /// # Errors
 /// See [`ExportError`]. What has been written by then is not the whole.
 pub fn write(store: &Store, experiment: &str, out: &mut dyn Write) -> Result<u64, ExportError> {
-    let units = store.units()?.ok_or(ExportError::NoCheckpoint)?;
-    if units.version != VERSION {
-        return Err(ExportError::Format(units.version));
+    let units = store.parts(UNITS)?;
+    if units.names.is_empty() {
+        return Err(ExportError::NoCheckpoint);
     }
     let name = quoted(experiment);
     writeln!(out, "{HEAD}")?;
     let mut lines = 0;
-    for partition in units.partitions() {
+    for partition in &units.names {
         // A later row replaces an earlier one of its unit, whose place it takes.
         let mut changed: BTreeMap<u64, String> = BTreeMap::new();
         units.each(partition, |chunk| {

@@ -3,6 +3,7 @@
 //! Nothing that a judge says is acted on before it is stored. While the store cannot be written, this thread waits and tries again;
 //! the inbox fills, reading stops, and `/readyz` says why.
 
+use super::recovery;
 use crate::clock;
 use crate::delivery::{Router, Waker};
 use crate::engine::aggregate::Dropped;
@@ -15,7 +16,7 @@ use crate::engine::time::Millis;
 use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot, way};
 use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Request, View};
 use crate::rules::RuleSet;
-use crate::store::{Checkpoint, Commit, NewOperation, PartitionCheckpoint, Store, Units};
+use crate::store::{Checkpoint, Commit, NewOperation, Store};
 use crate::telemetry::{self, Metrics, names};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,7 @@ const VIEW_EVERY: Duration = Duration::from_secs(1);
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// Pause between attempts to write while the store fails.
 const RETRY: Duration = Duration::from_millis(500);
-/// Pause between checkpoints at least, in times of what it took to write the last one down: judging waits meanwhile, and that must stay a
+/// Pause between checkpoints at least, in times of what it took to write the last one: judging waits meanwhile, and that must stay a
 /// small part. Waiting for a database that is locked does not count: afterwards the next checkpoint is all the more due.
 const CHECKPOINT_PAUSE: u32 = 20;
 /// Event time between the wall clock and what has been judged, beyond the allowed lateness, in ms: data older than that is stale.
@@ -71,6 +72,8 @@ impl Stop {
 pub struct Court {
     pub fleet: Fleet,
     pub operations_seq: i64,
+    /// No checkpoint holds anything of this state: the next one takes over nothing from those before.
+    pub anew: bool,
     pub store: Store,
     /// By experiment.
     pub rules: BTreeMap<String, Arc<RuleSet>>,
@@ -336,6 +339,10 @@ impl Session<'_> {
                     }
                     return Some(committed);
                 }
+                Err(error) if error.is_fenced() => {
+                    self.give_up(error.to_string());
+                    return None;
+                }
                 Err(error) => {
                     self.court.metrics.add(&names::STORE_ERRORS, &[], 1.0);
                     if self.store_error.is_none() {
@@ -440,32 +447,23 @@ impl Session<'_> {
             return;
         }
         let started = self.barrier.since.take().unwrap_or_else(Instant::now);
-        let parts = std::mem::take(&mut self.barrier.parts).into_iter().map(|part| PartitionCheckpoint {
-            partition: part.partition,
-            state: part.state,
-            offsets: part.offsets.into_iter().collect(),
-            units: if part.whole { Units::Replace(part.units) } else { Units::Append(part.units) },
-        });
+        let parts = std::mem::take(&mut self.barrier.parts);
         let writing = Instant::now();
-        let fleet = match self.court.fleet.snapshot() {
-            Ok(fleet) => fleet,
+        let changes = match recovery::changes(&mut self.court.fleet, parts) {
+            Ok(changes) => changes,
             Err(reason) => return self.give_up(reason),
         };
-        let pause = self.court.checkpoint_every.max(writing.elapsed() * CHECKPOINT_PAUSE);
-        let made_at = clock::now();
-        let checkpoint = Checkpoint {
-            version: super::recovery::VERSION,
-            made_at,
-            operations_seq: self.court.operations_seq,
-            fleet,
-            partitions: parts.collect(),
-        };
+        let mut stood_still = writing.elapsed();
+        let (made_at, whole) = (clock::now(), self.court.anew);
+        let checkpoint = Checkpoint { made_at, operations_seq: self.court.operations_seq, whole, changes };
         let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
         if !self.unsaid && self.write(&commit).is_some() {
+            self.court.anew = false;
+            stood_still += self.court.store.held();
             self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
             self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }
-        self.next_checkpoint = Instant::now() + pause;
+        self.next_checkpoint = Instant::now() + self.court.checkpoint_every.max(stood_still * CHECKPOINT_PAUSE);
         self.barrier.pending = false;
         self.barrier.reported.clear();
         for message in std::mem::take(&mut self.barrier.held) {

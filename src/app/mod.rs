@@ -107,7 +107,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     private(&database)?;
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
-    let recovered = recovery::recover(&mut store, &loaded.catalog, &config.engine.settings)?;
+    let recovered = recovery::recover(&mut store, &loaded.catalog, &config.engine.settings, &metrics)?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
     let dispatcher = start_dispatcher(&runtime, open()?, &config, &metrics)?;
@@ -128,6 +128,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let court = Court {
         fleet: recovered.fleet,
         operations_seq: recovered.operations_seq,
+        anew: recovered.anew,
         store,
         rules: loaded.rules.iter().map(|r| (r.plan.experiment.clone(), Arc::clone(r))).collect(),
         router: delivery::Router { base_url: config.http.base_url.parse().ok() },

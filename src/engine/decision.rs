@@ -320,6 +320,8 @@ pub enum LogKind {
     Operator,
     Annotation,
     Delivery,
+    /// What a restart could not take up from a checkpoint, and what that means.
+    Recovery,
 }
 
 /// All that a step of the engine says.

@@ -5,6 +5,7 @@
 
 use super::decision::{Decision, Output};
 use super::judge::{Judge, Operator};
+use super::kept::{self, Change, Changes, Kept, Plans};
 use super::pane::{CellId, Emission, PaneBatch, Pool, Seen};
 use super::plan::{Catalog, SharedCause};
 use super::shared_cause::Breaches;
@@ -30,6 +31,10 @@ pub struct Fleet {
     pane_ms: Millis,
     shared_cause: SharedCause,
     breaches: Breaches,
+    /// What this program makes of the numbers in checkpoints is written down.
+    plans_kept: bool,
+    /// Parts of experiments that are not there any more.
+    gone: Vec<String>,
 }
 
 /// By pane, and by partition: one entry for each pane that it has closed.
@@ -46,13 +51,32 @@ enum Progress {
     Empty,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Saved {
-    experiments: Vec<(String, u64, Vec<u8>)>,
-    cells: Vec<CellId>,
+const PLANS: &str = "plans";
+const STATE: &str = "state";
+/// Before the name of an experiment: its judge's state.
+const EXPERIMENT: &str = "experiment/";
+
+/// What belongs to no experiment alone.
+#[derive(Serialize)]
+struct StateRef<'a> {
+    pending: &'a Pending,
+    judged: Option<Pane>,
+    breaches: &'a Breaches,
+}
+
+/// What [`StateRef`] writes.
+#[derive(Deserialize)]
+struct State {
     pending: Pending,
     judged: Option<Pane>,
     breaches: Breaches,
+}
+
+/// A Fleet from a checkpoint.
+pub struct Restored {
+    pub fleet: Fleet,
+    /// Experiments of the same rules whose state could not be read, and why: they begin anew.
+    pub lost: Vec<(String, String)>,
 }
 
 impl Fleet {
@@ -71,6 +95,8 @@ impl Fleet {
             pane_ms,
             shared_cause: SharedCause::default(),
             breaches: Breaches::default(),
+            plans_kept: false,
+            gone: Vec::new(),
         }
     }
 
@@ -187,8 +213,7 @@ impl Fleet {
 
     /// One experiment with the exact evidence and interval of every guardrail.
     pub fn close_view(&self, experiment: &str) -> Option<ExperimentState> {
-        let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
-        Some(self.judges[index].close_view())
+        Some(self.judges[self.index(experiment)?].close_view())
     }
 
     /// Histograms of one guardrail, where its values have a distribution.
@@ -225,49 +250,75 @@ impl Fleet {
         }
     }
 
+    fn index(&self, experiment: &str) -> Option<usize> {
+        self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()
+    }
+
     fn judge_mut(&mut self, experiment: &str) -> Option<&mut Judge> {
-        let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
+        let index = self.index(experiment)?;
         self.judges.get_mut(index)
     }
 
-    /// State as bytes.
+    /// What has changed since the last call, at first everything; with `all`, the state of every experiment.
     ///
     /// # Errors
     /// The state cannot be written down: a fault of the program, after which nothing should be committed.
-    pub fn snapshot(&self) -> Result<Vec<u8>, String> {
-        let of = |(judge, signature): (&Judge, &u64)| Ok((judge.plan().experiment.clone(), *signature, judge.snapshot()?));
-        let experiments = self.judges.iter().zip(&self.signatures).map(of).collect::<Result<_, String>>()?;
-        let saved = Saved {
-            experiments,
-            cells: self.cells.clone(),
-            pending: self.pending.clone(),
-            judged: self.judged,
-            breaches: self.breaches.clone(),
-        };
-        postcard::to_stdvec(&saved).map_err(|e| format!("the judges' state cannot be written down: {e}"))
-    }
-
-    /// Rebuilds a Fleet. Experiments that are gone, or whose rules changed, start anew; partitions count once they are assigned.
-    pub fn restore(catalog: &Catalog, pane_ms: Millis, state: &[u8]) -> Result<Fleet, String> {
-        let saved: Saved = postcard::from_bytes(state).map_err(|e| format!("the judges' state cannot be read: {e}"))?;
-        let mut fleet = Fleet::new(catalog, pane_ms);
-        let mut new_index = BTreeMap::new();
-        for (old, (name, signature, state)) in saved.experiments.iter().enumerate() {
-            let Ok(index) = fleet.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(name)) else { continue };
-            if fleet.signatures[index] == *signature {
-                fleet.judges[index].restore(state)?;
-                new_index.insert(old as u32, index as u32);
+    pub fn snapshot(&mut self, all: bool) -> Result<Changes, String> {
+        let mut changes: Changes = self.gone.drain(..).map(|name| (name, Change::Set(Vec::new()))).collect();
+        let mut set = |name: String, blob| changes.push((name, Change::Set(vec![blob])));
+        for judge in &mut self.judges {
+            if let Some(state) = judge.snapshot(all)? {
+                set(format!("{EXPERIMENT}{}", judge.plan().experiment), state);
             }
         }
-        for (pane, partitions) in saved.pending {
-            let kept = partitions.into_iter().map(|(partition, seen)| {
-                let seen = seen.into_iter().map(|seen| seen.remap(&saved.cells, &fleet.cells, |e| new_index.get(&e).copied()));
+        let written = |blob: Result<Vec<u8>, String>| blob.map_err(|e| format!("the state of all experiments {e}"));
+        let state = StateRef { pending: &self.pending, judged: self.judged, breaches: &self.breaches };
+        set(STATE.to_owned(), written(kept::encode(&state))?);
+        if all || !self.plans_kept {
+            self.plans_kept = true;
+            set(PLANS.to_owned(), written(kept::encode(&self.plans()))?);
+        }
+        Ok(changes)
+    }
+
+    fn plans(&self) -> Plans {
+        let names = self.judges.iter().map(|judge| judge.plan().experiment.clone());
+        Plans { experiments: names.zip(self.signatures.iter().copied()).collect(), cells: self.cells.clone() }
+    }
+
+    /// Rebuilds a Fleet from the parts that snapshots have left. Experiments that are gone, or whose rules changed, start anew; partitions
+    /// count once they are assigned.
+    ///
+    /// # Errors
+    /// What is common to all experiments is missing, or cannot be read.
+    pub fn restore(catalog: &Catalog, pane_ms: Millis, kept: &Kept) -> Result<Restored, String> {
+        let lacks = |name: &str| format!("the checkpoint lacks `{name}`");
+        let plans: Plans = kept.read(PLANS)?.ok_or_else(|| lacks(PLANS))?;
+        let state: State = kept.read(STATE)?.ok_or_else(|| lacks(STATE))?;
+        let (mut fleet, mut lost) = (Fleet::new(catalog, pane_ms), Vec::new());
+        let mut new_index = BTreeMap::new();
+        for (old, (name, signature)) in plans.experiments.iter().enumerate() {
+            let Some(index) = fleet.index(name) else { continue };
+            if fleet.signatures[index] != *signature {
+                continue;
+            }
+            let state_of = kept.blobs(&format!("{EXPERIMENT}{name}")).last().ok_or_else(|| lacks(name));
+            match state_of.and_then(|blob| fleet.judges[index].restore(blob, state.judged)) {
+                Ok(()) => drop(new_index.insert(old as u32, index as u32)),
+                Err(reason) => lost.push((name.clone(), reason)),
+            }
+        }
+        for (pane, partitions) in state.pending {
+            let remapped = partitions.into_iter().map(|(partition, seen)| {
+                let seen = seen.into_iter().map(|seen| seen.remap(&plans.cells, &fleet.cells, |e| new_index.get(&e).copied()));
                 (partition, seen.collect())
             });
-            fleet.pending.insert(pane, kept.collect());
+            fleet.pending.insert(pane, remapped.collect());
         }
-        fleet.judged = saved.judged;
-        fleet.breaches = saved.breaches;
-        Ok(fleet)
+        fleet.judged = state.judged;
+        fleet.breaches = state.breaches;
+        let is_gone = |name: &&str| name.strip_prefix(EXPERIMENT).is_some_and(|name| fleet.index(name).is_none());
+        fleet.gone = kept.names().filter(is_gone).map(str::to_owned).collect();
+        Ok(Restored { fleet, lost })
     }
 }

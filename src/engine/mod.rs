@@ -13,6 +13,7 @@ pub mod evidence;
 pub mod fleet;
 pub mod histogram;
 pub mod judge;
+pub mod kept;
 pub mod outcome;
 pub mod pane;
 pub mod plan;

@@ -14,6 +14,7 @@ use super::rejects::{Rejects, Sample};
 use super::schemas::Schemas;
 use super::worker::{Board, Shared, Worker};
 use crate::engine::aggregate::Dropped;
+use crate::engine::kept::{Changes, Kept};
 use crate::engine::outcome::Counts;
 use crate::engine::pane::Emission;
 use crate::engine::plan::{Catalog, Settings};
@@ -83,22 +84,18 @@ pub struct Engine {
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartitionSnapshot {
     pub partition: i32,
-    /// The next offset of each topic: `state` and all `units` reflect everything before it, and nothing after.
+    /// The next offset of each topic: the state reflects everything before it, and nothing after.
     pub offsets: BTreeMap<String, i64>,
-    /// See [`crate::engine::aggregate::Snapshot`].
-    pub state: Vec<u8>,
-    /// To be appended; or, if they are the whole, to replace what there was.
-    pub units: Vec<Vec<u8>>,
-    pub whole: bool,
+    /// See [`crate::engine::aggregate::Aggregator::snapshot`].
+    pub changes: Changes,
 }
 
 /// What to go on from: the newest checkpoint of one partition number.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Resume {
     pub offsets: BTreeMap<String, i64>,
-    pub state: Vec<u8>,
-    /// All chunks, oldest first.
-    pub units: Vec<Vec<u8>>,
+    /// What all snapshots have left.
+    pub kept: Kept,
 }
 
 /// What comes out. All about one partition number comes in order.
@@ -154,7 +151,7 @@ pub enum StartError {
     Kafka(#[from] KafkaError),
     #[error("librdkafka has no memory for a queue")]
     Queue,
-    #[error("state of partition {partition} cannot be restored: {reason}")]
+    #[error("the state of partition {partition} cannot be taken up: {reason}")]
     Resume { partition: i32, reason: String },
     #[error("no thread could be started: {0}")]
     Thread(#[from] std::io::Error),

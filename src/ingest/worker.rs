@@ -6,7 +6,7 @@ use super::decode::Limits;
 use super::kafka::{FromIngest, PartitionSnapshot, Resume};
 use super::mapped::{Booked, Layouts, Reader};
 use super::rejects::Rejects;
-use crate::engine::aggregate::{Aggregator, Snapshot};
+use crate::engine::aggregate::Aggregator;
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
@@ -144,7 +144,7 @@ impl Worker {
         let mut parts = BTreeMap::new();
         for (partition, r) in resume {
             let (catalog, settings) = (Arc::clone(&shared.catalog), shared.settings.clone());
-            let aggregator = Aggregator::restore(partition, catalog, settings, &r.state, &r.units).map_err(|reason| (partition, reason))?;
+            let aggregator = Aggregator::restore(partition, catalog, settings, &r.kept).map_err(|reason| (partition, reason))?;
             parts.insert(partition, Part::new(aggregator, r.offsets, &shared.topics));
         }
         let reader = Reader::new(&shared.topics, &shared.layouts, &shared.catalog.fields, shared.limits);
@@ -309,13 +309,12 @@ impl Worker {
         let mut parts = Vec::new();
         for (partition, part) in &mut self.parts {
             hand_on(part, *partition, &self.shared.sender)?;
-            let snapshot = match part.aggregator.snapshot() {
-                Ok(snapshot) => snapshot,
+            let changes = match part.aggregator.snapshot() {
+                Ok(changes) => changes,
                 Err(reason) => return Ok(self.shared.sender.send(FromIngest::Fatal(reason))?),
             };
             let offsets = part.offsets(&self.shared.topics);
-            let Snapshot { state, units, whole } = snapshot;
-            parts.push(PartitionSnapshot { partition: *partition, offsets, state, units, whole });
+            parts.push(PartitionSnapshot { partition: *partition, offsets, changes });
         }
         Ok(self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })?)
     }

@@ -1,239 +1,221 @@
-//! Checkpoints: the state of fleet and partitions with the offsets that it reflects.
+//! Checkpoints: named parts of the state, as one instant saw them.
 //!
-//! The newest and the one before are kept. What grows with users is kept in chunks that are appended; a checkpoint refers to a
-//! range of them, so an older one still finds its own.
+//! A checkpoint writes only the parts that have changed. Each row knows the checkpoint that brought it and the first one without it, so a
+//! checkpoint is the rows that were alive then, and what no kept checkpoint needs is found without looking at the rest. Each row has a
+//! checksum, and each checkpoint that of its rows together: a bit that has turned, a row that is missing or one too many is noticed.
 
 use super::{Failure, Store, StoreError};
+use crate::engine::decision::LogEntry;
+use crate::engine::kept::{Change, Changes, Kept};
 use crate::engine::time::Millis;
 use crate::fail::{self, Point};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
-use sha2::{Digest, Sha256};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Checkpoints kept.
 const KEPT: i64 = 2;
+/// Of zstd: the fastest.
+const LEVEL: i32 = 1;
+/// A blob takes no more than this in memory, whatever its row says.
+const BLOB_MAX: usize = 1 << 30;
 
-/// A checkpoint to write. It is whole: a partition that it leaves out is forgotten.
+/// A checkpoint to write.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
-    /// Of the blobs' own format; the store hands it back unread.
-    pub version: u32,
     /// ms since the epoch.
     pub made_at: Millis,
     /// Newest operation whose effects it holds; 0 for none. Older ones are deleted once no kept checkpoint needs them.
     pub operations_seq: i64,
-    pub fleet: Vec<u8>,
-    pub partitions: Vec<PartitionCheckpoint>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct PartitionCheckpoint {
-    pub partition: i32,
-    pub state: Vec<u8>,
-    /// Topic and offset of the next record to read.
-    pub offsets: Vec<(String, i64)>,
-    pub units: Units,
-}
-
-/// What has changed about a partition's units.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Units {
-    /// Chunks added since the checkpoint before.
-    Append(Vec<Vec<u8>>),
-    /// Everything: to compact.
-    Replace(Vec<Vec<u8>>),
+    /// Parts that it does not name are gone, instead of what they were in the checkpoint before.
+    pub whole: bool,
+    pub changes: Changes,
 }
 
 /// What [`Store::load_checkpoint`] found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Loaded {
     pub checkpoint: Option<LoadedCheckpoint>,
-    /// Says which checkpoints were damaged and what was used instead.
-    pub warning: Option<String>,
+    /// What is wrong with newer ones, which have been deleted; newest first.
+    pub damaged: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoadedCheckpoint {
-    pub version: u32,
     pub made_at: Millis,
     pub operations_seq: i64,
     /// Sequence number of the newest decision when it was made.
     pub decisions_seq: i64,
-    pub fleet: Vec<u8>,
-    /// By partition.
-    pub partitions: Vec<LoadedPartition>,
+    pub parts: Kept,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct LoadedPartition {
-    pub partition: i32,
-    pub state: Vec<u8>,
-    pub offsets: Vec<(String, i64)>,
-    /// Chunks in the order in which they were appended.
-    pub units: Vec<Vec<u8>>,
+/// The row of a checkpoint.
+struct Head {
+    id: i64,
+    made_at: Millis,
+    operations_seq: i64,
+    decisions_seq: i64,
+    /// Its rows: how many, and the sum of their checksums.
+    rows: i64,
+    sum: i64,
 }
 
 impl Store {
-    /// The newest checkpoint whose checksum holds. A damaged newer one is deleted, and the warning says so.
+    /// The newest checkpoint that is whole. Damaged newer ones are deleted, so that the next one follows the one that is used.
     pub fn load_checkpoint(&mut self) -> Result<Loaded, StoreError> {
         self.write(|tx| {
-            let ids = kept(tx)?;
+            let mut damaged = Vec::new();
             fail::at(Point::Load)?;
-            let mut warning = None;
-            for &id in &ids {
-                match load(tx, id)? {
-                    Some(checkpoint) => {
-                        tx.execute("DELETE FROM checkpoints WHERE id > ?", [id])?;
-                        sweep(tx)?;
-                        return Ok(Loaded { checkpoint: Some(checkpoint), warning });
+            let heads = tx.prepare("SELECT * FROM checkpoints ORDER BY id DESC")?.query_map([], head)?.collect::<Result<Vec<_>, _>>()?;
+            for (head, checksum) in heads {
+                match load(tx, &head, checksum)? {
+                    Ok(checkpoint) => {
+                        if !damaged.is_empty() {
+                            forget_from(tx, head.id + 1)?;
+                        }
+                        return Ok(Loaded { checkpoint: Some(checkpoint), damaged });
                     }
-                    None => warning = Some(format!("checkpoint {id} is damaged; going on from the one before")),
+                    Err(fault) => damaged.push(format!("checkpoint {}: {fault}", head.id)),
                 }
             }
-            if !ids.is_empty() {
-                warning = Some("every checkpoint is damaged; starting without one".to_owned());
-            }
-            Ok(Loaded { checkpoint: None, warning })
+            forget_from(tx, 0)?;
+            Ok(Loaded { checkpoint: None, damaged })
         })
+    }
+
+    /// Writes entries of the execution log.
+    pub fn note(&mut self, entries: &[LogEntry]) -> Result<(), StoreError> {
+        self.write(|tx| entries.iter().try_for_each(|entry| super::commit::insert_log(tx, entry)))
     }
 }
 
-fn kept(tx: &Connection) -> Result<Vec<i64>, Failure> {
-    let mut statement = tx.prepare_cached("SELECT id FROM checkpoints ORDER BY id DESC LIMIT ?")?;
-    let ids = statement.query_map([KEPT], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    Ok(ids)
+fn head(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Head, i64)> {
+    let head = Head {
+        id: row.get("id")?,
+        made_at: row.get("made_at")?,
+        operations_seq: row.get("operations_seq")?,
+        decisions_seq: row.get("decisions_seq")?,
+        rows: row.get("rows")?,
+        sum: row.get("sum")?,
+    };
+    Ok((head, row.get("checksum")?))
+}
+
+impl Head {
+    fn checksum(&self) -> i64 {
+        let mut hash = Xxh3::new();
+        for n in [self.id, self.made_at, self.operations_seq, self.decisions_seq, self.rows, self.sum] {
+            hash.update(&n.to_le_bytes());
+        }
+        hash.digest() as i64
+    }
+}
+
+/// Of a row: of its name, of where it came from, and of its bytes as they are stored.
+fn checksum(name: &str, born: i64, data: &[u8]) -> i64 {
+    let mut hash = Xxh3::new();
+    hash.update(&(name.len() as u64).to_le_bytes());
+    hash.update(name.as_bytes());
+    hash.update(&born.to_le_bytes());
+    hash.update(data);
+    hash.digest() as i64
 }
 
 pub(super) fn insert(tx: &Transaction<'_>, c: &Checkpoint) -> Result<(), Failure> {
-    let before = kept(tx)?.first().copied();
+    let before = tx.prepare_cached("SELECT * FROM checkpoints ORDER BY id DESC LIMIT 1")?.query_row([], head).optional()?;
+    let (before, rows, sum) = before.map_or((0, 0, 0), |(head, _)| (head.id, head.rows, head.sum));
     let decisions_seq: i64 = tx.query_row("SELECT coalesce(max(seq), 0) FROM decisions", [], |row| row.get(0))?;
-    tx.prepare_cached(
-        "INSERT INTO checkpoints (version, made_at, operations_seq, decisions_seq, fleet, checksum) VALUES (?, ?, ?, ?, ?, x'')",
-    )?
-    .execute(params![c.version, c.made_at, c.operations_seq, decisions_seq, c.fleet])?;
-    let id = tx.last_insert_rowid();
-
-    let mut partitions: Vec<&PartitionCheckpoint> = c.partitions.iter().collect();
-    partitions.sort_by_key(|p| p.partition);
-    let mut sum = Checksum::of_head(c.version, c.made_at, c.operations_seq, decisions_seq, &c.fleet);
-    for p in partitions {
-        let (first, end) = insert_units(tx, before, p)?;
-        let offsets = serde_json::to_string(&p.offsets)?;
-        sum.partition(p.partition, &p.state, &offsets, first, end);
-        tx.prepare_cached(
-            "INSERT INTO checkpoint_partitions (checkpoint, partition, state, offsets, first_chunk, end_chunk) VALUES (?, ?, ?, ?, ?, ?)",
-        )?
-        .execute(params![id, p.partition, p.state, offsets, first, end])?;
+    let Checkpoint { made_at, operations_seq, .. } = *c;
+    let mut head = Head { id: before + 1, made_at, operations_seq, decisions_seq, rows, sum };
+    if c.whole {
+        tx.execute("UPDATE parts SET died = ? WHERE died IS NULL", [head.id])?;
+        (head.rows, head.sum) = (0, 0);
     }
-    tx.execute("UPDATE checkpoints SET checksum = ? WHERE id = ?", params![sum.finish(), id])?;
-    tx.execute("DELETE FROM checkpoints WHERE id NOT IN (SELECT id FROM checkpoints ORDER BY id DESC LIMIT ?)", [KEPT])?;
+    for (name, change) in &c.changes {
+        let blobs = match change {
+            Change::Set(blobs) => {
+                bury(tx, &mut head, name)?;
+                blobs
+            }
+            Change::Append(blobs) => blobs,
+        };
+        for blob in blobs {
+            add(tx, &mut head, name, blob)?;
+        }
+    }
+    tx.prepare_cached(
+        "INSERT INTO checkpoints (id, made_at, operations_seq, decisions_seq, rows, sum, checksum) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    )?
+    .execute(params![head.id, made_at, operations_seq, decisions_seq, head.rows, head.sum, head.checksum()])?;
+    tx.execute("DELETE FROM checkpoints WHERE id <= ?", [head.id - KEPT])?;
+    tx.execute("DELETE FROM parts WHERE died <= (SELECT min(id) FROM checkpoints)", [])?;
     tx.execute("DELETE FROM operations WHERE seq <= (SELECT min(operations_seq) FROM checkpoints)", [])?;
-    sweep(tx)
-}
-
-/// Writes the new chunks, and returns the half-open range of chunks that the partition now has.
-fn insert_units(tx: &Transaction<'_>, before: Option<i64>, p: &PartitionCheckpoint) -> Result<(i64, i64), Failure> {
-    let range: Option<(i64, i64)> = tx
-        .prepare_cached("SELECT first_chunk, end_chunk FROM checkpoint_partitions WHERE checkpoint = ? AND partition = ?")?
-        .query_row(params![before, p.partition], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let free: i64 = tx
-        .prepare_cached("SELECT coalesce(max(seq) + 1, 0) FROM unit_chunks WHERE partition = ?")?
-        .query_row([p.partition], |row| row.get(0))?;
-    let (first, mut end, chunks) = match (&p.units, range) {
-        (Units::Append(chunks), Some((first, end))) => (first, end, chunks),
-        (Units::Append(chunks), None) | (Units::Replace(chunks), _) => (free, free, chunks),
-    };
-    let mut insert = tx.prepare_cached("INSERT INTO unit_chunks (partition, seq, data, checksum) VALUES (?, ?, ?, ?)")?;
-    for data in chunks {
-        insert.execute(params![p.partition, end, data, Sha256::digest(data).as_slice()])?;
-        end += 1;
-    }
-    Ok((first, end))
-}
-
-/// Deletes chunks that no kept checkpoint refers to.
-fn sweep(tx: &Transaction<'_>) -> Result<(), Failure> {
-    tx.prepare_cached(
-        "DELETE FROM unit_chunks WHERE NOT EXISTS (SELECT 1 FROM checkpoint_partitions p
-             WHERE p.partition = unit_chunks.partition AND unit_chunks.seq >= p.first_chunk AND unit_chunks.seq < p.end_chunk)",
-    )?
-    .execute([])?;
     Ok(())
 }
 
-/// `None` when a checksum does not hold or a chunk is missing.
-fn load(tx: &Connection, id: i64) -> Result<Option<LoadedCheckpoint>, Failure> {
-    let (mut checkpoint, checksum) = tx.query_row("SELECT * FROM checkpoints WHERE id = ?", [id], |row| {
-        let checkpoint = LoadedCheckpoint {
-            version: row.get("version")?,
-            made_at: row.get("made_at")?,
-            operations_seq: row.get("operations_seq")?,
-            decisions_seq: row.get("decisions_seq")?,
-            fleet: row.get("fleet")?,
-            partitions: Vec::new(),
-        };
-        Ok((checkpoint, row.get::<_, Vec<u8>>("checksum")?))
-    })?;
-    let c = &checkpoint;
-    let mut sum = Checksum::of_head(c.version, c.made_at, c.operations_seq, c.decisions_seq, &c.fleet);
-    let mut statement = tx.prepare_cached("SELECT * FROM checkpoint_partitions WHERE checkpoint = ? ORDER BY partition")?;
-    let mut rows = statement.query([id])?;
-    while let Some(row) = rows.next()? {
-        let (partition, state): (i32, Vec<u8>) = (row.get("partition")?, row.get("state")?);
-        let (offsets, first, end): (String, i64, i64) = (row.get("offsets")?, row.get("first_chunk")?, row.get("end_chunk")?);
-        sum.partition(partition, &state, &offsets, first, end);
-        let (Ok(offsets), Some(units)) = (serde_json::from_str(&offsets), load_units(tx, partition, first, end)?) else {
-            return Ok(None);
-        };
-        checkpoint.partitions.push(LoadedPartition { partition, state, offsets, units });
+/// The rows of a part are alive no more.
+fn bury(tx: &Transaction<'_>, head: &mut Head, name: &str) -> Result<(), Failure> {
+    let mut statement = tx.prepare_cached("UPDATE parts SET died = ? WHERE name = ? AND died IS NULL RETURNING checksum")?;
+    let mut dead = statement.query(params![head.id, name])?;
+    while let Some(row) = dead.next()? {
+        head.rows -= 1;
+        head.sum = head.sum.wrapping_sub(row.get(0)?);
     }
-    Ok((sum.finish() == checksum).then_some(checkpoint))
+    Ok(())
 }
 
-fn load_units(tx: &Connection, partition: i32, first: i64, end: i64) -> Result<Option<Vec<Vec<u8>>>, Failure> {
-    let mut statement =
-        tx.prepare_cached("SELECT data, checksum FROM unit_chunks WHERE partition = ? AND seq >= ? AND seq < ? ORDER BY seq")?;
-    let mut rows = statement.query(params![partition, first, end])?;
-    let mut units = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (data, checksum): (Vec<u8>, Vec<u8>) = (row.get(0)?, row.get(1)?);
-        if Sha256::digest(&data).as_slice() != checksum {
-            return Ok(None);
-        }
-        units.push(data);
-    }
-    Ok((units.len() as i64 == end - first).then_some(units))
+fn add(tx: &Transaction<'_>, head: &mut Head, name: &str, blob: &[u8]) -> Result<(), Failure> {
+    let data = zstd::bulk::compress(blob, LEVEL)?;
+    let sum = checksum(name, head.id, &data);
+    tx.prepare_cached("INSERT INTO parts (name, born, checksum, size, data) VALUES (?, ?, ?, ?, ?)")?.execute(params![
+        name,
+        head.id,
+        sum,
+        blob.len() as i64,
+        data
+    ])?;
+    head.rows += 1;
+    head.sum = head.sum.wrapping_add(sum);
+    Ok(())
 }
 
-/// SHA-256 over everything that a checkpoint holds; chunks have their own.
-struct Checksum(Sha256);
+/// Undoes the checkpoints from this one on.
+fn forget_from(tx: &Transaction<'_>, id: i64) -> Result<(), Failure> {
+    tx.execute("DELETE FROM checkpoints WHERE id >= ?", [id])?;
+    tx.execute("DELETE FROM parts WHERE born >= ?", [id])?;
+    tx.execute("UPDATE parts SET died = NULL WHERE died >= ?", [id])?;
+    Ok(())
+}
 
-impl Checksum {
-    fn of_head(version: u32, made_at: Millis, operations_seq: i64, decisions_seq: i64, fleet: &[u8]) -> Checksum {
-        let mut sum = Checksum(Sha256::new());
-        sum.numbers(&[i64::from(version), made_at, operations_seq, decisions_seq]);
-        sum.bytes(fleet);
-        sum
+/// The checkpoint, or what is wrong with it.
+fn load(tx: &Connection, head: &Head, sum: i64) -> Result<Result<LoadedCheckpoint, String>, Failure> {
+    if head.checksum() != sum {
+        return Ok(Err("its checksum does not hold".to_owned()));
     }
+    let mut statement = tx.prepare_cached("SELECT * FROM parts WHERE born <= ?1 AND (died IS NULL OR died > ?1) ORDER BY id")?;
+    let mut rows = statement.query([head.id])?;
+    let (mut parts, mut found) = (Kept::default(), (0, 0_i64));
+    while let Some(row) = rows.next()? {
+        let (name, blob) = match part(row)? {
+            Ok(part) => part,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        found = (found.0 + 1, found.1.wrapping_add(row.get("checksum")?));
+        parts.push(name, blob);
+    }
+    if found != (head.rows, head.sum) {
+        return Ok(Err(format!("{} parts were written, {} others are there", head.rows, found.0)));
+    }
+    let Head { made_at, operations_seq, decisions_seq, .. } = *head;
+    Ok(Ok(LoadedCheckpoint { made_at, operations_seq, decisions_seq, parts }))
+}
 
-    fn partition(&mut self, partition: i32, state: &[u8], offsets: &str, first: i64, end: i64) {
-        self.numbers(&[i64::from(partition), first, end]);
-        self.bytes(state);
-        self.bytes(offsets.as_bytes());
+/// Name and blob of a row, or what is wrong with it.
+pub(super) fn part(row: &rusqlite::Row<'_>) -> rusqlite::Result<Result<(String, Vec<u8>), String>> {
+    let (name, born, sum): (String, i64, i64) = (row.get("name")?, row.get("born")?, row.get("checksum")?);
+    let (size, data) = (row.get::<_, i64>("size")?, row.get_ref("data")?.as_blob()?);
+    if checksum(&name, born, data) != sum {
+        return Ok(Err(format!("the checksum of `{name}` does not hold")));
     }
-
-    fn numbers(&mut self, numbers: &[i64]) {
-        for n in numbers {
-            self.0.update(n.to_le_bytes());
-        }
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
-    }
-
-    fn finish(self) -> Vec<u8> {
-        self.0.finalize().to_vec()
-    }
+    let size = usize::try_from(size).unwrap_or(BLOB_MAX).min(BLOB_MAX);
+    Ok(zstd::bulk::decompress(data, size).map(|blob| (name.clone(), blob)).map_err(|e| format!("`{name}` cannot be unpacked: {e}")))
 }

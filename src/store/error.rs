@@ -11,7 +11,8 @@ pub enum StoreError {
     DiskFull { path: PathBuf },
     #[error("{}: the database is locked by another process; is a second daemon or a database shell open on it?", path.display())]
     Locked { path: PathBuf },
-    #[error("{}: the database is damaged ({detail}); move it away and start again, or restore a copy", path.display())]
+    #[error("{}: the database is damaged ({detail}); restore a copy, save what can be read with `sqlite3 FILE .recover`, or move it away: without \
+         it, what was decided before may be decided and sent again, under the same ids", path.display())]
     Corrupt { path: PathBuf, detail: String },
     #[error("{}: this is a database of something else; name another file as the store", path.display())]
     Foreign { path: PathBuf },
@@ -21,6 +22,12 @@ pub enum StoreError {
     TooNew { path: PathBuf, found: i64, known: i64 },
     #[error("{}: cannot be opened for writing ({detail}); check that the directory exists and who owns it", path.display())]
     Unwritable { path: PathBuf, detail: String },
+    #[error("{}: a part of the checkpoint is damaged ({detail})", path.display())]
+    Part { path: PathBuf, detail: String },
+    #[error("{}: another daemon has taken over (epoch {found}, this one has {own}): this one writes and sends nothing any more", path.display())]
+    Fenced { path: PathBuf, own: i64, found: i64 },
+    #[error("{}: a part of a checkpoint cannot be packed: {source}", path.display())]
+    Pack { path: PathBuf, source: std::io::Error },
     #[error("{}: {source}", path.display())]
     Sqlite { path: PathBuf, source: rusqlite::Error },
     #[error("a value could not be written as JSON: {0}")]
@@ -38,6 +45,11 @@ impl StoreError {
     /// Whether another connection held the file for longer than the busy timeout; the same commit may succeed later.
     pub fn is_locked(&self) -> bool {
         matches!(self, StoreError::Locked { .. })
+    }
+
+    /// Whether another daemon has taken over: nothing will succeed any more.
+    pub fn is_fenced(&self) -> bool {
+        matches!(self, StoreError::Fenced { .. })
     }
 
     pub(super) fn of(path: &Path, source: rusqlite::Error) -> StoreError {

@@ -8,26 +8,26 @@ mod checkpoint;
 mod commit;
 mod error;
 mod outbox;
+mod parts;
 mod read;
 mod rows;
 mod schema;
 #[cfg(test)]
 mod tests;
-mod units;
 
-pub use checkpoint::{Checkpoint, Loaded, LoadedCheckpoint, LoadedPartition, PartitionCheckpoint, Units};
+pub use checkpoint::{Checkpoint, Loaded, LoadedCheckpoint};
 pub use error::StoreError;
 pub use outbox::{AttemptEnd, LIFETIME, Lane, Next, Poll};
+pub use parts::StoredParts;
 pub use rows::{
     Attempt, Commit, Committed, Delivery, DeliveryRecord, DeliveryState, Logged, NewDelivery, NewOperation, Priority, StoredDecision,
     StoredOperation,
 };
-pub use units::StoredUnits;
 
 use crate::fail;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a writer waits for another one.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,6 +37,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    /// See [`Store::fence`].
+    epoch: Option<i64>,
+    /// How long the last transaction kept other writers out.
+    held: Duration,
 }
 
 impl Store {
@@ -47,7 +51,37 @@ impl Store {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(|e| StoreError::of(path, e))?;
         schema::migrate(&mut connection, path)?;
         configure(&connection).map_err(|e| StoreError::of(path, e))?;
-        Ok(Store { connection, path: path.to_owned() })
+        Ok(Store { connection, path: path.to_owned(), epoch: None, held: Duration::ZERO })
+    }
+
+    /// Reads the whole file, and looks whether it is one that SQLite could have written.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let found: String = self.read(|c| c.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)))?;
+        match found.as_str() {
+            "ok" => Ok(()),
+            _ => Err(StoreError::Corrupt { path: self.path.clone(), detail: found }),
+        }
+    }
+
+    /// Begins the next epoch: from now on whatever another daemon's handles write fails with [`StoreError::Fenced`]. Returns it, for
+    /// [`Store::in_epoch`].
+    pub fn fence(&mut self) -> Result<i64, StoreError> {
+        self.epoch = None;
+        let epoch = self.write(|tx| Ok(tx.query_row("UPDATE holder SET epoch = epoch + 1 RETURNING epoch", [], |row| row.get(0))?))?;
+        self.epoch = Some(epoch);
+        Ok(epoch)
+    }
+
+    /// A handle that writes only as long as this epoch lasts. Others write in any.
+    #[must_use]
+    pub fn in_epoch(mut self, epoch: i64) -> Store {
+        self.epoch = Some(epoch);
+        self
+    }
+
+    /// How long the last transaction kept other writers out; waiting for them does not count.
+    pub fn held(&self) -> Duration {
+        self.held
     }
 
     pub fn path(&self) -> &Path {
@@ -58,13 +92,23 @@ impl Store {
     fn write<T>(&mut self, body: impl FnOnce(&Transaction<'_>) -> Result<T, Failure>) -> Result<T, StoreError> {
         let failed = |e| StoreError::of(&self.path, e);
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let started = Instant::now();
+        if let Some(own) = self.epoch {
+            let found =
+                tx.prepare_cached("SELECT epoch FROM holder").and_then(|mut s| s.query_row([], |row| row.get(0))).map_err(failed)?;
+            if found != own {
+                return Err(StoreError::Fenced { path: self.path.clone(), own, found });
+            }
+        }
         let out = match body(&tx) {
             Ok(out) => out,
             Err(Failure::Sqlite(e)) => return Err(failed(e)),
             Err(Failure::Json(e)) => return Err(StoreError::Json(e)),
             Err(Failure::FailPoint(e)) => return Err(StoreError::FailPoint(e)),
+            Err(Failure::Pack(source)) => return Err(StoreError::Pack { path: self.path.clone(), source }),
         };
         tx.commit().map_err(failed)?;
+        self.held = started.elapsed();
         Ok(out)
     }
 
@@ -79,6 +123,13 @@ enum Failure {
     Sqlite(rusqlite::Error),
     Json(serde_json::Error),
     FailPoint(fail::Failed),
+    Pack(std::io::Error),
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(e: std::io::Error) -> Failure {
+        Failure::Pack(e)
+    }
 }
 
 impl From<rusqlite::Error> for Failure {

@@ -8,8 +8,9 @@ use std::path::Path;
 const APPLICATION_ID: i64 = 0x4752_4c44;
 
 /// Entry `i` takes a file from `user_version` `i` to `i + 1`. Entries are appended, never changed.
-const MIGRATIONS: &[&str] = &[
-    "
+const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS];
+
+const FIRST: &str = "
 CREATE TABLE decisions (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -122,9 +123,42 @@ CREATE TABLE endpoints (
     disabled_at INTEGER NOT NULL,
     reason TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
-",
-    "ALTER TABLE outbox ADD COLUMN escalates TEXT;",
-];
+";
+
+/// Checkpoints of named parts, and which daemon may write.
+const NAMED_PARTS: &str = "
+DROP TABLE unit_chunks;
+DROP TABLE checkpoint_partitions;
+DROP TABLE checkpoints;
+
+CREATE TABLE checkpoints (
+    id INTEGER PRIMARY KEY,
+    made_at INTEGER NOT NULL,
+    operations_seq INTEGER NOT NULL,
+    decisions_seq INTEGER NOT NULL,
+    rows INTEGER NOT NULL,
+    sum INTEGER NOT NULL,
+    checksum INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE parts (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL,
+    born INTEGER NOT NULL,
+    died INTEGER,
+    checksum INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    data BLOB NOT NULL
+) STRICT;
+CREATE INDEX parts_alive ON parts (name) WHERE died IS NULL;
+CREATE INDEX parts_dead ON parts (died) WHERE died IS NOT NULL;
+
+CREATE TABLE holder (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    epoch INTEGER NOT NULL
+) STRICT;
+INSERT INTO holder VALUES (1, 0);
+";
 
 /// Brings the file to the current schema; refuses files of other programs and of newer versions.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {

@@ -1,6 +1,7 @@
 use super::*;
 use crate::clock::Moment;
 use crate::engine::decision::{Action, Decision, Evidence, LogEntry, LogKind, Mode, Notice, NoticeKind, Verdict};
+use crate::engine::kept::Change::{self, Append, Set};
 use tempfile::TempDir;
 
 fn open() -> (TempDir, Store) {
@@ -185,71 +186,141 @@ fn files_that_are_not_ours_are_refused_in_words() {
     assert!(matches!(error, StoreError::Unwritable { .. }), "{error}");
 }
 
-fn checkpoint(made_at: i64, units: Units) -> Commit {
-    let partition =
-        PartitionCheckpoint { partition: 4, state: vec![made_at as u8], offsets: vec![("exposures".to_owned(), made_at)], units };
-    let checkpoint =
-        Checkpoint { version: 1, made_at, operations_seq: made_at, fleet: vec![9, made_at as u8], partitions: vec![partition] };
-    Commit { checkpoint: Some(checkpoint), ..Commit::default() }
+fn checkpoint(made_at: i64, units: Change) -> Commit {
+    let changes = vec![("state".to_owned(), Change::Set(vec![vec![made_at as u8]])), ("units".to_owned(), units)];
+    Commit { checkpoint: Some(Checkpoint { made_at, operations_seq: made_at, whole: false, changes }), ..Commit::default() }
 }
 
 fn units(store: &mut Store) -> (i64, Vec<Vec<u8>>) {
     let checkpoint = store.load_checkpoint().unwrap().checkpoint.unwrap();
-    (checkpoint.made_at, checkpoint.partitions[0].units.clone())
+    assert_eq!(checkpoint.parts.blobs("state"), [vec![checkpoint.made_at as u8]]);
+    (checkpoint.made_at, checkpoint.parts.blobs("units").to_vec())
+}
+
+fn rows(store: &Store) -> i64 {
+    store.connection.query_row("SELECT count(*) FROM parts", [], |r| r.get(0)).unwrap()
 }
 
 #[test]
-fn checkpoints_append_units_and_replace_them() {
+fn checkpoints_append_to_parts_and_replace_them() {
     let (_dir, mut store) = open();
     assert_eq!(store.load_checkpoint().unwrap(), Loaded::default());
     store.commit(&one("d-1")).unwrap();
-    store.commit(&checkpoint(1, Units::Replace(vec![vec![1]]))).unwrap();
-    store.commit(&checkpoint(2, Units::Append(vec![vec![2]]))).unwrap();
-    store.commit(&checkpoint(3, Units::Append(vec![]))).unwrap();
+    store.commit(&checkpoint(1, Set(vec![vec![1]]))).unwrap();
+    store.commit(&checkpoint(2, Append(vec![vec![2]]))).unwrap();
+    store.commit(&checkpoint(3, Append(vec![]))).unwrap();
     let loaded = store.load_checkpoint().unwrap();
-    assert_eq!(loaded.warning, None);
+    assert_eq!(loaded.damaged, [""; 0]);
     let c = loaded.checkpoint.unwrap();
-    assert_eq!((c.version, c.made_at, c.operations_seq, c.decisions_seq, c.fleet), (1, 3, 3, 1, vec![9, 3]));
-    assert_eq!(c.partitions[0].offsets, [("exposures".to_owned(), 3)]);
-    assert_eq!(c.partitions[0].units, [vec![1], vec![2]]);
+    assert_eq!((c.made_at, c.operations_seq, c.decisions_seq), (3, 3, 1));
+    assert_eq!(units(&mut store), (3, vec![vec![1], vec![2]]));
+    assert_eq!(rows(&store), 4, "two of the units, and the state of this checkpoint and of the one before");
 
-    store.commit(&checkpoint(4, Units::Replace(vec![vec![7]]))).unwrap();
+    store.commit(&checkpoint(4, Set(vec![vec![7]]))).unwrap();
     assert_eq!(units(&mut store), (4, vec![vec![7]]));
-    store.commit(&checkpoint(5, Units::Append(vec![vec![8]]))).unwrap();
+    store.commit(&checkpoint(5, Append(vec![vec![8]]))).unwrap();
     assert_eq!(units(&mut store), (5, vec![vec![7], vec![8]]));
+    assert_eq!(rows(&store), 4, "rows that no checkpoint needs are deleted");
     let mut seen = Vec::new();
-    let stored = store.units().unwrap().unwrap();
-    assert_eq!((stored.version, stored.partitions()), (1, 0..1));
-    let note = |chunk: &[u8]| {
-        seen.push(chunk.to_vec());
+    let stored = store.parts("u*").unwrap();
+    assert_eq!(stored.names, ["units"]);
+    let note = |blob: &[u8]| {
+        seen.push(blob.to_vec());
         Ok::<_, StoreError>(())
     };
-    stored.each(0, note).unwrap();
+    stored.each("units", note).unwrap();
     assert_eq!(seen, [vec![7], vec![8]]);
     drop(stored);
-    let left: i64 = store.connection.query_row("SELECT count(*) FROM unit_chunks", [], |r| r.get(0)).unwrap();
-    assert_eq!(left, 2, "chunks that nothing refers to are deleted");
+
+    store.commit(&checkpoint(6, Set(vec![]))).unwrap();
+    assert_eq!(units(&mut store), (6, vec![]));
+    let anew = Checkpoint { whole: true, changes: vec![("other".to_owned(), Append(vec![vec![1]]))], ..Checkpoint::default() };
+    store.commit(&Commit { checkpoint: Some(anew), ..Commit::default() }).unwrap();
+    let parts = store.load_checkpoint().unwrap().checkpoint.unwrap().parts;
+    assert_eq!(parts.names().collect::<Vec<_>>(), ["other"], "a whole one takes over nothing");
+}
+
+/// Any bit of any row of a checkpoint that turns, and any row that goes.
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before() {
+    let mut damages = vec![
+        "UPDATE checkpoints SET operations_seq = 9 WHERE id = 2".to_owned(),
+        "UPDATE checkpoints SET sum = sum + 1 WHERE id = 2".to_owned(),
+        "UPDATE parts SET name = 'stave' WHERE name = 'state' AND born = 2".to_owned(),
+        "UPDATE parts SET died = 2 WHERE name = 'units' AND born = 2".to_owned(),
+        "UPDATE parts SET died = NULL WHERE name = 'state' AND born = 1".to_owned(),
+        "UPDATE parts SET size = 0 WHERE name = 'units' AND born = 2".to_owned(),
+        "DELETE FROM parts WHERE name = 'units' AND born = 2".to_owned(),
+    ];
+    for byte in 0..10 {
+        damages.push(format!(
+            "UPDATE parts SET data = CAST(substr(data, 1, {byte}) || x'AA' || substr(data, {byte} + 2) AS BLOB) WHERE name = 'units' AND born = 2"
+        ));
+    }
+    for damage in damages {
+        let (_dir, mut store) = open();
+        store.commit(&checkpoint(1, Set(vec![vec![1]]))).unwrap();
+        store.commit(&checkpoint(2, Append(vec![vec![2]]))).unwrap();
+        assert_eq!(store.connection.execute(&damage, []).unwrap(), 1, "{damage}");
+        let loaded = store.load_checkpoint().unwrap();
+        assert!(loaded.damaged.len() == 1 && loaded.damaged[0].starts_with("checkpoint 2: "), "{damage}: {:?}", loaded.damaged);
+        assert_eq!(units(&mut store), (1, vec![vec![1]]), "{damage}");
+        store.commit(&checkpoint(3, Append(vec![vec![3]]))).unwrap();
+        assert_eq!(units(&mut store), (3, vec![vec![1], vec![3]]), "{damage}");
+    }
 }
 
 #[test]
-fn a_damaged_checkpoint_gives_way_to_the_one_before() {
-    for damage in [
-        "UPDATE checkpoints SET fleet = x'00' WHERE made_at = 2",
-        "UPDATE checkpoint_partitions SET offsets = '[]' WHERE checkpoint = 2",
-        "UPDATE unit_chunks SET data = x'00' WHERE seq = 1",
-        "DELETE FROM unit_chunks WHERE seq = 1",
-    ] {
-        let (_dir, mut store) = open();
-        store.commit(&checkpoint(1, Units::Replace(vec![vec![1]]))).unwrap();
-        store.commit(&checkpoint(2, Units::Append(vec![vec![2]]))).unwrap();
-        assert_eq!(store.connection.execute(damage, []).unwrap(), 1);
-        let loaded = store.load_checkpoint().unwrap();
-        assert!(loaded.warning.unwrap().contains("damaged"), "{damage}");
-        let c = loaded.checkpoint.unwrap();
-        assert_eq!((c.made_at, &c.partitions[0].units), (1, &vec![vec![1]]), "{damage}");
-        store.commit(&checkpoint(3, Units::Append(vec![vec![3]]))).unwrap();
-        assert_eq!(units(&mut store), (3, vec![vec![1], vec![3]]), "{damage}");
+fn without_a_whole_checkpoint_there_is_none() {
+    let (_dir, mut store) = open();
+    store.commit(&checkpoint(1, Set(vec![vec![1]]))).unwrap();
+    store.commit(&checkpoint(2, Append(vec![vec![2]]))).unwrap();
+    store.connection.execute("UPDATE parts SET data = x'00' WHERE born = 1 AND name = 'units'", []).unwrap();
+    let loaded = store.load_checkpoint().unwrap();
+    assert_eq!((loaded.checkpoint, loaded.damaged.len(), rows(&store)), (None, 2, 0), "both need the oldest chunk");
+    store.commit(&checkpoint(3, Set(vec![vec![3]]))).unwrap();
+    assert_eq!(units(&mut store), (3, vec![vec![3]]));
+}
+
+#[test]
+fn a_file_with_a_turned_bit_is_noticed() {
+    let (dir, mut store) = open();
+    for i in 0..200 {
+        store.commit(&one(&format!("d-{i}"))).unwrap();
     }
+    store.check().unwrap();
+    let path = store.path().to_owned();
+    drop(store);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The type of a page in the middle of the file.
+    let page = bytes.len() / 4_096 / 2 * 4_096;
+    bytes[page] ^= 0x10;
+    std::fs::write(&path, bytes).unwrap();
+    let error = Store::open(&path).and_then(|store| store.check()).unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt { .. }) && error.to_string().contains(".recover"), "{error}");
+    drop(dir);
+}
+
+#[test]
+fn who_has_been_taken_over_writes_nothing() {
+    let (_dir, mut old) = open();
+    assert_eq!(old.fence().unwrap(), 1);
+    let mut of_old = Store::open(old.path()).unwrap().in_epoch(1);
+    old.commit(&one("d-1")).unwrap();
+    let d = due(&of_old, 2_000).unwrap();
+    assert_eq!(of_old.start_attempt(&d.id, 2_000).unwrap(), Some(1));
+
+    let mut new = Store::open(old.path()).unwrap();
+    assert_eq!(new.fence().unwrap(), 2);
+    let error = old.commit(&one("d-2")).unwrap_err();
+    assert!(error.is_fenced() && error.to_string().contains("epoch 2, this one has 1"), "{error}");
+    assert!(of_old.start_attempt(&d.id, 2_001).unwrap_err().is_fenced());
+    assert!(of_old.finish_attempt(&d, 1, &end(200), &Next::Delivered).unwrap_err().is_fenced());
+    assert!(old.commit(&checkpoint(1, Set(vec![]))).unwrap_err().is_fenced());
+    assert!(old.redeliver(&d.id, 1, "sre").unwrap_err().is_fenced());
+    assert!(new.decision("d-2").unwrap().is_none());
+    assert_eq!(new.commit(&one("d-2")).unwrap().new, ["d-2"]);
+    assert_eq!(due(&new, 2_000).unwrap().id, d.id, "the attempt that was begun is made again, under its id");
 }
 
 #[test]
@@ -260,10 +331,10 @@ fn operations_are_kept_until_both_checkpoints_hold_them() {
         assert_eq!(store.commit(&Commit { operation, ..Commit::default() }).unwrap().operation, Some(at));
     }
     let seqs = |store: &Store| store.operations_after(0).unwrap().iter().map(|o| o.seq).collect::<Vec<_>>();
-    store.commit(&checkpoint(1, Units::Replace(vec![]))).unwrap();
-    store.commit(&checkpoint(2, Units::Append(vec![]))).unwrap();
+    store.commit(&checkpoint(1, Set(vec![]))).unwrap();
+    store.commit(&checkpoint(2, Append(vec![]))).unwrap();
     assert_eq!(seqs(&store), [2, 3]);
-    store.commit(&checkpoint(3, Units::Append(vec![]))).unwrap();
+    store.commit(&checkpoint(3, Append(vec![]))).unwrap();
     assert_eq!(seqs(&store), [3]);
 }
 

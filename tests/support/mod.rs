@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used)] // a test that fails should say where
 #![allow(dead_code)]
 
-use guardraild::engine::aggregate::{Aggregator, Snapshot};
+use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{Decision, LogEntry, Notice, Output};
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::kept::Kept;
 use guardraild::engine::outcome::Outcome;
 use guardraild::engine::pane::Emission;
 use guardraild::engine::plan::{Catalog, FieldTable, Settings};
@@ -122,10 +123,16 @@ pub fn bucket_of(user: u32) -> &'static str {
     if user.is_multiple_of(2) { "control" } else { "treatment" }
 }
 
-/// What a store has of a partition's units after another snapshot.
-pub fn append(chunks: &mut Vec<Vec<u8>>, snapshot: &Snapshot) {
-    if snapshot.whole {
-        chunks.clear();
-    }
-    chunks.extend(snapshot.units.iter().cloned());
+/// The fleet after a restart from what its snapshots have left.
+pub fn restarted(fleet: &mut Fleet, kept: &mut Kept, catalog: &Catalog, settings: &Settings) -> Fleet {
+    kept.apply(fleet.snapshot(false).unwrap());
+    let restored = Fleet::restore(catalog, settings.pane, kept).unwrap();
+    assert_eq!(restored.lost, []);
+    restored.fleet
+}
+
+/// The partition's aggregator after a restart from what its snapshots have left.
+pub fn rebuilt(aggregator: &mut Aggregator, partition: i32, kept: &mut Kept, catalog: &Catalog, settings: &Settings) -> Aggregator {
+    kept.apply(aggregator.snapshot().unwrap());
+    Aggregator::restore(partition, Arc::new(catalog.clone()), settings.clone(), kept).unwrap()
 }

@@ -1,76 +1,67 @@
-//! The Aggregator's state as bytes. Experiments and buckets are kept by name, so that a restart with other rule files finds its own again.
+//! The Aggregator's state as parts of a checkpoint. Experiments and buckets are kept by name, so that a restart with other rule files finds
+//! its own again.
 //!
 //! What grows with users is written in chunks, and only what has changed; now and then all of it, so that chunks do not pile up.
 
 use super::funnels::Funnels;
-use super::ids::Ids;
+use super::ids::{Age, Ids};
 use super::keys::Key;
 use super::profiles;
-use super::tallies::Changes;
+use super::tallies::Changes as Tallied;
 use super::units::Assignment;
 use super::waiting;
 use super::workflows::Workflows;
 use super::{Aggregator, Catalog, Counts, Millis, Outcome, Seen, Settings};
-use crate::engine::pane::CellId;
+use crate::engine::kept::{self, Bytes, Change, Changes, Kept, Plans};
 use crate::engine::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Rows of a chunk, at most: about 800 KB.
-const CHUNK: usize = 50_000;
+pub const CHUNK: usize = 50_000;
 /// Checkpoints that append, before one writes everything; partitions take turns.
 const APPENDS: u32 = 256;
 
-/// State of an Aggregator, for a checkpoint.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Snapshot {
-    /// Everything but the units: rewritten whole.
-    pub state: Vec<u8>,
-    /// Chunks of what units have seen and done since the last snapshot.
-    pub units: Vec<Vec<u8>>,
-    /// The chunks hold everything: those of earlier snapshots are not needed any more.
-    pub whole: bool,
-}
+/// Name of the part with what units have seen and done, in chunks.
+pub const UNITS: &str = "units";
+const PLANS: &str = "plans";
+const STATE: &str = "state";
 
 /// What the chunks of earlier snapshots hold.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Kept {
+pub struct Chunks {
     rows: u64,
     appends: u32,
 }
 
+/// Everything that is neither in chunks nor a list of ids: rewritten whole.
 #[derive(Serialize)]
 struct StateRef<'a> {
-    /// Name of each experiment, and a digest of what its open pane depends on.
-    experiments: Vec<(&'a str, u64)>,
-    /// First cell of each, and where those of the last one end.
-    cells: &'a [CellId],
     watermark: Option<Millis>,
     open: &'a Seen,
     workflows: &'a Workflows,
     funnels: &'a Funnels,
-    ids: &'a Ids,
+    ids: &'a Age,
     waiting: Vec<&'a [u8]>,
     counts: &'a Counts,
     span: Option<(Millis, Millis)>,
     dropped: Dropped,
-    kept: Kept,
+    kept: Chunks,
 }
 
+/// What [`StateRef`] writes.
 #[derive(Deserialize)]
 struct State {
-    experiments: Vec<(String, u64)>,
-    cells: Vec<CellId>,
     watermark: Option<Millis>,
     open: Seen,
     workflows: Workflows,
     funnels: Funnels,
-    ids: Ids,
+    ids: Age,
     waiting: Vec<Vec<u8>>,
     counts: Counts,
     span: Option<(Millis, Millis)>,
     dropped: Dropped,
-    kept: Kept,
+    kept: Chunks,
 }
 
 /// Counters of bounds that what is kept elsewhere does not count itself.
@@ -87,8 +78,8 @@ struct Chunk {
     experiments: Vec<About>,
     /// Times are counted from here.
     from: Millis,
-    rows: Vec<Row>,
-    tallies: Vec<(u16, Changes)>,
+    rows: Rows,
+    tallies: Vec<(u16, Tallied)>,
     profiles: Vec<profiles::Named>,
 }
 
@@ -99,26 +90,57 @@ struct About {
     buckets: Vec<String>,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Row {
-    unit: [u8; 8],
-    since: Millis,
-    experiment: u16,
-    bucket: u8,
+/// Assignments, by column.
+#[derive(Default, Serialize, Deserialize)]
+struct Rows {
+    /// Eight bytes each.
+    unit: Bytes,
+    since: Vec<Millis>,
+    experiment: Vec<u16>,
+    bucket: Bytes,
     /// See [`Assignment::marks`].
-    marks: u8,
-    lag: u16,
-    profile: u16,
+    marks: Bytes,
+    lag: Vec<u16>,
+    profile: Vec<u16>,
     /// An earlier chunk has an older one for the same unit and experiment.
+    again: Bytes,
+}
+
+struct Row {
+    unit: Key,
+    /// `experiment` and `since` are as in the chunk.
+    assignment: Assignment,
     again: bool,
 }
 
-impl Row {
-    fn assignment(&self, experiment: u32, bucket: u8, from: Millis) -> Assignment {
-        let since = from.saturating_add(self.since);
-        let mut a = Assignment { since, experiment, bucket, lag: self.lag, profile: self.profile, ..Assignment::default() };
-        a.mark(self.marks);
-        a
+impl Rows {
+    fn push(&mut self, unit: Key, a: &Assignment, again: bool) {
+        self.unit.0.extend(unit.to_le_bytes());
+        self.since.push(a.since);
+        self.experiment.push(a.experiment as u16);
+        self.bucket.0.push(a.bucket);
+        self.marks.0.push(a.marks());
+        self.lag.push(a.lag);
+        self.profile.push(a.profile);
+        self.again.0.push(again.into());
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Row> + '_ {
+        let units = self.unit.0.as_chunks().0.iter().map(|unit| Key::from_le_bytes(*unit));
+        let columns = units.zip(&self.since).zip(&self.experiment).zip(&self.bucket.0).zip(&self.marks.0).zip(&self.lag);
+        columns.zip(&self.profile).zip(&self.again.0).map(|(((((((unit, since), experiment), bucket), marks), lag), profile), again)| {
+            let (since, experiment) = (*since, u32::from(*experiment));
+            let mut assignment = Assignment { since, experiment, bucket: *bucket, lag: *lag, profile: *profile, ..Assignment::default() };
+            assignment.mark(*marks);
+            Row { unit, assignment, again: *again != 0 }
+        })
+    }
+
+    /// Empties the columns, and keeps their memory.
+    fn clear(&mut self) {
+        [&mut self.unit, &mut self.bucket, &mut self.marks, &mut self.again].into_iter().for_each(|column| column.0.clear());
+        [&mut self.experiment, &mut self.lag, &mut self.profile].into_iter().for_each(|column| column.clear());
+        self.since.clear();
     }
 }
 
@@ -136,7 +158,7 @@ pub struct Observed<'c> {
     pub again: bool,
 }
 
-/// Visits the assignments of one experiment in a chunk of [`Snapshot::units`].
+/// Visits the assignments of one experiment in a chunk of the part [`UNITS`].
 ///
 /// # Errors
 /// The bytes are no chunk.
@@ -144,49 +166,62 @@ pub fn assignments(chunk: &[u8], experiment: &str, mut each: impl FnMut(Observed
     let chunk: Chunk = decode(chunk)?;
     let Some(at) = chunk.experiments.iter().position(|named| named.name == experiment) else { return Ok(()) };
     let buckets = &chunk.experiments[at].buckets;
-    for row in chunk.rows.iter().filter(|row| usize::from(row.experiment) == at) {
-        let bucket = buckets.get(usize::from(row.bucket)).map_or("", String::as_str);
-        let Assignment { since, mixed, .. } = row.assignment(0, row.bucket, chunk.from);
-        each(Observed { unit: Key::from_le_bytes(row.unit), bucket, since, mixed, again: row.again });
+    for Row { unit, assignment, again } in chunk.rows.iter().filter(|row| row.assignment.experiment as usize == at) {
+        let bucket = buckets.get(usize::from(assignment.bucket)).map_or("", String::as_str);
+        each(Observed { unit, bucket, since: chunk.from.saturating_add(assignment.since), mixed: assignment.mixed, again });
     }
     Ok(())
 }
 
 impl Aggregator {
-    /// State so far; the units part holds what changed since the last call, or everything.
+    /// What has changed since the last call; at first everything.
     ///
     /// # Errors
     /// The state cannot be written down: a fault of the program, after which nothing should be committed.
-    pub fn snapshot(&mut self) -> Result<Snapshot, String> {
+    pub fn snapshot(&mut self) -> Result<Changes, String> {
         let live = (self.units.len() + self.tallies.len()) as u64;
         let appends_max = APPENDS + self.partition.unsigned_abs() % APPENDS;
         let before = self.kept.filter(|kept| kept.rows <= 3 * live && kept.appends < appends_max);
         let whole = before.is_none();
         let (units, rows) = self.chunks(whole)?;
         let before = before.unwrap_or_default();
-        let kept = Kept { rows: before.rows + rows, appends: before.appends + u32::from(!units.is_empty()) };
+        let kept = Chunks { rows: before.rows + rows, appends: before.appends + u32::from(!units.is_empty()) };
         self.kept = Some(kept);
+        let mut changes = self.ids.take_changes()?;
+        if !std::mem::replace(&mut self.plans_kept, true) {
+            changes.push((PLANS.to_owned(), Change::Set(vec![encode(&self.plans())?])));
+        }
         let state = encode(&StateRef {
-            experiments: self.catalog.feeds.iter().map(|f| (f.plan.experiment.as_str(), f.signature)).collect(),
-            cells: &self.catalog.cells,
             watermark: self.watermark,
             open: &self.open,
             workflows: &self.workflows,
             funnels: &self.funnels,
-            ids: &self.ids,
+            ids: self.ids.age(),
             waiting: self.waiting.events().collect(),
             counts: &self.counts,
             span: self.span,
             dropped: Dropped { units: self.units_dropped, tallies: self.tallies.dropped, waiting: self.waiting.dropped },
             kept,
         })?;
-        Ok(Snapshot { state, units, whole })
+        changes.push((STATE.to_owned(), Change::Set(vec![state])));
+        match whole {
+            true => changes.push((UNITS.to_owned(), Change::Set(units))),
+            false if units.is_empty() => {}
+            false => changes.push((UNITS.to_owned(), Change::Append(units))),
+        }
+        Ok(changes)
+    }
+
+    /// What the numbers of experiments and cells in a checkpoint mean. Signatures are digests of what an open pane depends on.
+    fn plans(&self) -> Plans {
+        let experiments = self.catalog.feeds.iter().map(|f| (f.plan.experiment.clone(), f.signature)).collect();
+        Plans { experiments, cells: self.catalog.cells.clone() }
     }
 
     /// What has changed about units, or all of it; and how many rows that is.
     fn chunks(&mut self, all: bool) -> Result<(Vec<Vec<u8>>, u64), String> {
         let mut writer = Writer::new(self.catalog.feeds.iter().map(|f| (f.plan.as_ref(), f.signature)).collect());
-        self.units.take_changes(all, |unit, assignment, again| writer.row(unit, &assignment, again && !all));
+        self.units.take_changes(all, |unit, assignment, again| writer.row(unit, assignment, again && !all));
         self.profiles.take_changes(all).into_iter().for_each(|named| writer.profile(named));
         for (experiment, changes) in self.tallies.take_changes(all) {
             changes.split(CHUNK).for_each(|part| writer.tallies(experiment, part));
@@ -194,35 +229,35 @@ impl Aggregator {
         writer.finish()
     }
 
-    /// Rebuilds an Aggregator from its newest `state` and all `units` chunks, oldest first. What belongs to experiments that are gone
-    /// is dropped; an experiment whose signals or buckets changed keeps its units, but not its open pane, workflows and tallies.
-    pub fn restore(
-        partition: i32,
-        catalog: Arc<Catalog>,
-        settings: Settings,
-        state: &[u8],
-        units: &[Vec<u8>],
-    ) -> Result<Aggregator, String> {
+    /// Rebuilds an Aggregator from the parts that snapshots have left. What belongs to experiments that are gone is dropped; an experiment
+    /// whose signals or buckets changed keeps its units, but not its open pane, workflows and tallies.
+    ///
+    /// # Errors
+    /// A part is missing, or cannot be read.
+    pub fn restore(partition: i32, catalog: Arc<Catalog>, settings: Settings, kept: &Kept) -> Result<Aggregator, String> {
+        let lacks = |name: &str| format!("the checkpoint lacks `{name}`");
         let mut new = Aggregator::new(partition, catalog, settings);
-        let old: State = decode(state)?;
+        let plans: Plans = kept.read(PLANS)?.ok_or_else(|| lacks(PLANS))?;
+        let old: State = kept.read(STATE)?.ok_or_else(|| lacks(STATE))?;
         if old.counts.waiting != old.waiting.len() as u64 {
             return Err(format!("the aggregator's state holds {} waiting events and counts {}", old.waiting.len(), old.counts.waiting));
         }
-        let same: Vec<Option<u32>> = old.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();
-        new.open = old.open.remap(&old.cells, &new.catalog.cells, |e| *same.get(e as usize)?);
+        let same: Vec<Option<u32>> = plans.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();
+        new.open = old.open.remap(&plans.cells, &new.catalog.cells, |e| *same.get(e as usize)?);
+        new.plans_kept = plans == new.plans();
         new.workflows = old.workflows;
         new.workflows.remap(|e| *same.get(e as usize)?);
         new.funnels = old.funnels;
         new.funnels.remap(|e| *same.get(e as usize)?);
         new.watermark = old.watermark;
-        new.ids = old.ids;
+        new.ids = Ids::restore(old.ids, kept)?;
         new.counts = old.counts;
         new.span = old.span;
         new.kept = Some(old.kept);
         old.waiting.iter().for_each(|event| new.wait_again(event));
         (new.units_dropped, new.tallies.dropped, new.waiting.dropped) = (old.dropped.units, old.dropped.tallies, old.dropped.waiting);
         new.forget_ended();
-        units.iter().try_for_each(|chunk| new.restore_chunk(chunk))?;
+        kept.blobs(UNITS).iter().try_for_each(|chunk| new.restore_chunk(chunk))?;
         new.profiles.relist(&new.open.profiles);
         Ok(new)
     }
@@ -247,17 +282,18 @@ impl Aggregator {
     fn restore_chunk(&mut self, chunk: &[u8]) -> Result<(), String> {
         let chunk: Chunk = decode(chunk)?;
         let known: Vec<Option<Known>> = chunk.experiments.iter().map(|named| self.known(named)).collect();
-        for row in &chunk.rows {
-            let Some(Known { experiment, same, buckets }) = known.get(usize::from(row.experiment)).and_then(Option::as_ref) else {
+        for Row { unit, mut assignment, .. } in chunk.rows.iter() {
+            let Some(Known { experiment, same, buckets }) = known.get(assignment.experiment as usize).and_then(Option::as_ref) else {
                 continue;
             };
-            let Some(bucket) = buckets.get(usize::from(row.bucket)).copied().flatten() else { continue };
-            let mut assignment = row.assignment(*experiment, bucket, chunk.from);
+            let Some(bucket) = buckets.get(usize::from(assignment.bucket)).copied().flatten() else { continue };
+            (assignment.experiment, assignment.bucket) = (*experiment, bucket);
+            assignment.since = assignment.since.saturating_add(chunk.from);
             if !same {
                 assignment.renew();
             }
             self.set_aside[*experiment as usize] |= assignment.is_aside();
-            self.units.apply(Key::from_le_bytes(row.unit), &assignment);
+            self.units.apply(unit, &assignment);
         }
         for mut named in chunk.profiles {
             if let Some(Some(Known { experiment, .. })) = known.get(named.experiment as usize) {
@@ -306,17 +342,16 @@ impl<'p> Writer<'p> {
         Writer { numbers: vec![None; plans.len()], plans, open: Chunk::default(), rows: (0, 0), written: Ok(Vec::new()) }
     }
 
-    fn row(&mut self, unit: Key, a: &Assignment, again: bool) {
+    fn row(&mut self, unit: Key, mut a: Assignment, again: bool) {
         if self.rows.0 == 0 {
             self.open.from = a.since;
         }
-        let (since, experiment) = (a.since - self.open.from, self.number(a.experiment));
-        let Assignment { bucket, lag, profile, .. } = *a;
-        self.open.rows.push(Row { unit: unit.to_le_bytes(), since, experiment, bucket, marks: a.marks(), lag, profile, again });
+        (a.since, a.experiment) = (a.since - self.open.from, self.number(a.experiment).into());
+        self.open.rows.push(unit, &a, again);
         self.count(1);
     }
 
-    fn tallies(&mut self, experiment: u32, changes: Changes) {
+    fn tallies(&mut self, experiment: u32, changes: Tallied) {
         let (number, n) = (self.number(experiment), changes.len());
         self.open.tallies.push((number, changes));
         self.count(n);
@@ -365,9 +400,9 @@ impl<'p> Writer<'p> {
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
-    postcard::to_stdvec(value).map_err(|e| format!("the aggregator's state cannot be written down: {e}"))
+    kept::encode(value).map_err(|e| format!("the aggregator's state {e}"))
 }
 
 fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, String> {
-    postcard::from_bytes(bytes).map_err(|e| format!("the aggregator's state cannot be read: {e}"))
+    kept::decode(bytes).map_err(|e| format!("a chunk of units {e}"))
 }

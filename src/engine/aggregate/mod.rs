@@ -20,7 +20,7 @@ mod units;
 mod waiting;
 mod workflows;
 
-pub use checkpoint::{Observed, Snapshot, assignments};
+pub use checkpoint::{Observed, assignments};
 
 use super::event::{Event, Kind, PhaseRef, Step};
 use super::outcome::{Counts, Outcome, Reject};
@@ -30,7 +30,7 @@ use super::pane::{
 use super::plan::{Catalog, Settings, Signal};
 use super::segment::NO_PROFILE;
 use super::time::{Millis, Pane};
-use checkpoint::Kept;
+use checkpoint::Chunks;
 use feeds::Feeds;
 use funnels::Funnels;
 use ids::Ids;
@@ -88,7 +88,9 @@ pub struct Aggregator {
     /// When the next experiment's units leave: the smallest `ends` that may still matter.
     next_end: Option<Millis>,
     /// `None` while no checkpoint holds anything of this one.
-    kept: Option<Kept>,
+    kept: Option<Chunks>,
+    /// Checkpoints say what experiments and cells the numbers in them mean.
+    plans_kept: bool,
     out: Vec<Emission>,
 }
 
@@ -112,6 +114,7 @@ impl Aggregator {
             span: None,
             units_dropped: 0,
             kept: None,
+            plans_kept: false,
             out: Vec::new(),
             catalog,
         }
@@ -214,7 +217,7 @@ impl Aggregator {
         [
             ("units", self.units_dropped + self.tallies.dropped),
             ("workflows", self.workflows.dropped + self.funnels.dropped),
-            ("ids", self.ids.evicted),
+            ("ids", self.ids.age().evicted),
             ("segment_values", self.profiles.dropped),
             ("waiting", self.waiting.dropped),
         ]

@@ -198,6 +198,7 @@ impl Judge {
 
     /// Takes up the arming epoch of a stored decision, where this judge's own has been lost with its checkpoint or its rule's old text.
     pub fn catch_up(&mut self, decision: &Decision) {
+        self.changed = true;
         if decision.revision == self.plan.revision {
             self.state.epoch = self.state.epoch.max(decision.epoch);
         }
@@ -205,6 +206,7 @@ impl Judge {
 
     /// Takes up a stored decision after a restart, so that a replay of its records does not decide again.
     pub fn adopt(&mut self, decision: &Decision) {
+        self.changed = true;
         if decision.revision != self.plan.revision || decision.epoch != self.state.epoch {
             return;
         }
@@ -253,6 +255,7 @@ impl Judge {
 
     /// Carries out an operator's request; the message says what came of it. Refusals explain themselves.
     pub fn operate(&mut self, operator: &Operator, out: &mut Output) -> Result<String, String> {
+        self.changed = true;
         let by = Some(operator.author.clone());
         match &operator.operation {
             Operation::Hold { until } => {

@@ -25,6 +25,7 @@ use super::decision::{Action, Decision, Evidence, LogEntry, LogKind, Output};
 use super::evidence::allocation::Allocation;
 use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
 use super::histogram::thousandths;
+use super::kept;
 use super::pane::{BucketPartial, Cause, Control, PanePartial, PhaseName, Urgent};
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
@@ -58,6 +59,8 @@ pub struct Judge {
     in_force: BTreeMap<String, Decision>,
     /// Adopted decisions that the replay has not come to yet.
     awaited: Vec<Decision>,
+    /// More than `State::at` may have changed since the last snapshot.
+    changed: bool,
 }
 
 /// Everything that a checkpoint keeps.
@@ -203,7 +206,7 @@ impl Judge {
             _ => None,
         });
         let tests = tests.collect();
-        Judge { plan, pane_ms, window_of, budget, tests, state, in_force: BTreeMap::new(), awaited: Vec::new() }
+        Judge { plan, pane_ms, window_of, budget, tests, state, in_force: BTreeMap::new(), awaited: Vec::new(), changed: true }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -213,6 +216,7 @@ impl Judge {
     /// Takes in a pane that all partitions have passed. Panes come in ascending order.
     pub fn pane(&mut self, pane: Pane, partial: &PanePartial<'_>, out: &mut Output) {
         self.advance(Pane(pane.0 - 1), out);
+        self.changed = true;
         let traffic: Vec<BucketPartial> =
             (0..self.plan.buckets.len()).map(|bucket| partial.cell(self.plan.traffic_cell(bucket)).traffic()).collect();
         let records: u64 = traffic.iter().map(|t| t.exposures + t.events + t.controls + t.aside).sum();
@@ -319,6 +323,7 @@ impl Judge {
 
     /// Closes `pane`: windows, tests, quality, confirmations.
     fn tick(&mut self, pane: Pane, mut changed: bool, out: &mut Output) {
+        self.changed = true;
         self.state.at = Some(pane);
         self.state.began.get_or_insert(pane);
         for window in self.state.windows.iter_mut().flatten() {
@@ -388,6 +393,7 @@ impl Judge {
 
     /// A single event that may decide at once.
     pub fn urgent(&mut self, urgent: &Urgent, out: &mut Output) {
+        self.changed = true;
         let bucket = urgent.bucket as usize;
         if self.state.rollout.is_done() {
             return;
@@ -525,18 +531,24 @@ impl Judge {
         action < Action::Kill && self.state.hold.is_some()
     }
 
-    /// State as bytes, to be given to [`Judge::restore`].
+    /// State as a blob for [`Judge::restore`]; `None` where the last one is still true: since then only time has passed.
     ///
     /// # Errors
     /// The state cannot be written down: a fault of the program.
-    pub fn snapshot(&self) -> Result<Vec<u8>, String> {
-        postcard::to_stdvec(&self.state).map_err(|e| format!("the state of `{}` cannot be written down: {e}", self.plan.experiment))
+    pub fn snapshot(&mut self, all: bool) -> Result<Option<Vec<u8>>, String> {
+        if !std::mem::replace(&mut self.changed, false) && !all {
+            return Ok(None);
+        }
+        kept::encode(&self.state).map(Some).map_err(|e| format!("the state of `{}` {e}", self.plan.experiment))
     }
 
-    /// Takes up a state that a Judge of the same plan left.
-    pub fn restore(&mut self, state: &[u8]) -> Result<(), String> {
-        self.state = postcard::from_bytes(state).map_err(|e| format!("the state of `{}` cannot be read: {e}", self.plan.experiment))?;
+    /// Takes up a state that a Judge of the same plan left, and the time that had come since.
+    pub fn restore(&mut self, state: &[u8], judged: Option<Pane>) -> Result<(), String> {
+        self.state = kept::decode(state).map_err(|e| format!("the state of `{}` {e}", self.plan.experiment))?;
         self.state.windows.iter_mut().flatten().for_each(Window::recount);
+        // Had anything but the time changed, it would have been saved anew.
+        self.state.at = self.state.at.max(judged.filter(|_| self.state.at.is_some()));
+        self.changed = true;
         Ok(())
     }
 }

@@ -35,6 +35,9 @@ pub struct View {
     pub partitions: Vec<PartitionView>,
     /// What must hold before the daemon is ready.
     pub checks: Vec<Check>,
+    /// Why there is nothing to show or to command: another daemon is the active one, or this one is starting.
+    #[serde(skip)]
+    pub unavailable: Option<String>,
 }
 
 impl View {

@@ -6,6 +6,7 @@ mod support;
 use guardraild::engine::decision::{Action, Decision, NoticeKind, Output};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::judge::{Operation, Operator};
+use guardraild::engine::kept::Kept;
 use guardraild::engine::plan::Settings;
 use support::*;
 
@@ -114,11 +115,11 @@ fn a_restart_in_the_middle_of_a_comeback_changes_nothing() {
     let text = rule("undone: [rollback, page]");
     let (catalog, settings) = (catalog(&[&text]), Settings::default());
     let emissions = Partition::new(0, &catalog, &settings).all(&traffic(300, &|s, _| !(45..100).contains(&s)));
-    let said = |restarted: bool| {
+    let said = |restarts: bool| {
         let (mut fleet, mut said) = (Fleet::new(&catalog, settings.pane), Said::default());
         for emission in &emissions {
-            if restarted {
-                fleet = Fleet::restore(&catalog, settings.pane, &fleet.snapshot().unwrap()).unwrap();
+            if restarts {
+                fleet = restarted(&mut fleet, &mut Kept::default(), &catalog, &settings);
                 said.decisions.iter().for_each(|d| fleet.adopt(d));
             }
             let mut out = Output::default();

@@ -8,7 +8,7 @@ use crate::ingest::kafka::Ingest;
 use crate::store::{Store, StoreError};
 use serde_json::{Value, json};
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 pub struct StoreBackend {
     store: Mutex<Store>,
@@ -24,6 +24,51 @@ impl StoreBackend {
     fn store(&self) -> MutexGuard<'_, Store> {
         // A panic of another reader leaves the connection as it was.
         self.store.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// The backend once there is one: the API answers before the daemon has its turn.
+#[derive(Default)]
+pub struct Late(OnceLock<StoreBackend>);
+
+impl Late {
+    pub fn set(&self, backend: StoreBackend) {
+        // Set once, by whoever starts the daemon.
+        let _ = self.0.set(backend);
+    }
+
+    fn there(&self) -> Result<&StoreBackend, BackendError> {
+        self.0.get().ok_or_else(|| BackendError("the daemon is starting".to_owned()))
+    }
+}
+
+impl Backend for Late {
+    fn decision(&self, id: &str) -> Result<Option<Value>, BackendError> {
+        self.there()?.decision(id)
+    }
+
+    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
+        self.there()?.log(experiment, after, limit)
+    }
+
+    fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError> {
+        self.there()?.redeliver(id, author)
+    }
+
+    fn decisions(&self, experiment: Option<&str>, limit: usize) -> Result<Vec<Value>, BackendError> {
+        self.there()?.decisions(experiment, limit)
+    }
+
+    fn deliveries(&self, limit: usize) -> Result<Vec<Value>, BackendError> {
+        self.there()?.deliveries(limit)
+    }
+
+    fn assignments(&self, experiment: &str, out: &mut dyn Write) -> Result<(), BackendError> {
+        self.there()?.assignments(experiment, out)
+    }
+
+    fn rejects(&self) -> Result<Vec<Value>, BackendError> {
+        self.there()?.rejects()
     }
 }
 

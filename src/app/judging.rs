@@ -54,6 +54,11 @@ impl Stop {
         self.requested.store(true, Ordering::Relaxed);
     }
 
+    /// Tells that the daemon cannot go on, and why.
+    pub fn fail(&self, reason: String) {
+        self.failed.send_replace(Some(reason));
+    }
+
     fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
     }
@@ -190,7 +195,7 @@ impl Session<'_> {
     /// Ends the daemon; what has been read is still judged and saved.
     fn give_up(&mut self, reason: String) {
         self.failed = true;
-        self.stop.failed.send_replace(Some(reason));
+        self.stop.fail(reason);
     }
 
     fn receive(&mut self, message: FromIngest) {
@@ -480,7 +485,7 @@ impl Session<'_> {
         let mut experiments = self.court.fleet.views();
         experiments.iter_mut().for_each(|state| self.doubt(state, at));
         let partitions = self.partitions.values().cloned().collect();
-        let view = View { at, experiments, counts, partitions, checks: self.checks() };
+        let view = View { at, experiments, counts, partitions, checks: self.checks(), unavailable: None };
         self.tell_backlog(at);
         if view.checks.iter().all(|check| check.ok) {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);

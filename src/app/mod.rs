@@ -4,6 +4,7 @@ pub mod assignments;
 mod backend;
 mod judging;
 mod recovery;
+mod turn;
 
 use crate::clock;
 use crate::config::{self, Config, OAuth, OffsetReset, Property};
@@ -15,7 +16,7 @@ use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
 use crate::ingest::mapped::Layouts;
 use crate::ingest::oauth::OauthConfig;
 use crate::ingest::schemas::{Login, Registry, RegistryConfig, Schemas};
-use crate::live::Live;
+use crate::live::{Check, Live, View};
 use crate::mapping::Sources;
 use crate::rules::{self, Loaded};
 use crate::store::Store;
@@ -25,7 +26,7 @@ use anyhow::Context;
 use judging::{Court, Stop};
 use secrecy::ExposeSecret;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
@@ -34,6 +35,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, oneshot};
+use turn::{Holder, Turn};
 
 /// Rules that cannot be used: the same exit status as a bad configuration.
 #[derive(Debug, thiserror::Error)]
@@ -57,8 +59,8 @@ pub struct App {
     served: tokio::task::JoinHandle<()>,
     stop: Stop,
     judging: JoinHandle<()>,
-    /// One daemon per state directory, for as long as it runs.
-    _lock: File,
+    /// One active daemon per state directory, for as long as it runs.
+    _turn: Arc<Turn>,
 }
 
 /// Runs the daemon until SIGTERM or SIGINT.
@@ -102,28 +104,44 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         .mode(0o700)
         .create(&config.state_dir)
         .with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
-    let lock = lock(&config.state_dir)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+    let tls = config.http.tls.as_ref().map(http::Tls::load).transpose().map_err(|e| BadConfig(format!("http.tls: {e}")))?;
+    let listener = runtime.block_on(http::bind(config.http.listen))?;
+    let address = listener.local_addr()?;
+    let (live, stop, late) = (Live::default(), Stop::default(), Arc::new(backend::Late::default()));
+    let (commands, orders) = mpsc::channel(64);
+    let backend = Arc::<backend::Late>::clone(&late);
+    let api = Api { live: live.clone(), commands, backend, metrics: metrics.clone(), access: Access::new(&config.http) };
+    let (close_http, closed) = oneshot::channel();
+    live.set(not_yet("starting".to_owned()));
+    let served = runtime.spawn(http::serve(listener, api, http::Limits::from(&config.http), tls, async move {
+        let _ = closed.await;
+    }));
+
+    let turn = take_turn(&config, address, &live, &metrics)?.keep(stop.clone())?;
     let database = config.state_dir.join("guardraild.db");
     private(&database)?;
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
+    store.check()?;
+    let epoch = fence(&mut store)?;
+    metrics.set(&names::EPOCH, &[], epoch as f64);
+    let open = || open().map(|store| store.in_epoch(epoch));
     let recovered = recovery::recover(&mut store, &loaded.catalog, &config.engine.settings, &metrics)?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
     let dispatcher = start_dispatcher(&runtime, open()?, &config, &metrics)?;
-    let tls = config.http.tls.as_ref().map(http::Tls::load).transpose().map_err(|e| BadConfig(format!("http.tls: {e}")))?;
-    let listener = runtime.block_on(http::bind(config.http.listen))?;
-    let address = listener.local_addr()?;
     let (sender, inbox) = crossbeam_channel::bounded(INBOX);
     let catalog = Arc::new(loaded.catalog);
     let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
-    let kafka = kafka_config(&config.kafka, &loaded.sources);
+    let mut kafka = kafka_config(&config.kafka, &loaded.sources);
+    if config.standby {
+        // Whoever takes over is to the broker the same member, back again: it need not wait until the old one is given up, which is shut out.
+        kafka.properties.entry("group.instance.id".to_owned()).or_insert_with(|| config.kafka.group.clone());
+    }
     let layouts = layouts(&config.kafka, loaded.sources, &metrics)?;
     let engine = Engine { catalog, settings: config.engine.settings.clone(), limits, layouts, metrics: metrics.clone() };
     let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
-    let live = Live::default();
-    let (commands, orders) = mpsc::channel(64);
     let readable = Arc::clone(&ingest);
     let court = Court {
         fleet: recovered.fleet,
@@ -140,22 +158,52 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         workers: kafka.workers,
         endpoints: config.endpoints.keys().cloned().collect(),
     };
-    let stop = Stop::default();
+    late.set(backend::StoreBackend::new(open()?, dispatcher.waker(), readable));
+    live.set(View::default());
     let signal = stop.clone();
     let judging = std::thread::Builder::new().name("judge".into()).spawn(move || court.run(ingest, inbox, orders, &signal))?;
+    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging, _turn: turn })
+}
 
-    let api = Api {
-        live: live.clone(),
-        commands,
-        backend: Arc::new(backend::StoreBackend::new(open()?, dispatcher.waker(), readable)),
-        metrics: metrics.clone(),
-        access: Access::new(&config.http),
+/// What is shown before this daemon is the active one.
+fn not_yet(why: String) -> View {
+    let check = Check { name: "turn", ok: false, detail: why.clone() };
+    View { at: clock::now(), checks: vec![check], unavailable: Some(why), ..View::default() }
+}
+
+/// Becomes the active daemon of the state directory: at once or, as a standby, when the one before has gone.
+fn take_turn(config: &Config, address: SocketAddr, live: &Live, metrics: &Metrics) -> anyhow::Result<Turn> {
+    let (dir, me) = (&config.state_dir, Holder { pid: std::process::id(), url: config.http.base_url.clone() });
+    metrics.set(&names::STANDBY, &[], 0.0);
+    let holder = match turn::take(dir, &me)? {
+        Ok(turn) => return Ok(turn),
+        Err(holder) => holder.map(|h| format!(" (process {} at {})", h.pid, h.url)).unwrap_or_default(),
     };
-    let (close_http, closed) = oneshot::channel();
-    let served = runtime.spawn(http::serve(listener, api, http::Limits::from(&config.http), tls, async move {
-        let _ = closed.await;
-    }));
-    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging, _lock: lock })
+    if !config.standby {
+        let dir = dir.display();
+        anyhow::bail!("another guardraild uses {dir}{holder}; give each its own state_dir, or let this one wait with `standby: true`");
+    }
+    metrics.set(&names::STANDBY, &[], 1.0);
+    tracing::info!(%address, "standing by");
+    let turn = turn::wait(dir, &me, |holder| {
+        let of = holder.map(|h| format!(": the active daemon is process {} at {}", h.pid, h.url)).unwrap_or_default();
+        live.set(not_yet(format!("standing by{of}")));
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready, sd_notify::NotifyState::Watchdog]);
+    })?;
+    metrics.set(&names::STANDBY, &[], 0.0);
+    live.set(not_yet("taking over".to_owned()));
+    tracing::info!("taking over as the active daemon");
+    Ok(turn)
+}
+
+/// Keeps the daemon before this one from writing, for good. If it was stopped in the middle of a write, that has to end first.
+fn fence(store: &mut Store) -> anyhow::Result<i64> {
+    loop {
+        match store.fence() {
+            Err(error) if error.is_locked() => tracing::error!("{error}. Was a daemon stopped while it wrote? Kill it (kill -9)"),
+            epoch => return Ok(epoch?),
+        }
+    }
 }
 
 impl App {
@@ -186,17 +234,6 @@ pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
 fn private(path: &Path) -> anyhow::Result<File> {
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
     file.with_context(|| format!("{} cannot be made: is state_dir writable?", path.display()))
-}
-
-/// Keeps a second daemon from the same state.
-fn lock(dir: &Path) -> anyhow::Result<File> {
-    let path = dir.join("lock");
-    let file = private(&path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => anyhow::bail!("another guardraild uses {}; give each its own state_dir", dir.display()),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("{} cannot be locked", path.display())),
-    }
 }
 
 /// Reads the rules: what is wrong is logged, and the good files are used. None at all is an error.

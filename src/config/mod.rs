@@ -26,6 +26,8 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub state_dir: PathBuf,
+    /// Wait for the state directory while another daemon has it.
+    pub standby: bool,
     /// Files or directories; at least one.
     pub rules: Vec<PathBuf>,
     pub kafka: Kafka,
@@ -128,6 +130,7 @@ fn environment() -> BTreeMap<String, String> {
 fn read(mut root: Section<'_>) -> Config {
     let config = Config {
         state_dir: root.need("state_dir", reader::path),
+        standby: root.need("standby", reader::flag),
         rules: root.need("rules", reader::list(reader::path)),
         kafka: kafka::read(root.section("kafka")),
         engine: engine(root.section("engine")),

@@ -68,8 +68,11 @@ pub fn claim(store: &mut Store, sender: &Sender, lane: Lane, now: Moment, in_fli
     let n = match store.start_attempt(&delivery.id, now.wall) {
         Ok(Some(n)) => n,
         Ok(None) => return Ok(Step::SleepUntil(now.steady)),
-        // The delivery itself is stored; that its attempt cannot be is no reason to leave users with a bad bucket.
+        Err(e) if e.is_fenced() => return Err(e),
+        // The delivery itself is stored; that its attempt cannot be is no reason to leave users with a bad bucket. Unless it is another
+        // daemon that keeps this one from writing.
         Err(e) => {
+            store.still_current()?;
             tracing::warn!(delivery = delivery.id, error = %e, "the start of an attempt could not be recorded");
             delivery.attempts + 1
         }

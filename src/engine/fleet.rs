@@ -218,8 +218,7 @@ impl Fleet {
 
     /// Histograms of one guardrail, where its values have a distribution.
     pub fn bins(&self, experiment: &str, guardrail: &str, bucket: &str) -> Option<BinsState> {
-        let index = self.judges.binary_search_by(|j| j.plan().experiment.as_str().cmp(experiment)).ok()?;
-        self.judges[index].bins(guardrail, bucket)
+        self.judges[self.index(experiment)?].bins(guardrail, bucket)
     }
 
     pub fn views(&self) -> Vec<ExperimentState> {

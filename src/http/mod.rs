@@ -180,6 +180,9 @@ fn router(app: App) -> Router {
         .with_state(app)
 }
 
+/// What is answered whether or not this daemon is the active one.
+const ALWAYS: [&str; 5] = ["/livez", "/readyz", "/-/healthy", "/-/ready", "/metrics"];
+
 /// Bounds every request in length and time, counts it, and tells of those that write.
 async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     if request.uri().path_and_query().is_some_and(|asked| asked.as_str().len() > MAX_URL) {
@@ -188,7 +191,14 @@ async fn guard(State(app): State<App>, request: Request, next: Next) -> Response
     let peer = request.extensions().get::<audit::Peer>().copied();
     let entry = audit::Entry::of(&app.api.access, peer, request.method(), request.uri().path(), request.headers());
     let path = request.extensions().get::<MatchedPath>().map_or("other".to_owned(), |path| path.as_str().to_owned());
-    let response = match tokio::time::timeout(ANSWER, next.run(request)).await {
+    let unavailable = app.api.live.get().unavailable.clone().filter(|_| !ALWAYS.contains(&path.as_str()));
+    let answer = async {
+        match unavailable {
+            Some(why) => Failure::new(StatusCode::SERVICE_UNAVAILABLE, why, "/readyz tells when this daemon serves").into_response(),
+            None => next.run(request).await,
+        }
+    };
+    let response = match tokio::time::timeout(ANSWER, answer).await {
         Ok(response) => response,
         Err(_) => Failure::new(StatusCode::REQUEST_TIMEOUT, "the request took too long", "").into_response(),
     };

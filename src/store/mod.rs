@@ -79,6 +79,11 @@ impl Store {
         self
     }
 
+    /// Looks, without waiting for writers, whether another daemon has taken over.
+    pub fn still_current(&self) -> Result<(), StoreError> {
+        self.epoch.map_or(Ok(()), |own| holds_epoch(&self.connection, &self.path, own))
+    }
+
     /// How long the last transaction kept other writers out; waiting for them does not count.
     pub fn held(&self) -> Duration {
         self.held
@@ -94,11 +99,7 @@ impl Store {
         let tx = self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let started = Instant::now();
         if let Some(own) = self.epoch {
-            let found =
-                tx.prepare_cached("SELECT epoch FROM holder").and_then(|mut s| s.query_row([], |row| row.get(0))).map_err(failed)?;
-            if found != own {
-                return Err(StoreError::Fenced { path: self.path.clone(), own, found });
-            }
+            holds_epoch(&tx, &self.path, own)?;
         }
         let out = match body(&tx) {
             Ok(out) => out,
@@ -114,6 +115,15 @@ impl Store {
 
     fn read<T>(&self, body: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, StoreError> {
         body(&self.connection).map_err(|e| StoreError::of(&self.path, e))
+    }
+}
+
+/// An error if the epoch of this handle is over.
+fn holds_epoch(connection: &Connection, path: &Path, own: i64) -> Result<(), StoreError> {
+    let found = connection.prepare_cached("SELECT epoch FROM holder").and_then(|mut s| s.query_row([], |row| row.get(0)));
+    match found.map_err(|e| StoreError::of(path, e))? {
+        found if found == own => Ok(()),
+        found => Err(StoreError::Fenced { path: path.to_owned(), own, found }),
     }
 }
 

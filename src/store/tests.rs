@@ -315,9 +315,9 @@ fn who_has_been_taken_over_writes_nothing() {
     let error = old.commit(&one("d-2")).unwrap_err();
     assert!(error.is_fenced() && error.to_string().contains("epoch 2, this one has 1"), "{error}");
     assert!(of_old.start_attempt(&d.id, 2_001).unwrap_err().is_fenced());
-    assert!(of_old.finish_attempt(&d, 1, &end(200), &Next::Delivered).unwrap_err().is_fenced());
+    assert!(of_old.finish_attempt(&d, 1, &end(200), &Next::Delivered, &[]).unwrap_err().is_fenced());
     assert!(old.commit(&checkpoint(1, Set(vec![]))).unwrap_err().is_fenced());
-    assert!(old.redeliver(&d.id, 1, "sre").unwrap_err().is_fenced());
+    assert!(old.redeliver(&d.id, at(1), "sre").unwrap_err().is_fenced());
     assert!(new.decision("d-2").unwrap().is_none());
     assert_eq!(new.commit(&one("d-2")).unwrap().new, ["d-2"]);
     assert_eq!(due(&new, 2_000).unwrap().id, d.id, "the attempt that was begun is made again, under its id");

@@ -59,6 +59,8 @@ metrics! {
     CHECKPOINT_AT Gauge "guardraild_checkpoint_timestamp_seconds" [] "Wall clock of the last checkpoint, in seconds since the epoch.";
     CHECKPOINT_SECONDS Histogram "guardraild_checkpoint_seconds" [] "Duration of one checkpoint.";
     CHECKPOINTS_DAMAGED Counter "guardraild_checkpoints_damaged_total" [] "Checkpoints that could not be used at the start because a checksum did not hold.";
+    STANDBY Gauge "guardraild_standby" [] "1 while another daemon on the same state directory is the active one.";
+    EPOCH Gauge "guardraild_epoch" [] "Number of daemons that have been active on this state directory so far; only the newest may write and send.";
     RULE_FILES Gauge "guardraild_rule_files" ["state"] "Rule files by state: loaded, or refused.";
     READY Gauge "guardraild_ready" [] "1 if every readiness check holds.";
     JUDGE_HEARTBEAT Gauge "guardraild_judge_heartbeat_timestamp_seconds" [] "Wall clock of the judge's last round, in seconds since the epoch.";

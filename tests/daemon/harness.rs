@@ -325,7 +325,7 @@ impl Daemon {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("the daemon ended with {status}:\n{}", self.log().join("\n"));
             }
-            let line = self.log().into_iter().find(|line| line.contains("\"listening\""))?;
+            let line = self.log().into_iter().find(|line| line.contains("\"listening\"") || line.contains("\"standing by\""))?;
             let line: Value = serde_json::from_str(&line).unwrap();
             Some(line["address"].as_str().unwrap().parse().unwrap())
         });

@@ -13,6 +13,7 @@ mod fail_points;
 mod harness;
 mod input;
 mod secrets;
+mod standby;
 mod startup;
 mod stream;
 mod traces;

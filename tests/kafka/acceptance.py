@@ -142,7 +142,7 @@ def numbers(text):
 class Daemon:
     """One `guardraild run` with a folder of its own."""
 
-    def __init__(self, binary, folder, broker_address, receiver, group=GROUP, properties=None, secrets=None):
+    def __init__(self, binary, folder, broker_address, receiver, group=GROUP, properties=None, secrets=None, standby_of=None):
         self.binary, self.folder = binary, pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.base = f"http://127.0.0.1:{free_port()}"
@@ -151,7 +151,8 @@ class Daemon:
         (self.folder / "rules/acceptance.yaml").write_text(RULE)
         self.config = self.folder / "guardraild.yaml"
         self.config.write_text(json.dumps({  # JSON is YAML
-            "state_dir": str(self.folder / "state"),
+            "state_dir": str(standby_of.folder / "state" if standby_of else self.folder / "state"),
+            "standby": bool(standby_of) or group == GROUP and self.folder.name == "first",
             "rules": [str(self.folder / "rules")],
             "kafka": {
                 "brokers": [broker_address],
@@ -356,6 +357,7 @@ class Story:
         self.checks, self.binary, self.broker, self.receiver, self.folder = checks, binary, broker, receiver, folder
         self.first = Daemon(binary, folder / "first", broker.address, receiver)
         self.second = Daemon(binary, folder / "second", broker.address, receiver)
+        self.third = Daemon(binary, folder / "third", broker.address, receiver, standby_of=self.first)
         self.stream, self.produced = None, 0
 
     def tell(self):
@@ -371,7 +373,9 @@ class Story:
             ("killed between attempts: delivered after the restart, under one id", self.killed_between_attempts),
             ("exposures stop: confirmed in the execution log", self.confirmed),
             ("killed again, breach goes on: no second rollback", self.killed_again),
-            ("after two kills the experiment has every record exactly once", self.all_counted_once),
+            ("a standby takes over from one that is killed", self.standby_takes_over),
+            ("and from one that is stopped, which then wakes up and ends", self.stopped_one_ends),
+            ("after all that the experiment has every record exactly once", self.all_counted_once),
             ("every request was signed right", lambda: equal("faults", self.receiver.faults(), [])),
             ("SIGTERM: exit 0", lambda: equal("exit code", self.first.stop(), 0)),
         ]
@@ -381,7 +385,7 @@ class Story:
                     print(f"      the {len(steps) - i - 1} checks after it stand on it and were left out; end of its log:\n{self.first.tail()}")
                     return
         finally:
-            for daemon in (self.first, self.second):
+            for daemon in (self.first, self.second, self.third):
                 if daemon.process and daemon.process.poll() is None:
                     daemon.kill()
             if self.stream:
@@ -502,8 +506,37 @@ class Story:
              lambda: self.first.alive() and (self.first.experiment()["judged_to"] or 0) > (begun + 10) * 1000, every=0.5)
         equal("id of all rollbacks", self.one_id(), delivered)
 
+    def stands_by(self):
+        self.third.start(ready=False)
+        poll("a daemon that stands by", 60, lambda: self.third.alive() and self.third.status("/readyz") == 503
+             and self.third.metric("guardraild_standby") == 1)
+
+    def takes_over(self, strike):
+        """Seconds from the end of the first until the third has its partitions."""
+        delivered, begun = self.one_id(), time.time()
+        strike()
+        poll("the standby is ready", 60, lambda: self.third.alive() and self.third.status("/readyz") == 200, every=0.05)
+        seconds = time.time() - begun
+        equal("id of all rollbacks", self.one_id(), delivered)
+        self.first, self.third = self.third, self.first
+        return f"ready after {seconds:.1f} s"
+
+    def standby_takes_over(self):
+        self.stands_by()
+        return self.takes_over(self.first.kill)
+
+    def stopped_one_ends(self):
+        self.stands_by()
+        told = self.takes_over(lambda: self.first.process.send_signal(signal.SIGSTOP))
+        requests = len(self.rollbacks())
+        self.third.process.send_signal(signal.SIGCONT)
+        equal("exit code of the one that wakes up", self.third.process.wait(30), 1)
+        assert "has taken over" in self.third.tail(40) or "fenced" in self.third.tail(40).lower(), self.third.tail(40)
+        equal("rollbacks sent since it woke up", len(self.rollbacks()), requests)
+        return told
+
     def all_counted_once(self):
-        """The state outlived two kills: the experiment has seen every record of the topics once. (Metrics may have begun anew.)"""
+        """The state outlived them all: the experiment has seen every record of the topics once. (Metrics may have begun anew.)"""
         self.stream.close()
         ends = self.broker.ends(*TOPICS)
         equal("records in the topics", ends, self.produced + self.stream.sent)

@@ -108,15 +108,19 @@ impl Router {
 
     fn links(&self, rule: &RuleSet, decision: &Decision) -> Links {
         Links {
-            experiment: Some(&decision.experiment).filter(|name| !name.is_empty()).and_then(|name| self.link("experiments", name)),
-            decision: self.link("decisions", &decision.decision),
+            experiment: Some(&decision.experiment).filter(|name| !name.is_empty()).and_then(|name| self.link("e", name)),
+            decision: self.link("d", &decision.decision),
             runbook: rule.runbook.clone(),
         }
     }
 
-    fn link(&self, kind: &str, name: &str) -> Option<String> {
+    /// A view of the dashboard: its name and what it shows are the fragment, written as a path is.
+    fn link(&self, view: &str, name: &str) -> Option<String> {
         let mut url = self.base_url.clone()?;
-        url.path_segments_mut().ok()?.pop_if_empty().extend(["api", "v1", kind, name]);
+        let mut path = url.clone();
+        path.path_segments_mut().ok()?.clear().extend([view, name]);
+        url.path_segments_mut().ok()?.pop_if_empty().push("");
+        url.set_fragment(Some(path.path()));
         Some(url.into())
     }
 }

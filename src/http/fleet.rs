@@ -2,21 +2,15 @@
 
 use super::App;
 use super::error::Failure;
-use super::packed::Packed;
 use crate::engine::decision::{Mode, Verdict};
 use crate::engine::plan::Margin;
 use crate::engine::state::{ExperimentState, GuardrailState, Stage, StopState};
 use crate::engine::time::Millis;
 use crate::live::View;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
-use std::sync::{Arc, Mutex};
-
-/// The newest view as rows: written once, whoever asks.
-#[derive(Default)]
-pub struct Rows(Mutex<Option<(Arc<View>, Packed)>>);
 
 #[derive(Serialize)]
 struct Row<'a> {
@@ -67,21 +61,14 @@ struct Worst<'a> {
 pub async fn fleet(State(app): State<App>, headers: HeaderMap) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
     let view = app.api.live.get();
-    let mut rows = app.rows.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let packed = match rows.as_ref().filter(|(of, _)| Arc::ptr_eq(of, &view)) {
-        Some((_, packed)) => packed.clone(),
-        None => {
-            let packed = Packed::json(&written(&view));
-            *rows = Some((view, packed.clone()));
-            packed
-        }
-    };
+    let packed = app.answers.get("fleet".to_owned(), &view, || serde_json::to_vec(&written(&view)).ok());
+    let packed = packed.ok_or_else(|| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "the fleet cannot be written down", ""))?;
     Ok(packed.answer(&headers))
 }
 
-fn written(view: &View) -> Vec<u8> {
+fn written(view: &View) -> serde_json::Value {
     let rows: Vec<Row<'_>> = view.experiments.iter().map(Row::of).collect();
-    serde_json::to_vec(&serde_json::json!({"at": view.at, "experiments": rows})).unwrap_or_default()
+    serde_json::json!({"at": view.at, "experiments": rows})
 }
 
 impl Row<'_> {

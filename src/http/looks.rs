@@ -16,6 +16,8 @@ const PAUSE: u32 = 19;
 /// Pause after a look that nobody has asked for, which is taken for the charts of later.
 const QUIET_PAUSE: u32 = 100;
 const LEAST_PAUSE: Duration = Duration::from_millis(200);
+/// What a look takes has the time in it that the judge was busy with other things, which is no reason to stay away for long.
+const MOST_PAUSE: Duration = Duration::from_secs(10);
 /// One experiment is looked at no more often than this by itself.
 const ROUND: Duration = Duration::from_secs(5);
 /// Looks kept; the oldest go.
@@ -49,7 +51,7 @@ pub async fn closely(app: &Shared, experiment: &str) -> Option<Arc<ExperimentSta
         return app.looks.older(app, experiment);
     }
     let state = ask(app, experiment).await?;
-    *next = Some(Instant::now() + now.elapsed() * PAUSE);
+    *next = Some(Instant::now() + (now.elapsed() * PAUSE).min(MOST_PAUSE));
     Some(state)
 }
 
@@ -106,9 +108,9 @@ pub async fn by_turns(app: App) {
         let mut next = app.looks.next.lock().await;
         ask(&app, &state.experiment).await;
         let took = begun.elapsed();
-        *next = Some(Instant::now() + took * PAUSE);
+        *next = Some(Instant::now() + (took * PAUSE).min(MOST_PAUSE));
         drop(next);
         let each = ROUND / u32::try_from(view.experiments.len()).unwrap_or(u32::MAX);
-        tokio::time::sleep((took * QUIET_PAUSE).max(each).max(LEAST_PAUSE)).await;
+        tokio::time::sleep((took * QUIET_PAUSE).min(MOST_PAUSE).max(each).max(LEAST_PAUSE)).await;
     }
 }

@@ -104,7 +104,7 @@ struct Shared {
     refused: audit::Refused,
     history: Mutex<series::History>,
     looks: looks::Looks,
-    rows: fleet::Rows,
+    answers: packed::OfView,
     news: events::Listener,
     assets: assets::Assets,
 }
@@ -134,7 +134,7 @@ fn shared(api: Api, closing: watch::Receiver<bool>, news: events::Listener) -> A
         refused: audit::Refused::default(),
         history: Mutex::default(),
         looks: looks::Looks::default(),
-        rows: fleet::Rows::default(),
+        answers: packed::OfView::default(),
         news,
         assets: assets::Assets::new(),
     })

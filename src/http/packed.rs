@@ -1,12 +1,15 @@
 //! Answers that many ask for: hashed and compressed once, handed out as they are.
 
+use crate::live::View;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::sync::{Arc, Mutex};
 
 /// One such answer; clones share it.
 #[derive(Clone)]
@@ -17,8 +20,26 @@ pub struct Packed {
     gzip: Bytes,
 }
 
+/// Answers about the newest view: written by the first who asks, and handed to all others until there is a newer one.
+#[derive(Default)]
+pub struct OfView(Mutex<BTreeMap<String, (Arc<View>, Packed)>>);
+
+impl OfView {
+    pub fn get(&self, key: String, view: &Arc<View>, write: impl FnOnce() -> Option<Vec<u8>>) -> Option<Packed> {
+        let mut kept = self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, packed)) = kept.get(&key).filter(|(of, _)| Arc::ptr_eq(of, view)) {
+            return Some(packed.clone());
+        }
+        // What is of an older view goes, so that there are no more than a view's.
+        kept.retain(|_, (of, _)| Arc::ptr_eq(of, view));
+        let packed = Packed::json(&write()?);
+        kept.insert(key, (Arc::clone(view), packed.clone()));
+        Some(packed)
+    }
+}
+
 impl Packed {
-    pub fn json(body: &[u8]) -> Packed {
+    fn json(body: &[u8]) -> Packed {
         // The fastest level: what is live is written anew every second.
         Packed::new("application/json", Bytes::copy_from_slice(body), Compression::fast())
     }

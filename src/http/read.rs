@@ -34,11 +34,11 @@ pub async fn experiments(State(app): State<App>, headers: HeaderMap) -> Result<R
 
 pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
-    let state = app.api.live.get().experiment(&id).cloned().ok_or_else(|| Failure::no_experiment(&id))?;
-    Ok(match closely(&app, &id).await {
-        Some(close) => Json(&*close).into_response(),
-        None => Json(&state).into_response(),
-    })
+    let view = app.api.live.get();
+    let close = closely(&app, &id).await;
+    let state = || close.as_deref().or(view.experiment(&id)).and_then(|state| serde_json::to_vec(state).ok());
+    let packed = app.answers.get(format!("experiment {id}"), &view, state).ok_or_else(|| Failure::no_experiment(&id))?;
+    Ok(packed.answer(&headers))
 }
 
 #[derive(Deserialize)]

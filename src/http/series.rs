@@ -6,9 +6,9 @@ use crate::engine::decision::Verdict;
 use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
 use crate::live::View;
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
+use axum::response::Response;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -150,10 +150,11 @@ impl Track {
 }
 
 /// `GET /api/v1/experiments/{id}/series`
-pub async fn series(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
+pub async fn series(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
-    let shown = app.history().0.get(&id).map(|track| track.shown(&id));
-    shown.map(Json).ok_or_else(|| Failure::no_experiment(&id))
+    let shown = || app.history().0.get(&id).and_then(|track| serde_json::to_vec(&track.shown(&id)).ok());
+    let packed = app.answers.get(format!("series {id}"), &app.api.live.get(), shown).ok_or_else(|| Failure::no_experiment(&id))?;
+    Ok(packed.answer(&headers))
 }
 
 #[cfg(test)]

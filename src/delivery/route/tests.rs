@@ -156,8 +156,8 @@ fn the_body_is_the_decision_with_the_rules_body_and_links() {
     let mut data = serde_json::to_value(&d).unwrap();
     data["body"] = json!({ "flag": "flags" });
     data["links"] = json!({
-        "experiment": "https://guardraild.example/ui/api/v1/experiments/new%20checkout",
-        "decision": "https://guardraild.example/ui/api/v1/decisions/d-1",
+        "experiment": "https://guardraild.example/ui/#/e/new%20checkout",
+        "decision": "https://guardraild.example/ui/#/d/d-1",
         "runbook": "https://wiki.example/rb",
     });
     assert_eq!(body, json!({ "type": "guardrail.rollback", "timestamp": "2025-12-02T09:20:17Z", "data": data }));

@@ -8,7 +8,7 @@ export const title = () => "Data";
 export const every = 2000;
 let rejects = null;
 
-export const load = () => get("/api/v1/data");
+export const load = () => get("api/v1/data");
 
 const OUTCOMES = { accepted: "counted for an experiment", duplicate: "id seen before", late: "came too late", waiting: "waits for its unit's exposure", unattributed: "of a unit in no experiment", unknown_experiment: "names an experiment that no rule does", inactive: "outside the experiment's dates", unmapped: "no source makes an event of it" };
 
@@ -43,7 +43,7 @@ async function fetchRejects(again) {
   const say = (text) => (document.getElementById("said").textContent = text);
   try {
     const token = await operator("see refused records");
-    rejects = (await get("/api/v1/rejects", [], token)).rejects;
+    rejects = (await get("api/v1/rejects", [], token)).rejects;
     say("");
     again();
   } catch (error) {

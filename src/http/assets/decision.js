@@ -14,7 +14,7 @@ const about = (d) => [d.experiment || "several experiments", d.bucket && ` / ${d
 export const list = {
   title: () => "Decisions",
   every: 5000,
-  load: () => get("/api/v1/decisions?limit=200"),
+  load: () => get("api/v1/decisions?limit=200"),
   render: ({ decisions }) => [
     h("h1", null, "Decisions"),
     decisions.length === 0
@@ -28,9 +28,9 @@ export const one = {
   title: ([id]) => id,
   every: 2000,
   async load([id]) {
-    const decision = await get("/api/v1/decisions/{}", [id]);
+    const decision = await get("api/v1/decisions/{}", [id]);
     // Of an experiment that no rule names any more only the decision is left.
-    const [state, series] = await Promise.all(["/api/v1/experiments/{}", "/api/v1/experiments/{}/series"].map((at) => get(at, [decision.experiment]).catch(() => null)));
+    const [state, series] = await Promise.all(["api/v1/experiments/{}", "api/v1/experiments/{}/series"].map((at) => get(at, [decision.experiment]).catch(() => null)));
     return { decision, state, series };
   },
   render({ decision: d, state }, again, reload) {

@@ -6,7 +6,7 @@ import { clock, path, span } from "./format.js";
 
 export const title = () => "Deliveries";
 export const every = 3000;
-export const load = () => get("/api/v1/deliveries");
+export const load = () => get("api/v1/deliveries");
 
 export function render({ deliveries }, again, reload) {
   return [h("h1", null, "Deliveries"), deliveries.length ? attempts(deliveries, reload) : h("p", { class: "quiet" }, "Nothing has been sent yet.")];
@@ -36,7 +36,7 @@ async function redeliver(button, delivery, reload) {
   button.disabled = true;
   try {
     const token = await operator("send deliveries again");
-    await post("/api/v1/deliveries/{}/redeliver", [delivery.id], {}, token);
+    await post("api/v1/deliveries/{}/redeliver", [delivery.id], {}, token);
     say(`Queued: ${delivery.type} to ${delivery.endpoint}. Its id stays the same, so the receiver can tell.`);
     await reload();
   } catch (error) {

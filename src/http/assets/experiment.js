@@ -9,14 +9,18 @@ import { chart, forest, frame, meter } from "./charts.js";
 export const title = ([name]) => name;
 export const every = 2000;
 
+/** Decisions and log are asked for when something has changed, and now and then. */
+const QUIET_MS = 10_000;
+const standing = (state) => JSON.stringify([state.decisions, state.holds, state.phase, state.mode, state.revision, state.buckets.map((b) => b.stopped)]);
+
 export async function load([name], before) {
-  const [state, series, decided] = await Promise.all([
-    get("/api/v1/experiments/{}", [name]), get("/api/v1/experiments/{}/series", [name]), get("/api/v1/decisions?experiment={}&limit=20", [name])]);
-  // The log is long and quiet: only what is new is fetched.
-  const log = before?.log ?? { entries: [], next: 0 };
-  const page = await get(`/api/v1/experiments/{}/log?limit=1000&after=${log.last ?? 0}`, [name]);
+  const [state, series] = await Promise.all([get("api/v1/experiments/{}", [name]), get("api/v1/experiments/{}/series", [name])]);
+  if (before && standing(before.state) === standing(state) && Date.now() - before.asked < QUIET_MS) return { ...before, state, series };
+  const log = before?.log ?? { entries: [], last: 0 };
+  const [decided, page] = await Promise.all([
+    get("api/v1/decisions?experiment={}&limit=20", [name]), get(`api/v1/experiments/{}/log?limit=1000&after=${log.last}`, [name])]);
   const entries = [...log.entries, ...page.entries].slice(-200);
-  return { state, series, decisions: decided.decisions, log: { entries, last: entries.at(-1)?.seq ?? 0 } };
+  return { state, series, decisions: decided.decisions, log: { entries, last: entries.at(-1)?.seq ?? 0 }, asked: Date.now() };
 }
 
 export function render({ state, decisions, log, series }) {

@@ -7,7 +7,7 @@ import { meter } from "./charts.js";
 
 export const title = () => "Fleet";
 export const every = 5000;
-export const load = () => get("/api/v1/fleet");
+export const load = () => get("api/v1/fleet");
 
 const PAGE = 50;
 let filter = "";

@@ -12,11 +12,11 @@ export const every = 2000;
 
 export async function load([name, guardrail, bucket]) {
   const [state, series, decided] = await Promise.all([
-    get("/api/v1/experiments/{}", [name]), get("/api/v1/experiments/{}/series", [name]), get("/api/v1/decisions?experiment={}&limit=20", [name])]);
+    get("api/v1/experiments/{}", [name]), get("api/v1/experiments/{}/series", [name]), get("api/v1/decisions?experiment={}&limit=20", [name])]);
   const g = state.guardrails.find((of) => of.guardrail === guardrail && of.bucket === bucket);
   if (!g) throw Object.assign(new Error(`${name} has no guardrail ${guardrail} of ${bucket}.`), { status: 404 });
   // Only quantiles have a histogram.
-  const bins = /^p\d/.test(g.statistic) ? await get(`/api/v1/experiments/{}/bins?guardrail=${encodeURIComponent(guardrail)}&bucket=${encodeURIComponent(bucket)}`, [name]).catch(() => null) : null;
+  const bins = /^p\d/.test(g.statistic) ? await get(`api/v1/experiments/{}/bins?guardrail=${encodeURIComponent(guardrail)}&bucket=${encodeURIComponent(bucket)}`, [name]).catch(() => null) : null;
   return { state, series, g, bins, decisions: decided.decisions };
 }
 

@@ -31,11 +31,12 @@ export async function get(path, parts = [], token) {
   return answer.json();
 }
 
-export async function post(path, parts, body, token) {
+/** POST by an operator; `also` is a status that carries an answer, too. */
+export async function post(path, parts, body, token, also) {
   const url = parts.reduce((url, part) => url.replace("{}", encodeURIComponent(part)), path);
   const headers = { "content-type": "application/json", authorization: `Bearer ${token}` };
   const answer = await fetch(url, { method: "POST", headers, body: JSON.stringify(body) });
-  if (!answer.ok) throw new Failed(answer.status, await answer.json().catch(() => null));
+  if (!answer.ok && answer.status !== also) throw new Failed(answer.status, await answer.json().catch(() => null));
   return answer.json();
 }
 
@@ -51,8 +52,11 @@ export function standing() {
   const silent = Date.now() - last;
   if (last === 0) return { word: "connecting", stale: true, text: "Connecting to the daemon." };
   if (silent > STALE_MS) return { word: "stale", stale: true, text: `No word from the daemon: what is shown is ${Math.round(silent / 1000)} s old. Trying again.` };
-  if (!pulse.fresh) return { word: "stale", stale: true, text: `The daemon judges nothing now: its view is of ${new Date(pulse.at).toISOString().slice(11, 19)}Z.` };
   const failing = pulse.failing.map((check) => `${check.name}: ${check.detail}`).join("; ");
+  if (!pulse.fresh) {
+    const since = pulse.at > 0 ? `its view is of ${new Date(pulse.at).toISOString().slice(11, 19)}Z` : "it has judged nothing yet";
+    return { word: "stale", stale: true, text: `The daemon judges nothing now: ${since}. ${failing}` };
+  }
   if (failing) return { word: "not ready", stale: false, text: `Not ready. ${failing}` };
   return { word: "live", stale: false, text: "" };
 }
@@ -60,7 +64,7 @@ export function standing() {
 /** Opens the stream, again and again if it must be. */
 export function connect() {
   source?.close();
-  source = new EventSource("/api/v1/events");
+  source = new EventSource("api/v1/events");
   source.addEventListener("tick", (event) => {
     polling = false;
     beat(JSON.parse(event.data));
@@ -78,7 +82,7 @@ export function connect() {
 async function poll() {
   if (!polling) return;
   try {
-    const data = await get("/api/v1/data");
+    const data = await get("api/v1/data");
     beat({ at: data.at, fresh: data.fresh, failing: data.checks.filter((check) => !check.ok) });
     tell("state", null);
   } catch {

@@ -92,7 +92,7 @@ fn a_relative_margin_is_held_against_the_baseline() {
     assert!(d.change.unwrap() > 0.5 && d.interval.unwrap()[0] > 0.1 && d.margin == Some(0.1), "{}", d.reason);
     let (said, _) = run(&[&text], &traffic(300, calm, |s, i| s >= 200 && i % 6 == 1));
     let d = &said.decisions[0];
-    assert_eq!((d.guardrail.as_str(), d.test.as_str(), d.margin), ("error_rate", "rate", Some(0.01)));
+    assert_eq!((d.guardrail.as_str(), d.test.as_str(), d.margin), ("error_rate", "detector_rate", Some(0.01)));
     assert!(d.interval.unwrap()[0] > 0.01 && d.reason.contains("proved above the margin of +1.00pp"), "{}", d.reason);
 }
 

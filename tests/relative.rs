@@ -119,6 +119,35 @@ fn a_regression_that_begins_late_is_rolled_back_and_dated() {
 }
 
 #[test]
+fn errors_that_begin_late_are_found_by_all_starts_around_the_first() {
+    let text = rule("  - {metric: error_rate, max_increase: 1pp}", "");
+    let fails: fn(i64, bool, &mut Dice, &mut Vec<(i64, String)>) =
+        |second, treated, dice, out| requests(out, dice, 1.0, if treated && second >= 600 { 0.05 } else { 0.01 });
+    let (decisions, _) = golden("late_errors", &text, &lines(&Traffic { seconds: 720, per_second: 10, share: HALF, unit: fails }));
+    let [d] = &decisions[..] else { panic!("{decisions:?}") };
+    assert_eq!((d.test.as_str(), d.criterion.as_str(), d.action), ("detector_rate", "max_increase", Action::Rollback));
+    assert!((START + 590_000..=START + 620_000).contains(&d.since) && d.decided_at < START + 690_000, "{d:?}");
+    assert!(d.interval.unwrap()[0] > 0.01 && d.interval.unwrap()[1] > 0.04, "{:?}", d.interval);
+    let Evidence::Starts { starts, .. } = &d.evidence else { panic!("{:?}", d.evidence) };
+    assert!((2..=16).contains(&starts.len()), "{starts:?}");
+}
+
+#[test]
+fn a_limit_of_units_has_no_window_to_pay_for() {
+    let more = "metrics: {bad: {kind: rate, event: outcome, where: {metric: bad}, unit: user}}";
+    let bad: fn(i64, bool, &mut Dice, &mut Vec<(i64, String)>) = |_, treated, dice, out| {
+        if dice.roll() < if treated { 0.2 } else { 0.02 } {
+            out.push((100, r#""event":"outcome","metric":"bad","value":1"#.to_owned()));
+        }
+    };
+    let lines = lines(&Traffic { seconds: 60, per_second: 10, share: HALF, unit: bad });
+    let (said, _) = run(&[&rule("  - {metric: bad, limit: 5%, on_breach: notify}", more)], &lines);
+    let [d] = &said.decisions[..] else { panic!("{:?}", said.decisions) };
+    assert_eq!((d.test.as_str(), d.criterion.as_str()), ("threshold", "limit"));
+    assert!(d.alpha.unwrap() > 1e-3 && d.interval.unwrap()[0] > 0.05, "{d:?}");
+}
+
+#[test]
 fn clean_traffic_is_proved_safe_and_never_acted_on() {
     let guardrails = "  - {metric: latency_p95, max_increase: 30%}\n  - {metric: error_rate, max_increase: 2pp}\n  - {metric: tickets, max_increase: 100%}";
     let unit: fn(i64, bool, &mut Dice, &mut Vec<(i64, String)>) = |_, _, dice, out| {

@@ -1,7 +1,8 @@
 //! `calibrate`: false alarms and delays of the real engine on the traffic that its tests are specified for.
 
-use crate::{ratio, table};
+use crate::{bare, ratio, table};
 use anyhow::Context;
+use guardraild::engine::judge::Budget;
 use guardraild::engine::plan::{FieldTable, Settings};
 use guardraild::rules::{Planning, parse_str};
 use guardraild::tools::simulate::study::{Detection, Healthy, Options, detection, healthy};
@@ -156,7 +157,7 @@ impl Case {
         Ok(Some(healthy(&spec, &options(args.seed, 0, &spec), runs, &AtomicBool::new(false), |_| ())))
     }
 
-    fn detection(&self, detect: &Detect, args: &Args) -> anyhow::Result<Option<Detection>> {
+    fn detection(&self, detect: &Detect, args: &Args) -> anyhow::Result<Option<(Detection, Option<Bare>)>> {
         let runs = args.effect_runs.unwrap_or(if args.smoke { detect.smoke } else { detect.runs });
         if runs == 0 {
             return Ok(None);
@@ -167,7 +168,38 @@ impl Case {
         if let Some(segment) = &detect.segment {
             options.segment = Some(spec.segment(segment).with_context(|| format!("the traffic has no {segment}"))?);
         }
-        Ok(Some(detection(&spec, &options, &effect, runs, &AtomicBool::new(false), |_| ())))
+        let found = detection(&spec, &options, &effect, runs, &AtomicBool::new(false), |_| ());
+        let bare = detect.reference.filter(|_| !args.smoke).and_then(|reference| {
+            let ours = self.needed(&spec, detect.onset);
+            let [reference, at_ours] = bare::detection(&spec, &options, &effect, runs, [reference.needed(self.alpha), ours])?;
+            Some(Bare { reference, at_ours, ours })
+        });
+        Ok(Some((found, bare)))
+    }
+
+    /// Log e-value at which the engine acts: of the test from the beginning, or of the one that starts at `onset`, s.
+    fn needed(&self, spec: &Spec, onset: i64) -> f64 {
+        let (budget, statistic) = (Budget::new(&spec.plan, spec.settings.pane), spec.plan.guardrails[0].statistic);
+        let start = (onset * 1_000 / spec.settings.pane / budget.slot) as u64 + 1;
+        let level =
+            if onset == 0 { budget.whole_life(self.alpha, statistic, 0) } else { budget.late(self.alpha) * Budget::start(start, 1) };
+        -level.ln()
+    }
+}
+
+/// The specification's own test on the same runs.
+struct Bare {
+    /// At the evidence of the reference.
+    reference: bare::Found,
+    /// At the evidence at which the engine acts, which is `ours`.
+    at_ours: bare::Found,
+    ours: f64,
+}
+
+impl Reference {
+    /// Log e-value at which it alarmed.
+    fn needed(&self, alpha: f64) -> f64 {
+        self.threshold.unwrap_or(-alpha.ln())
     }
 }
 
@@ -190,11 +222,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             alarms.push(alarm_row(case, &result));
         }
         for detect in &case.detect {
-            if let Some(result) = case.detection(detect, args).with_context(|| case.name.clone())? {
+            if let Some((result, bare)) = case.detection(detect, args).with_context(|| case.name.clone())? {
                 if result.detected.hits == 0 {
                     faults.push(format!("{}: {} was not detected in any of {} runs", case.name, result.text, result.detected.runs));
                 }
-                delays.push(delay_row(case, detect, &result));
+                delays.push(delay_row(case, detect, &result, bare.as_ref()));
             }
         }
         eprintln!("{}: {}", case.name, duration(begun.elapsed().as_millis() as f64));
@@ -204,12 +236,26 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     println!(
         "\n`alarmed`: any guardrail, at any time. `at most`: more would happen to a rate of alpha in fewer than 1 of 10,000 such tables."
     );
-    let head =
-        ["case", "alpha", "effect", "detected", "median (95% interval)", "p90", "reference median / p90", "at log e", "ours / reference"];
+    let head = [
+        "case",
+        "alpha",
+        "effect",
+        "detected",
+        "median (95% interval)",
+        "p90",
+        "reference median / p90",
+        "at log e",
+        "ours / reference",
+        "its test here",
+        "at our log e",
+        "no slower",
+    ];
     table::print("Detection delay", &head, &delays);
     println!(
         "\n`reference`: the specification's own simulation of the bare test, one guardrail with the whole alpha. `at log e`: the evidence at which it \
-         alarmed: ln(1/alpha), or a mean time to a false alarm of 30 days."
+         alarmed: ln(1/alpha), or a mean time to a false alarm of 30 days. `its test here`: the median of that test by itself on the same runs and \
+         looks; `at our log e`: when it is held to the evidence that the engine asks for. `no slower`: one of the reference's median (`yes`) and that of \
+         its test at our evidence (`at our log e`) is not below the interval of ours."
     );
     if ratio {
         let runs = if args.smoke { ratio::Runs { clean: 50, skewed: 5 } } else { ratio::Runs { clean: 2_000, skewed: 200 } };
@@ -242,7 +288,7 @@ fn alarm_row(case: &Case, result: &Healthy) -> Vec<String> {
     ]
 }
 
-fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
+fn delay_row(case: &Case, detect: &Detect, result: &Detection, bare: Option<&Bare>) -> Vec<String> {
     let of = detect.reference.map_or(Of::Seconds, |r| r.of);
     let delay = if of == Of::Units { &result.units } else { &result.delay_ms };
     let show = |value: Option<f64>| match (value, of) {
@@ -254,7 +300,16 @@ fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
     let [low, high] = delay.median_interval;
     let reference =
         detect.reference.map_or_else(String::new, |r| format!("{} / {}", show(Some(r.median * unit)), show(r.p90.map(|p| p * unit))));
-    let threshold = detect.reference.map_or_else(String::new, |r| format!("{:.2}", r.threshold.unwrap_or(-case.alpha.ln())));
+    let threshold = detect.reference.map_or_else(String::new, |r| format!("{:.2}", r.needed(case.alpha)));
+    let of_bare = |found: &bare::Found| if of == Of::Units { found.units.median } else { found.delay_ms.median };
+    let here = bare.map_or_else(String::new, |b| show(of_bare(&b.reference)));
+    let at_ours = bare.map_or_else(String::new, |b| format!("{} ({:.2})", show(of_bare(&b.at_ours)), b.ours));
+    let within = |median: Option<f64>| low.zip(median).is_some_and(|(low, median)| low <= median);
+    let no_slower = detect.reference.map_or("", |r| match () {
+        () if within(Some(r.median * unit)) => "yes",
+        () if within(bare.and_then(|b| of_bare(&b.at_ours))) => "at our log e",
+        () => "no",
+    });
     let ratio = detect.reference.zip(delay.median).map_or_else(String::new, |(r, median)| format!("{:.2}", median / (r.median * unit)));
     let onset = if detect.onset > 0 { format!(", after {} clean", duration(detect.onset as f64 * 1e3)) } else { String::new() };
     vec![
@@ -267,6 +322,9 @@ fn delay_row(case: &Case, detect: &Detect, result: &Detection) -> Vec<String> {
         reference,
         threshold,
         ratio,
+        here,
+        at_ours,
+        no_slower.to_owned(),
     ]
 }
 

@@ -1,6 +1,7 @@
 //! Traffic generator and benchmarks of guardraild. See README.md beside this crate.
 
 mod assignments;
+mod bare;
 mod bench;
 mod calibrate;
 mod case;

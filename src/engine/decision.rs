@@ -1,6 +1,6 @@
 //! What the Judge says: decisions, notices about earlier decisions, and entries of the execution log.
 
-use super::stats::{counts, means, rates};
+use super::stats::{counts, means, rates, starts};
 use super::time::Millis;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -163,6 +163,8 @@ pub enum Evidence {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         alpha: Option<f64>,
     },
+    /// A rate's test begun anew at several starts: the hits from each on, and its share of the stake.
+    Starts { starts: Vec<starts::Start>, rho: f64, d: f64 },
     /// Histograms, pairs of a bin's upper edge in thousandths and its count: `hist_t`'s quantile may be `1 + r` times that of `hist_c`
     /// plus `d` thousandths. Where a higher quantile is better, `hist_c` is the bucket. Bins that do not matter are added up.
     Quantiles {

@@ -13,6 +13,8 @@ pub fn evaluate(test: &str, input: &Value) -> Out {
     match test {
         "rate" => with(input, arms::rate),
         "rate_drop" => with(input, arms::rate_drop),
+        "detector_rate" => with(input, arms::detector_rate),
+        "detector_rate_drop" => with(input, arms::detector_rate_drop),
         "rate_bounds" => with(input, arms::rate_bounds),
         "threshold" => with(input, arms::threshold),
         "threshold_lower" => with(input, arms::threshold_lower),

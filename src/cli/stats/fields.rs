@@ -1,6 +1,6 @@
 //! Fields of the test cases, checked while they are read.
 
-use crate::engine::stats::{counts, design_effect, detector, means, quantiles, rates};
+use crate::engine::stats::{counts, design_effect, detector, means, quantiles, rates, starts};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -98,6 +98,31 @@ impl TryFrom<RawRates> for RateStratum {
         hits(s.x_t.0, s.n_t.0, "x_t of n_t")?;
         hits(s.x_c.0, s.n_c.0, "x_c of n_c")?;
         Ok(RateStratum(rates::Stratum { w: s.w.0, m: s.m.0, n_t: s.n_t.0, x_t: s.x_t.0, n_c: s.n_c.0, x_c: s.x_c.0 }))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(try_from = "RawStart")]
+pub struct RateStart(pub starts::Start);
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStart {
+    share: Share,
+    w: Share,
+    m: Share,
+    n_t: Count,
+    x_t: Count,
+    n_c: Count,
+    x_c: Count,
+}
+
+impl TryFrom<RawStart> for RateStart {
+    type Error = String;
+
+    fn try_from(s: RawStart) -> Result<Self, String> {
+        let stratum = RateStratum::try_from(RawRates { w: s.w, m: s.m, n_t: s.n_t, x_t: s.x_t, n_c: s.n_c, x_c: s.x_c })?;
+        Ok(RateStart(starts::Start { share: s.share.0, stratum: stratum.0 }))
     }
 }
 

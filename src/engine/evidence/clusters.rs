@@ -67,10 +67,19 @@ pub struct CoarseBatches {
 const FRESH_MAX: usize = 2_048;
 
 /// The coarse bin of a value in thousandths.
-fn coarse(value: u64) -> u8 {
+pub(super) fn coarse(value: u64) -> u8 {
     let value = value.max(16);
     let octave = value.ilog2();
     ((octave - 4) * 4 + ((value >> (octave - 2)) & 3) as u32) as u8
+}
+
+/// The first coarse bin above the coarse edge nearest to `threshold`.
+pub(super) fn first_above(threshold: u64) -> u8 {
+    let own = coarse(threshold);
+    // Of the two edges of its bin, the nearer one: the next quarter of an octave begins at `upper`.
+    let (octave, quarter) = (u32::from(own / 4 + 4), u64::from(own % 4));
+    let (lower, upper) = ((4 + quarter) << (octave - 2), (5 + quarter) << (octave - 2));
+    if threshold.saturating_sub(lower) < upper.saturating_sub(threshold) { own } else { own + 1 }
 }
 
 impl CoarseBatches {
@@ -102,11 +111,7 @@ impl CoarseBatches {
 
     /// Hits are the values above the coarse edge nearest to `threshold`.
     pub fn counts(&self, threshold: u64) -> Counted {
-        let own = usize::from(coarse(threshold));
-        // Of the two edges of its bin, the nearer one: the next quarter of an octave begins at `upper`.
-        let octave = (own / 4 + 4) as u32;
-        let (lower, upper) = ((4 + own as u64 % 4) << (octave - 2), (5 + own as u64 % 4) << (octave - 2));
-        let first = if threshold.saturating_sub(lower) < upper.saturating_sub(threshold) { own } else { own + 1 };
+        let first = usize::from(first_above(threshold));
         let mut named: Vec<Batch> = self.all.iter().map(|&n| Batch { n: n as f64, s: 0.0 }).collect();
         for row in self.rows.iter().skip(first) {
             named.iter_mut().zip(row).for_each(|(batch, &count)| batch.s += f64::from(count));

@@ -1,12 +1,14 @@
 //! Design effects of short spans, in which units have had time for few requests: variances of blocks of 1, 2, 4 … slots.
 //!
 //! The estimate for a span is that of all blocks of about its length that have ended, fading slowly, and not that of its own few
-//! observations: see [`of_suffix`].
+//! observations: see [`of_level`].
 
 use super::clusters::{COARSE, caution, fold};
-use super::slots::TOP;
-use crate::engine::stats::design_effect::{Batch, LadderLevel, ladder_level, of_suffix};
+use crate::engine::stats::design_effect::{Batch, LadderLevel, ladder_level, of_level};
 use serde::{Deserialize, Serialize};
+
+/// Logarithm of the longest block, in slots: about twenty minutes.
+const TOP: u8 = 8;
 
 /// Observations and hits by batch.
 type Sums = Vec<(u32, u32)>;
@@ -54,10 +56,16 @@ impl Ladder {
 
     /// Design effect of the last `slots`, for evidence that is compared with `log_threshold`; `None` while too few blocks have ended.
     pub fn effect(&self, bucket: usize, slots: u64, log_threshold: f64) -> Option<f64> {
-        let levels = self.ended.get(bucket)?;
-        let found = of_suffix(levels, slots, f64::INFINITY);
-        let batches = levels.get(ladder_level(slots))?.blocks.saturating_mul(COARSE as u64);
-        found.is_finite().then(|| found * caution(batches as usize, log_threshold))
+        Some(self.effects(bucket, slots, log_threshold)?[1])
+    }
+
+    /// The same of the baseline and of the bucket, each the larger of its own and the mean of both.
+    pub fn effects(&self, bucket: usize, slots: u64, log_threshold: f64) -> Option<[f64; 2]> {
+        let level = *self.ended.get(bucket)?.get(ladder_level(slots))?;
+        let caution = caution(level.blocks.saturating_mul(COARSE as u64) as usize, log_threshold);
+        let found = [level.swapped(), level].map(|level| of_level(&level).map(|effect| effect * caution));
+        let [Some(baseline), Some(bucket)] = found else { return None };
+        Some([baseline, bucket])
     }
 }
 

@@ -18,9 +18,9 @@ mod units;
 
 pub use clusters::{Clustering, Counted};
 pub use means::Means;
-pub use shares::{Arm, ShareTest, Shares};
+pub use shares::{Arm, LateStart, ShareTest, Shares};
 pub use silent::Silent;
-pub use spread::{Pair, Spread, SpreadTest};
+pub use spread::{Pair, Spread, SpreadTest, Watched};
 pub use units::{Enrolled, Volume};
 
 use super::pane::{BucketPartial, Cell};
@@ -39,8 +39,8 @@ pub enum SignalEvidence {
 }
 
 impl SignalEvidence {
-    /// `compared`: some guardrail compares the signal with the baseline; `expected`: the configured rate of the baseline.
-    pub fn new(signal: &Signal, buckets: usize, (compared, expected): (bool, Option<f64>), pane_ms: Millis) -> SignalEvidence {
+    /// `compared`: quantiles that guardrails compare with the baseline; `expected`: the configured rate of the baseline.
+    pub fn new(signal: &Signal, buckets: usize, compared: Vec<Watched>, expected: Option<f64>, pane_ms: Millis) -> SignalEvidence {
         match signal {
             Signal::Distribution { .. } => SignalEvidence::Spread(Spread::new(buckets, compared)),
             Signal::Moments { .. } => SignalEvidence::Mean(Means::new(buckets, signal.is_per_user())),
@@ -66,8 +66,10 @@ impl SignalEvidence {
 
     /// All of `pane` has been added.
     pub fn close(&mut self, pane: Pane, book: &Booking<'_>) {
-        if let SignalEvidence::Share(shares) = self {
-            shares.close(pane, book);
+        match self {
+            SignalEvidence::Share(shares) => shares.close(pane, book),
+            SignalEvidence::Spread(spread) => spread.close(pane, book),
+            SignalEvidence::Mean(_) => {}
         }
     }
 }

@@ -7,7 +7,8 @@ use super::ripening::Ripening;
 use super::slots::{Content, Slots};
 use super::{Booking, enrolled};
 use crate::engine::pane::{AGAIN, Abandoned, BucketPartial, Cell, NO_UNIT, Observation};
-use crate::engine::stats::rates::{self, Null, Stratum};
+use crate::engine::stats::rates::{self, Alike, Null, Stratum};
+use crate::engine::stats::starts::{self, Start};
 use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,7 +62,11 @@ struct Slot {
     arms: Vec<Arm>,
 }
 
+/// Many slots, since they are small, and starts near the true one add up: fewer than 120, about three hours at five seconds.
 impl Content for Slot {
+    const PER_LENGTH: usize = 16;
+    const TOP: u8 = 6;
+
     fn absorb(&mut self, newer: Slot) {
         for (arm, more) in self.arms.iter_mut().zip(newer.arms) {
             arm.n += more.n;
@@ -93,13 +98,17 @@ impl Waiting {
     }
 }
 
-/// Where a test stands that was started anew at some slot.
-#[derive(Clone, Debug)]
-pub struct Suffix {
+/// A test that was started anew at some slot.
+#[derive(Clone, Copy, Debug)]
+pub struct LateStart {
     pub since: Pane,
-    pub log_e: f64,
-    pub stratum: Stratum,
+    pub start: Start,
 }
+
+/// Starts whose evidence is added up, so that a decision can show them. Those around the true one are all that matters.
+const MOST_STARTS: usize = 16;
+/// The logarithm of 1,000 parts, of which a part may be left out.
+const FAINT: f64 = 6.9;
 
 /// Periods whose statistics are kept; the oldest go first.
 const MAX_PERIODS: usize = 16;
@@ -287,46 +296,52 @@ impl Shares {
         strata.filter(|s| s.n_t + s.n_c > 0.0 && s.w > 0.0).collect()
     }
 
-    /// The most convincing of the tests that were started anew: the one whose evidence lies farthest beyond what its start `needed`, which
-    /// must rise with the start. Counts are divided by `deff` of the length in slots, which is asked for only where a start may reach that.
-    pub fn best_suffix(
+    /// The tests that were started anew, the most convincing first: at most [`MOST_STARTS`] parts of the weighted sum over all of them, in
+    /// which a start has its `share`. Parts of less than a thousandth of what is `needed` are left out. Counts are divided by `deff` of the
+    /// length in slots, which is asked for only where a start may matter.
+    pub fn late_starts(
         &self,
         bucket: usize,
         book: &Booking<'_>,
         test: &ShareTest,
         deff: impl Fn(u64) -> f64,
-        needed: impl Fn(Pane) -> f64,
-    ) -> Option<Suffix> {
-        let mut best: Option<(f64, Suffix)> = None;
+        share: impl Fn(Pane) -> f64,
+        needed: f64,
+    ) -> Vec<LateStart> {
+        let least = needed - FAINT;
+        let mut found: Vec<(f64, LateStart)> = Vec::new();
         for (index, period) in self.periods.iter() {
             let (mut t, mut c) = (Arm::default(), Arm::default());
-            let Some(least_of_all) = period.slots.oldest().map(&needed) else { continue };
             let newest = period.slots.newest_first().next().map_or(0, |slot| slot.start.0);
+            let mut bets: Option<Alike> = None;
             for slot in period.slots.newest_first() {
                 t.add(slot.content.arms[bucket]);
                 c.add(slot.content.arms[book.baseline]);
                 let stratum = stratum(t, c, slot.content.expected, index, bucket, book);
-                // Division by a design effect only lowers the bound.
+                // Division by a design effect only lowers the bound, and no share is more than 1.
                 let bound = test.at_most(&[stratum]);
-                if bound <= least_of_all {
+                if bound <= least {
                     continue;
                 }
-                let needed = needed(slot.start);
-                let least = needed + best.as_ref().map_or(0.0, |b| b.0);
+                let share = share(slot.start);
+                let least = least - share.ln();
                 if bound <= least {
                     continue;
                 }
                 let stratum = stratum.deflated(deff(((newest - slot.start.0) / book.slot) as u64 + 1));
-                if test.at_most(&[stratum]) <= least {
-                    continue;
-                }
-                let log_e = test.log_e(&[stratum]);
+                let bets = match &mut bets {
+                    Some(bets) if bets.serves(&stratum) => bets,
+                    other => other.insert(test.bets(&stratum)),
+                };
+                let log_e = bets.log_e(stratum);
                 if log_e > least {
-                    best = Some((log_e - needed, Suffix { since: slot.start, log_e, stratum }));
+                    found.push((log_e + share.ln(), LateStart { since: slot.start, start: Start { share, stratum } }));
                 }
             }
         }
-        best.map(|b| b.1)
+        found.sort_by(|a, b| b.0.total_cmp(&a.0));
+        found.truncate(MOST_STARTS);
+        found.into_iter().map(|(_, start)| start).collect()
     }
 }
 
@@ -359,6 +374,16 @@ pub struct ShareTest {
 impl ShareTest {
     pub fn log_e(&self, strata: &[Stratum]) -> f64 {
         if self.higher_is_worse { rates::log_e(strata, self.null) } else { rates::drop_log_e(strata, self.null) }
+    }
+
+    /// [`ShareTest::log_e`] of strata like this one.
+    fn bets(&self, like: &Stratum) -> Alike {
+        if self.higher_is_worse { Alike::new(like.w, like.m, self.null) } else { Alike::of_drop(like.w, like.m, self.null) }
+    }
+
+    /// The evidence of all starts together.
+    pub fn log_e_of_starts(&self, starts: &[Start]) -> f64 {
+        if self.higher_is_worse { starts::log_e(starts, self.null) } else { starts::drop_log_e(starts, self.null) }
     }
 
     /// An upper bound of [`ShareTest::log_e`], cheap.
@@ -454,9 +479,12 @@ mod tests {
             shares.close(Pane(pane), &book(&allocation));
         }
         let test = ShareTest { null: Null::absolute(0.005), higher_is_worse: true };
-        let best = shares.best_suffix(1, &book(&allocation), &test, |_| 1.0, |_| 5.0).unwrap();
-        assert_eq!(best.since, Pane(1_980));
-        assert!(best.log_e > 10.0 && test.log_e(&shares.strata(1, &book(&allocation))) < 0.0, "{}", best.log_e);
-        assert!(shares.best_suffix(0, &Booking { baseline: 1, ..book(&allocation) }, &test, |_| 1.0, |_| 0.0).is_none());
+        let found = shares.late_starts(1, &book(&allocation), &test, |_| 1.0, |_| 0.001, 5.0);
+        assert!(found[0].since == Pane(1_980) && (2..=MOST_STARTS).contains(&found.len()), "{found:?}");
+        let starts: Vec<Start> = found.iter().map(|f| f.start).collect();
+        let (best, all) = (test.log_e_of_starts(&starts[..1]), test.log_e_of_starts(&starts));
+        assert!(best > 4.0 && all > best && test.log_e(&shares.strata(1, &book(&allocation))) < 0.0, "{best} {all}");
+        let swapped = shares.late_starts(0, &Booking { baseline: 1, ..book(&allocation) }, &test, |_| 1.0, |_| 0.001, 5.0);
+        assert!(swapped.is_empty(), "{swapped:?}");
     }
 }

@@ -5,12 +5,12 @@ use crate::engine::time::Pane;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
-/// Slots of each length; the longest are 2^[`TOP`] slots: about three hours at five seconds, in fewer than 40 slots.
-const PER_LENGTH: usize = 4;
-pub(super) const TOP: u8 = 8;
-
 /// What a slot holds.
 pub trait Content {
+    /// Slots of each length, and the logarithm of the longest length: a ring reaches back `PER_LENGTH * 2^(TOP + 1)` slots.
+    const PER_LENGTH: usize;
+    const TOP: u8;
+
     /// Adds the slot that follows.
     fn absorb(&mut self, newer: Self);
 }
@@ -60,12 +60,12 @@ impl<T: Content> Slots<T> {
     /// Merges the two oldest slots of each length of which there are too many; the open one takes no part.
     fn compact(&mut self) {
         let mut end = self.slots.len() - 1;
-        for level in 0..=TOP {
+        for level in 0..=T::TOP {
             let first = self.slots.iter().take(end).position(|slot| slot.level <= level).unwrap_or(end);
-            if end - first <= PER_LENGTH {
+            if end - first <= T::PER_LENGTH {
                 return;
             }
-            if level == TOP {
+            if level == T::TOP {
                 self.slots.pop_front();
                 return;
             }
@@ -84,6 +84,9 @@ mod tests {
     use super::*;
 
     impl Content for Vec<i64> {
+        const PER_LENGTH: usize = 4;
+        const TOP: u8 = 8;
+
         fn absorb(&mut self, newer: Self) {
             self.extend(newer);
         }

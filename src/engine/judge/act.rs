@@ -99,7 +99,7 @@ impl Judge {
     pub(super) fn limit_alarm(&self, of: Hypothesis, now: Millis, reading: &Reading, label: Option<&str>) -> Alarm {
         let Hypothesis { guardrail: index, bucket, .. } = of;
         let (guardrail, pane) = (&self.plan.guardrails[index], Pane::of(now - 1, self.pane_ms));
-        let alpha = (-self.limit_threshold()).exp();
+        let alpha = (-self.threshold_of_limit(index, bucket)).exp();
         let value = match reading.evidence {
             // A single event decides before its pane, and so its window, has counted it.
             Evidence::Count { count, .. } => Some(count as f64),

@@ -134,9 +134,14 @@ impl Budget {
         }
     }
 
-    /// Level of the detector's `k`-th start, from 1, which as many tests share as there are `periods` by then.
-    pub fn late(&self, each: f64, k: u64, periods: u32) -> f64 {
-        each * LATE * start_share(k) / f64::from(periods.max(1))
+    /// Level of all starts of the detector together.
+    pub fn late(&self, each: f64) -> f64 {
+        each * LATE
+    }
+
+    /// Share of that of the detector's `k`-th start, from 1, which as many tests have in equal parts as there are `periods` by then.
+    pub fn start(k: u64, periods: u32) -> f64 {
+        start_share(k) / f64::from(periods.max(1))
     }
 }
 
@@ -216,7 +221,8 @@ mod tests {
             let periods = if matches!(statistic, Statistic::Quantile { .. }) { 1_000 } else { 1 };
             let whole: f64 = (0..periods).map(|period| budget.whole_life(1.0, statistic, period)).sum();
             // A new period every thousand starts.
-            let late: f64 = (1..1_000_000).map(|k| f64::from(1 + k as u32 / 1_000) * budget.late(1.0, k, 1 + k as u32 / 1_000)).sum();
+            let late: f64 = (1..1_000_000).map(|k| f64::from(1 + k as u32 / 1_000) * Budget::start(k, 1 + k as u32 / 1_000)).sum();
+            let late = late * budget.late(1.0);
             assert!((0.89..0.9 + 1e-9).contains(&whole) && whole + late < 1.0, "{statistic:?} {whole} {late}");
         }
     }

@@ -7,7 +7,7 @@ use crate::engine::stats::exceedance::Exceedance;
 use crate::engine::stats::means::{self, Contrast};
 use crate::engine::stats::numeric::crossing;
 use crate::engine::stats::quantiles::{self, Arms, Resolution};
-use crate::engine::stats::{counts, fixed, posterior, rates};
+use crate::engine::stats::{counts, fixed, posterior, rates, starts};
 
 /// Anytime-valid interval of the value that a limit bounds, each end at level `alpha`, in its own unit; of rates only.
 pub fn of_value(evidence: &Evidence, alpha: f64, guardrail: &Guardrail) -> Option<[f64; 2]> {
@@ -24,6 +24,8 @@ pub fn of_change(sample: &Sample, found: Found, alpha: f64, guardrail: &Guardrai
     let relative = matches!(guardrail.max_increase, Some(Margin::Relative(_)));
     let ends = match sample {
         Sample::Share { strata, .. } => rate(found, strata, alpha, relative),
+        Sample::Starts { starts, .. } if relative => starts::ratio_interval(starts, alpha).map(|ratio| Some(ratio - 1.0)),
+        Sample::Starts { starts, .. } => starts::difference_interval(starts, alpha).map(Some),
         Sample::Count { strata, phi, .. } => {
             [counts::ratio_lower_bound(strata, alpha, *phi), counts::ratio_upper_bound(strata, alpha, *phi)].map(|ratio| Some(ratio - 1.0))
         }

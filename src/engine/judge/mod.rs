@@ -23,14 +23,14 @@ mod window;
 
 use super::decision::{Action, Decision, Evidence, LogEntry, LogKind, Output};
 use super::evidence::allocation::Allocation;
-use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
+use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume, Watched};
 use super::histogram::thousandths;
 use super::kept;
 use super::pane::{BucketPartial, Cause, Control, PanePartial, PhaseName, Urgent};
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
-use budget::{Budget, Kind, Tripped};
+use budget::{Kind, Tripped};
 use funnels::Funnels;
 use limit::Reading;
 use quality::Quality;
@@ -39,6 +39,8 @@ use segments::Segments;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+pub use budget::Budget;
 use stop::Stop;
 use traffic::{BucketTraffic, Figures};
 use window::Window;
@@ -361,7 +363,6 @@ impl Judge {
 
     fn judge_limits(&mut self, pane: Pane, out: &mut Output) {
         let baseline = self.plan.baseline();
-        let log_threshold = self.limit_threshold();
         for index in 0..self.plan.guardrails.len() {
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
                 let of = Hypothesis::overall(index, bucket);
@@ -375,7 +376,7 @@ impl Judge {
                     continue;
                 }
                 let Some(reading) = self.read(index, bucket, pane) else { continue };
-                let trips = reading.over >= log_threshold;
+                let trips = reading.over >= self.threshold_of_limit(index, bucket);
                 let guard = self.guard_mut(of);
                 guard.beyond_since = reading.beyond.then(|| guard.beyond_since.unwrap_or(pane));
                 guard.tripping_since = trips.then(|| guard.tripping_since.unwrap_or(pane));
@@ -456,7 +457,15 @@ impl Judge {
         counted.map_or(1.0, |counted| Clustering::of_one(&counted, self.limit_threshold()))
     }
 
-    /// What a log e-value of a limit must reach.
+    /// What the log e-value of a guardrail's limit must reach: of units, the test of the whole life has all of the share.
+    fn threshold_of_limit(&self, guardrail: usize, bucket: usize) -> f64 {
+        match self.of_units(guardrail, bucket) {
+            Some(_) => -self.budget.each(Kind::Limit, &self.tripped(None)).ln(),
+            None => self.limit_threshold(),
+        }
+    }
+
+    /// What a log e-value must reach at each position of a window.
     fn limit_threshold(&self) -> f64 {
         -self.budget.limit(self.budget.each(Kind::Limit, &self.tripped(None))).ln()
     }
@@ -557,9 +566,9 @@ impl Judge {
 fn evidence(plan: &Plan, pane_ms: Millis, is_asked_for: impl Fn(usize) -> bool) -> Vec<Option<SignalEvidence>> {
     let of = |(index, signal): (usize, &Signal)| {
         let mut mine = plan.guardrails.iter().filter(|g| g.signal == index);
-        let compared = mine.clone().any(|g| g.max_increase.is_some());
+        let compared = mine.clone().filter_map(Watched::of).collect();
         let expected = mine.find_map(|g| g.expected);
-        is_asked_for(index).then(|| SignalEvidence::new(signal, plan.buckets.len(), (compared, expected), pane_ms))
+        is_asked_for(index).then(|| SignalEvidence::new(signal, plan.buckets.len(), compared, expected, pane_ms))
     };
     plan.signals.iter().enumerate().map(of).collect()
 }

@@ -4,16 +4,17 @@
 //! that begins late. Both share the budget of their hypothesis ([`super::budget`]); the decision says which of them fired, by its `since`
 //! and its evidence. Bayesian and fixed-horizon rules are answered from the same statistics.
 
-use super::budget::has_detector;
+use super::budget::{Budget, has_detector};
 use super::reason::compared_unit;
 use super::{Alarm, Hypothesis, Judge, interval};
 use crate::engine::decision::{Evidence, MeanStratum, Output};
-use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest, ordinal};
+use crate::engine::evidence::{Booking, Clustering, Pair, ShareTest, Shares, SignalEvidence, SpreadTest, Watched, ordinal};
 use crate::engine::plan::{Guardrail, Margin, Method, Statistic};
 use crate::engine::stats::means::{self, Contrast};
 use crate::engine::stats::multiplicity::arrival_share;
 use crate::engine::stats::quantiles::{Relative, Resolution};
 use crate::engine::stats::rates::{self, Null};
+use crate::engine::stats::starts::Start;
 use crate::engine::stats::{counts, fixed, posterior};
 use crate::engine::time::Pane;
 use std::cell::LazyCell;
@@ -25,6 +26,7 @@ const SLOT_DIGITS: u8 = 2;
 /// What a test is given: the statistics of both arms, and what is tolerated.
 pub(super) enum Sample {
     Share { strata: Vec<rates::Stratum>, test: ShareTest },
+    Starts { starts: Vec<Start>, test: ShareTest },
     Count { strata: Vec<counts::Stratum>, r: f64, phi: f64, higher_is_worse: bool },
     Quantile { pair: Pair, test: Box<Relative>, ppm: u32, digits: u8, by: Clustering },
     Mean { strata: Vec<means::Stratum>, contrast: Contrast },
@@ -243,7 +245,7 @@ impl Judge {
                 Some(self.look(sample, alpha, Some(values), None))
             }
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(of, margin)?;
+                let test = self.spread_test(of)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 let one = |period: usize| {
                     let level = self.whole_life_level(of, period);
@@ -257,16 +259,17 @@ impl Judge {
         }
     }
 
-    /// The test started anew: the most convincing start, if it trips.
+    /// The test started anew. Of a rate, the sum over its starts; of a quantile, the most convincing start, if it trips.
     fn change(&self, of: Hypothesis) -> Option<Look> {
         let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], of.bucket);
         let margin = guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?;
         let (book, each) = (self.booking_of(of), self.each(of));
-        let level = |start: Pane| {
+        let share = |start: Pane| {
             let (k, periods) = book.place(start);
-            self.budget.late(each, k, periods)
+            Budget::start(k, periods)
         };
-        let needed = |start: Pane| -level(start).ln();
+        let level = self.budget.late(each);
+        let needed = |start: Pane| -(level * share(start)).ln();
         // The caution of a design effect is that of the latest start, which needs most.
         let most = needed(self.state.at?);
         match self.evidence_of(of)? {
@@ -274,17 +277,21 @@ impl Judge {
                 let test = share_test(guardrail, margin);
                 let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, most));
                 let deff = |slots| shares.short_effect(bucket, slots, by.rate, most);
-                let found = shares.best_suffix(bucket, &book, &test, deff, needed).filter(|_| by.ready)?;
-                let s = found.stratum;
+                let found = shares.late_starts(bucket, &book, &test, deff, share, -level.ln());
+                let best = found.first().filter(|_| by.ready)?;
+                let (since, s) = (best.since, best.start.stratum);
                 let values = [(s.x_c, s.n_c), (s.x_t, s.n_t)].map(|(x, n)| (n > 0.0).then(|| x / n));
-                Some(self.look(Sample::Share { strata: vec![s], test }, level(found.since), Some(values), Some(found.since)))
+                let starts = found.iter().map(|late| late.start).collect();
+                Some(self.look(Sample::Starts { starts, test }, level, Some(values), Some(since)))
             }
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(of, margin)?;
+                let test = self.spread_test(of)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
                 spread.periods().find_map(|period| {
-                    let (since, pair, by) = spread.best_suffix(period, t, c, &test, most, needed).filter(|(.., by)| by.ready)?;
-                    Some(self.look(Sample::quantile(&test, pair, SLOT_DIGITS, by), level(since), None, Some(since)).in_order(guardrail))
+                    let (since, pair, by) =
+                        spread.best_suffix(period, [t, c], &test, self.budget.slot, most, needed).filter(|(.., by)| by.ready)?;
+                    let level = level * share(since);
+                    Some(self.look(Sample::quantile(&test, pair, SLOT_DIGITS, by), level, None, Some(since)).in_order(guardrail))
                 })
             }
             SignalEvidence::Mean(_) => None,
@@ -299,12 +306,12 @@ impl Judge {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
                 let by = LazyCell::new(|| shares.clustering(bucket, book.baseline, 1.0));
                 let deff = |slots| shares.short_effect(bucket, slots, by.rate, 1.0);
-                Some(shares.best_suffix(bucket, &book, &share_test(guardrail, margin), deff, |_| 1.0)?.since)
+                Some(shares.late_starts(bucket, &book, &share_test(guardrail, margin), deff, |_| 1.0, 1.0).first()?.since)
             }
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(of, margin)?;
+                let test = self.spread_test(of)?;
                 let (t, c) = sides(guardrail, bucket, book.baseline);
-                Some(spread.best_suffix(spread.periods().last()?, t, c, &test, 1.0, |_| 1.0)?.0)
+                Some(spread.best_suffix(spread.periods().last()?, [t, c], &test, self.budget.slot, 1.0, |_| 1.0)?.0)
             }
             _ => None,
         }
@@ -334,9 +341,9 @@ impl Judge {
                 means::log_e(&sums.strata(bucket, &book), contrast(guardrail, margin).reversed(), means::MIN_UNITS) >= needed
             }
             SignalEvidence::Spread(spread) => {
-                let Some(test) = self.spread_test(of, margin) else { return false };
+                let Some(test) = self.spread_test(of) else { return false };
                 let (t, c) = sides(guardrail, bucket, book.baseline);
-                let turned = SpreadTest { relative: test.relative.reversed(), ppm: test.ppm };
+                let turned = SpreadTest { relative: test.relative.reversed(), ..test };
                 let Some(period) = spread.periods().last() else { return false };
                 let needed = -self.whole_life_level(of, period).ln();
                 let Some(by) = spread.may_reach(period, c, t, &turned, needed, needed).filter(|by| by.filled) else { return false };
@@ -352,7 +359,7 @@ impl Judge {
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) => shares.batches(bucket).map(|_| shares.clustering(bucket, baseline, needed).rate),
             SignalEvidence::Spread(spread) => {
-                let test = self.spread_test(of, guardrail.max_increase?)?;
+                let test = self.spread_test(of)?;
                 let (t, c) = sides(guardrail, bucket, baseline);
                 Some(spread.clustering(spread.periods().last()?, t, c, &test, needed).bucket)
             }
@@ -361,16 +368,12 @@ impl Judge {
     }
 
     /// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.
-    fn spread_test(&self, of: Hypothesis, margin: Margin) -> Option<SpreadTest> {
+    fn spread_test(&self, of: Hypothesis) -> Option<SpreadTest> {
         let (guardrail, level) = (&self.plan.guardrails[of.guardrail], self.tests[of.guardrail].as_ref()?);
-        let Statistic::Quantile { ppm } = guardrail.statistic else { return None };
-        let (r_ppm, d) = match margin {
-            Margin::Relative(r) => ((r * 1e6).round() as i64, 0),
-            Margin::Absolute(d) => (0, (d * 1_000.0).round() as i64),
-        };
-        let of = |r_ppm, d| Relative { level: level.clone(), r_ppm, d, bins: Resolution::digits(DIGITS) };
-        let relative = if guardrail.higher_is_worse { of(r_ppm, d) } else { of(-r_ppm.min(1_000_000), -d).reversed() };
-        Some(SpreadTest { ppm, relative })
+        let watched = Watched::of(guardrail)?;
+        let plain = Relative { level: level.clone(), r_ppm: watched.r_ppm, d: watched.d, bins: Resolution::digits(DIGITS) };
+        let turned = !guardrail.higher_is_worse;
+        Some(SpreadTest { watched, relative: if turned { plain.reversed() } else { plain }, turned })
     }
 
     /// `values` are those of the baseline and of the bucket; of quantiles, they are read off the sample.
@@ -411,7 +414,7 @@ impl Judge {
 
 impl Sample {
     fn quantile(test: &SpreadTest, pair: Pair, digits: u8, by: Clustering) -> Sample {
-        Sample::Quantile { pair, test: Box::new(test.at(digits)), ppm: test.ppm, digits, by }
+        Sample::Quantile { pair, test: Box::new(test.at(digits)), ppm: test.watched.ppm, digits, by }
     }
 
     /// Quantiles of both sides, in the metric's unit.
@@ -425,6 +428,10 @@ impl Sample {
         match (self, method) {
             (Sample::Share { strata, test }, Method::Sequential) => {
                 (if test.higher_is_worse { "rate" } else { "rate_drop" }, Found::LogE(test.log_e(strata)))
+            }
+            // Other methods do not look for late changes.
+            (Sample::Starts { starts, test }, _) => {
+                (if test.higher_is_worse { "detector_rate" } else { "detector_rate_drop" }, Found::LogE(test.log_e_of_starts(starts)))
             }
             (Sample::Share { strata, test }, Method::Bayesian) => {
                 let (null, sign) = plain_null(test);
@@ -467,6 +474,7 @@ impl Sample {
                 let (null, sign) = if matches!(found, Found::LogE(_)) { (test.null, None) } else { (plain, Some(side)) };
                 Evidence::Rates { strata: strata.clone(), rho: null.ratio, d: null.margin, sign, alpha: single }
             }
+            Sample::Starts { starts, test } => Evidence::Starts { starts: starts.clone(), rho: test.null.ratio, d: test.null.margin },
             Sample::Count { strata, r, phi, .. } => Evidence::Counts { strata: strata.clone(), r: *r, phi: *phi, alpha },
             Sample::Quantile { pair, test, ppm, digits, by } => {
                 let (c, t) = match found {

@@ -152,12 +152,14 @@ impl Judge {
         };
         let (log_e_value, log_threshold) = match plan.max_increase {
             Some(_) => (Some(guard.max_log_e), Some(self.whole_life_threshold(of))),
-            None => (reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()), plan.limit.map(|_| self.limit_threshold())),
+            None => {
+                (reading.as_ref().map(|r| r.over).filter(|l| l.is_finite()), plan.limit.map(|_| self.threshold_of_limit(index, bucket)))
+            }
         };
         let interval = match (&look, &reading) {
             (Some(look), _) => look.interval(plan),
             (None, Some(r)) if closely && plan.max_increase.is_none() => {
-                interval::of_value(&r.evidence, (-self.limit_threshold()).exp(), plan)
+                interval::of_value(&r.evidence, (-self.threshold_of_limit(index, bucket)).exp(), plan)
             }
             _ => None,
         };
@@ -242,7 +244,7 @@ impl Judge {
         if self.state.rollout.is_done() {
             return (Verdict::Watching, format!("{shown}: not judged any more"));
         }
-        let limit_holds = reading.is_none_or(|r| r.under >= self.limit_threshold());
+        let limit_holds = reading.is_none_or(|r| r.under >= self.threshold_of_limit(index, bucket));
         if let Some(r) = reading.filter(|r| r.beyond) {
             let why = if r.n > 0 { "beyond the limit, not enough evidence yet" } else { "not enough evidence either way" };
             return (Verdict::Watching, format!("{shown}: {why}"));

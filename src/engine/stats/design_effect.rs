@@ -117,6 +117,17 @@ impl LadderLevel {
         self.clustered_t = FADE * self.clustered_t + clustered_t;
         self.independent_t = FADE * self.independent_t + independent_t;
     }
+
+    /// Control and treatment exchanged.
+    pub fn swapped(&self) -> LadderLevel {
+        LadderLevel {
+            blocks: self.blocks,
+            clustered_c: self.clustered_t,
+            independent_c: self.independent_t,
+            clustered_t: self.clustered_c,
+            independent_t: self.independent_c,
+        }
+    }
 }
 
 /// The level whose blocks are the shortest that hold `length` panes.
@@ -127,14 +138,14 @@ pub fn ladder_level(length: u64) -> usize {
 /// Design effect of a suffix of `length` panes: the larger of treatment's and of the mean of both arms', at least 1. The `cumulative`
 /// value while its level is missing or has fewer than 4 blocks.
 pub fn of_suffix(levels: &[LadderLevel], length: u64, cumulative: f64) -> f64 {
+    levels.get(ladder_level(length)).and_then(of_level).unwrap_or(cumulative)
+}
+
+/// Design effect of the level's blocks; `None` while they are too few.
+pub fn of_level(level: &LadderLevel) -> Option<f64> {
     let ratio = |clustered: f64, independent: f64| if independent > 0.0 { clustered / independent } else { 1.0 };
-    match levels.get(ladder_level(length)) {
-        Some(level) if level.blocks >= MIN_BLOCKS => {
-            let (c, t) = (ratio(level.clustered_c, level.independent_c), ratio(level.clustered_t, level.independent_t));
-            (0.5 * (c + t)).max(t).max(1.0)
-        }
-        _ => cumulative,
-    }
+    let (c, t) = (ratio(level.clustered_c, level.independent_c), ratio(level.clustered_t, level.independent_t));
+    (level.blocks >= MIN_BLOCKS).then(|| (0.5 * (c + t)).max(t).max(1.0))
 }
 
 #[cfg(test)]

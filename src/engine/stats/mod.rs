@@ -25,6 +25,7 @@ pub mod posterior;
 pub mod quantiles;
 pub mod rates;
 pub mod srm;
+pub mod starts;
 pub mod zero_tolerance;
 
 #[cfg(test)]

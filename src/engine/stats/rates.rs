@@ -155,13 +155,46 @@ pub fn log_e(strata: &[Stratum], null: Null) -> f64 {
 /// Evidence that treatment has the event less often than tolerated, H0: `p_T >= ratio * p_C - margin` with a ratio of at most 1.
 /// Exact: [`log_e`] of the complementary outcome.
 pub fn drop_log_e(strata: &[Stratum], null: Null) -> f64 {
-    let null = Null { ratio: null.ratio, margin: 1.0 - null.ratio + null.margin };
+    let null = complement(null);
     let mut wealth = Wealth::default();
     for stratum in strata {
         let stratum = stratum.complement();
         Factors::new(stratum.w, stratum.m, null).bet(&mut wealth, &stratum);
     }
     wealth.log_e()
+}
+
+/// [`log_e`], or [`drop_log_e`], of single strata with the same share and tuning baseline, whose factors are computed once.
+pub struct Alike {
+    w: f64,
+    m: f64,
+    factors: Factors,
+    outcome: fn(Stratum) -> Stratum,
+}
+
+impl Alike {
+    pub fn new(w: f64, m: f64, null: Null) -> Alike {
+        Alike { w, m, factors: Factors::new(w, m, null), outcome: |stratum| stratum }
+    }
+
+    pub fn of_drop(w: f64, m: f64, null: Null) -> Alike {
+        Alike { w, m, factors: Factors::new(w, 1.0 - m, complement(null)), outcome: Stratum::complement }
+    }
+
+    pub fn serves(&self, stratum: &Stratum) -> bool {
+        self.w == stratum.w && self.m == stratum.m
+    }
+
+    pub fn log_e(&self, stratum: Stratum) -> f64 {
+        let mut wealth = Wealth::default();
+        self.factors.bet(&mut wealth, &(self.outcome)(stratum));
+        wealth.log_e()
+    }
+}
+
+/// What [`drop_log_e`] tolerates of the absence of events.
+fn complement(null: Null) -> Null {
+    Null { ratio: null.ratio, margin: 1.0 - null.ratio + null.margin }
 }
 
 /// An upper bound of [`log_e`] without its logarithms: every bettor multiplies wealth by `1 + k (...)`, and `ln(1 + u) <= u`.
@@ -171,7 +204,7 @@ pub fn log_e_at_most(strata: &[Stratum], null: Null) -> f64 {
 
 /// An upper bound of [`drop_log_e`], as [`log_e_at_most`].
 pub fn drop_log_e_at_most(strata: &[Stratum], null: Null) -> f64 {
-    at_most(strata, Stratum::complement, Null { ratio: null.ratio, margin: 1.0 - null.ratio + null.margin })
+    at_most(strata, Stratum::complement, complement(null))
 }
 
 fn at_most(strata: &[Stratum], outcome: fn(Stratum) -> Stratum, null: Null) -> f64 {

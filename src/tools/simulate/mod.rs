@@ -18,10 +18,11 @@ pub mod study;
 mod traffic;
 
 pub use effect::{Effect, Size};
+pub use generate::Generator;
 pub use plot::svg;
 pub use read::read;
 pub use report::{Report, count, duration};
-pub use run::{Run, Trip, pace};
+pub use run::{Run, Trip, pace, spread};
 pub use size::SampleSize;
 pub use spec::{Spec, SpecError, World};
 pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows};

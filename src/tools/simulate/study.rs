@@ -3,6 +3,7 @@
 use super::draw::Draw;
 use super::effect::Effect;
 use super::exact;
+use super::generate::Generator;
 use super::run::{Harm, Run, Trip, run, spread};
 use super::spec::Spec;
 use super::traffic::metric_name;
@@ -131,6 +132,32 @@ pub fn healthy(spec: &Spec, options: &Options, runs: u64, cancelled: &AtomicBool
     }
 }
 
+/// The traffic of an effect: the same for all who look at it, run by run.
+pub struct Scenario {
+    harm: Harm,
+    text: String,
+    number: u64,
+}
+
+impl Scenario {
+    pub fn of(spec: &Spec, options: &Options, effect: &Effect) -> Scenario {
+        let place = options.segment.and_then(|(attribute, value)| {
+            let (name, values) = spec.traffic.segments.get(attribute)?;
+            Some(format!(" in {name}={}", values.get(value)?.0))
+        });
+        let text = format!("{effect}{}", place.unwrap_or_default());
+        // Effects that look the same are different scenarios only by their draws: all share those of the first.
+        let number = 1 + xxhash_rust::xxh3::xxh3_64(text.as_bytes()) % (u64::MAX - 1);
+        let harm = Harm { bucket: options.bucket, world: spec.world(effect), segment: options.segment, onset: options.onset };
+        Scenario { harm, text, number }
+    }
+
+    /// The events of a run, for other eyes than the engine's.
+    pub fn generator<'s>(&'s self, spec: &'s Spec, seed: u64, run: u64) -> Generator<'s> {
+        Generator::new(spec, Some(&self.harm), Draw::new(seed, self.number, run))
+    }
+}
+
 /// Plays `runs` runs with an effect; it is detected by the first guardrail on its metric that acts on the affected bucket.
 pub fn detection(
     spec: &Spec,
@@ -140,7 +167,7 @@ pub fn detection(
     cancelled: &AtomicBool,
     mut done: impl FnMut(&Run),
 ) -> Detection {
-    let harm = Harm { bucket: options.bucket, world: spec.world(effect), segment: options.segment, onset: options.onset };
+    let Scenario { harm, text, number } = Scenario::of(spec, options, effect);
     let bucket = &spec.plan.buckets[options.bucket].name;
     // A timeout is seen by any guardrail.
     let any = effect.metric == super::effect::TIMEOUTS;
@@ -148,15 +175,8 @@ pub fn detection(
         t.bucket == *bucket
             && (metric_name(&t.guardrail) == effect.metric || any && spec.plan.guardrails.iter().any(|g| g.name == t.guardrail))
     };
-    // Effects that look the same are different scenarios only by their draws: all share those of the first.
-    let place = options.segment.and_then(|(attribute, value)| {
-        let (name, values) = spec.traffic.segments.get(attribute)?;
-        Some(format!(" in {name}={}", values.get(value)?.0))
-    });
-    let text = format!("{effect}{}", place.unwrap_or_default());
-    let scenario = 1 + xxhash_rust::xxh3::xxh3_64(text.as_bytes()) % (u64::MAX - 1);
     let enough = |trips: &[Trip]| trips.iter().any(sees);
-    let work = |i: usize| run(spec, Some(&harm), Draw::new(options.seed, scenario, i as u64), enough, cancelled);
+    let work = |i: usize| run(spec, Some(&harm), Draw::new(options.seed, number, i as u64), enough, cancelled);
     let (mut count, mut before) = (0, 0);
     let mut hits: Vec<(Millis, u64)> = Vec::new();
     let mut tests: Vec<(String, u64)> = Vec::new();

@@ -2,7 +2,7 @@
 
 use super::super::fields::*;
 use super::{Out, number};
-use crate::engine::stats::{counts, lift, means, multiplicity, rates, srm, zero_tolerance};
+use crate::engine::stats::{counts, lift, means, multiplicity, rates, srm, starts, zero_tolerance};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -32,6 +32,30 @@ pub fn rate(case: Rate) -> Out {
 pub fn rate_drop(case: Rate) -> Out {
     let (strata, null) = case.parts();
     evidence(rates::drop_log_e(&strata, null))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateStarts {
+    starts: List<RateStart>,
+    rho: Count,
+    d: Real,
+}
+
+impl RateStarts {
+    fn parts(self) -> (Vec<starts::Start>, rates::Null) {
+        (self.starts.0.into_iter().map(|s| s.0).collect(), rates::Null { ratio: self.rho.0, margin: self.d.0 })
+    }
+}
+
+pub fn detector_rate(case: RateStarts) -> Out {
+    let (starts, null) = case.parts();
+    evidence(starts::log_e(&starts, null))
+}
+
+pub fn detector_rate_drop(case: RateStarts) -> Out {
+    let (starts, null) = case.parts();
+    evidence(starts::drop_log_e(&starts, null))
 }
 
 #[derive(Deserialize)]

@@ -1,8 +1,8 @@
 //! The wall clock, and one that goes on when that is set: the only place that reads them for times that are kept.
 
 use crate::engine::time::Millis;
-use std::sync::Mutex;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Now, in milliseconds since the Unix epoch.
 pub fn now() -> Millis {
@@ -46,6 +46,51 @@ impl Steady {
         // Never back, not even by a little.
         self.at = if slewed { wall.max(self.at) } else { own };
         self.at
+    }
+}
+
+/// Time for threads that read and judge: the machine's, or that of a simulation.
+pub trait Time: Send + Sync {
+    /// The wall clock, ms since the Unix epoch. It may be set.
+    fn now(&self) -> Millis;
+    fn moment(&self) -> Moment;
+    /// Time since some instant: it does not go back.
+    fn steady(&self) -> Duration;
+    fn sleep(&self, span: Duration);
+}
+
+pub type Clock = Arc<dyn Time>;
+
+/// The machine's clocks.
+pub fn machine() -> Clock {
+    with_wall(now)
+}
+
+/// The machine's clocks, but for [`Time::now`].
+pub fn with_wall(now: fn() -> Millis) -> Clock {
+    Arc::new(Machine { now, started: Instant::now() })
+}
+
+struct Machine {
+    now: fn() -> Millis,
+    started: Instant,
+}
+
+impl Time for Machine {
+    fn now(&self) -> Millis {
+        (self.now)()
+    }
+
+    fn moment(&self) -> Moment {
+        moment()
+    }
+
+    fn steady(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn sleep(&self, span: Duration) {
+        std::thread::sleep(span);
     }
 }
 

@@ -64,6 +64,23 @@ struct Armed {
     passes: u32,
 }
 
+/// What a simulation lets happen at a point: `true` is an error. It may unwind: that is a crash.
+pub type Driver = Box<dyn FnMut(Point) -> bool>;
+
+#[cfg(debug_assertions)]
+thread_local! {
+    static DRIVER: std::cell::RefCell<Option<Driver>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Hands the points that this thread comes to over to a simulation; `None` ends that.
+#[cfg(debug_assertions)]
+pub fn drive(driver: Option<Driver>) {
+    DRIVER.set(driver);
+}
+
+#[cfg(not(debug_assertions))]
+pub fn drive(_: Option<Driver>) {}
+
 #[cfg(debug_assertions)]
 static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
 
@@ -73,6 +90,9 @@ static ARMED: Mutex<Option<Armed>> = Mutex::new(None);
 /// Where it is armed with `error`, and its time has come.
 #[cfg(debug_assertions)]
 pub fn at(point: Point) -> Result<(), Failed> {
+    if DRIVER.with_borrow_mut(|driver| driver.as_mut().is_some_and(|driver| driver(point))) {
+        return Err(Failed(point));
+    }
     let mut slot = ARMED.lock().unwrap_or_else(|e| e.into_inner());
     let Some(armed) = slot.as_mut().filter(|armed| armed.point == point) else { return Ok(()) };
     if armed.passes > 0 {

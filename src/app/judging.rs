@@ -4,7 +4,7 @@
 //! the inbox fills, reading stops, and `/readyz` says why.
 
 use super::recovery;
-use crate::clock;
+use crate::clock::Clock;
 use crate::delivery::{Router, Waker};
 use crate::engine::aggregate::Dropped;
 use crate::engine::decision::{Action, Decision, Output};
@@ -14,6 +14,7 @@ use crate::engine::outcome::Counts;
 use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
 use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot, way};
+use crate::ingest::schemas::Schemas;
 use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Request, View};
 use crate::rules::RuleSet;
 use crate::store::{Checkpoint, Commit, NewOperation, Store};
@@ -22,7 +23,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::Span;
 
@@ -59,7 +60,8 @@ impl Stop {
         self.failed.send_replace(Some(reason));
     }
 
-    fn is_requested(&self) -> bool {
+    /// Whether the thread is asked to stop.
+    pub fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
     }
 
@@ -73,8 +75,33 @@ impl Stop {
     }
 }
 
+/// What the judge asks of those who read.
+pub trait Reading {
+    /// A snapshot of every worker, under this number.
+    fn barrier(&self, number: u64);
+    /// The last snapshots, and an end.
+    fn stop(&self);
+    /// Whether schemas are waited for; `None` where none is needed.
+    fn schemas(&self) -> Option<&Schemas>;
+}
+
+impl Reading for Ingest {
+    fn barrier(&self, number: u64) {
+        Ingest::barrier(self, number);
+    }
+
+    fn stop(&self) {
+        Ingest::stop(self);
+    }
+
+    fn schemas(&self) -> Option<&Schemas> {
+        Ingest::schemas(self)
+    }
+}
+
 /// Everything that the judging thread owns.
 pub struct Court {
+    pub clock: Clock,
     pub fleet: Fleet,
     pub operations_seq: i64,
     /// No checkpoint holds anything of this state: the next one takes over nothing from those before.
@@ -95,11 +122,11 @@ pub struct Court {
     pub endpoints: Vec<String>,
 }
 
-/// The running thread.
-struct Session<'a> {
+/// The running thread. It is done in steps, so that a simulation can take them one by one.
+pub struct Session {
     court: Court,
-    ingest: Arc<Ingest>,
-    stop: &'a Stop,
+    ingest: Arc<dyn Reading>,
+    stop: Stop,
     partitions: BTreeMap<i32, PartitionView>,
     assigned: BTreeSet<i32>,
     /// What bounds made each partition forget.
@@ -107,11 +134,11 @@ struct Session<'a> {
     /// Whether people have been told that judging is behind.
     behind: bool,
     barrier: Barrier,
-    next_checkpoint: Instant,
+    next_checkpoint: Duration,
     /// Why the store could not be written last time.
     store_error: Option<String>,
-    viewed: Instant,
-    counted: Instant,
+    viewed: Duration,
+    counted: Duration,
     failed: bool,
     /// Nothing more will come.
     stopped: bool,
@@ -128,16 +155,30 @@ struct Barrier {
     parts: Vec<PartitionSnapshot>,
     /// Messages of workers that have reported already.
     held: Vec<FromIngest>,
-    since: Option<Instant>,
+    since: Option<Duration>,
 }
 
 impl Court {
     /// Runs until [`Stop::request`], or until ingest gives up.
-    pub fn run(self, ingest: Arc<Ingest>, inbox: Receiver<FromIngest>, mut commands: mpsc::Receiver<Command>, stop: &Stop) {
-        let now = Instant::now();
-        let next_checkpoint = now + self.checkpoint_every;
+    pub fn run(self, ingest: Arc<dyn Reading>, inbox: Receiver<FromIngest>, mut commands: mpsc::Receiver<Command>, stop: &Stop) {
+        let mut session = Session::new(self, ingest, stop.clone());
+        while !stop.is_requested() && !session.failed {
+            session.step(&inbox);
+            while let Ok(command) = commands.try_recv() {
+                session.command(command);
+            }
+            session.duties();
+        }
+        session.drain(&inbox);
+    }
+}
+
+impl Session {
+    pub fn new(court: Court, ingest: Arc<dyn Reading>, stop: Stop) -> Session {
+        let now = court.clock.steady();
+        let next_checkpoint = now + court.checkpoint_every;
         let mut session = Session {
-            court: self,
+            court,
             ingest,
             stop,
             partitions: BTreeMap::new(),
@@ -159,18 +200,9 @@ impl Court {
         }
         session.count_kept();
         session.publish();
-        while !stop.is_requested() && !session.failed {
-            session.step(&inbox);
-            while let Ok(command) = commands.try_recv() {
-                session.command(command);
-            }
-            session.duties();
-        }
-        session.drain(&inbox);
+        session
     }
-}
 
-impl Session<'_> {
     fn step(&mut self, inbox: &Receiver<FromIngest>) {
         match inbox.recv_timeout(TICK) {
             Ok(message) => self.receive(message),
@@ -185,11 +217,16 @@ impl Session<'_> {
     /// Reads no more, judges what has been read, and saves a last checkpoint.
     fn drain(&mut self, inbox: &Receiver<FromIngest>) {
         self.ingest.stop();
-        let deadline = Instant::now() + DRAIN;
-        while !self.stopped && Instant::now() < deadline {
+        let deadline = self.court.clock.steady() + DRAIN;
+        while !self.stopped && self.court.clock.steady() < deadline {
             self.step(inbox);
         }
         self.publish();
+    }
+
+    /// Whether nothing more will come, after [`Reading::stop`].
+    pub fn has_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Ends the daemon; what has been read is still judged and saved.
@@ -198,7 +235,8 @@ impl Session<'_> {
         self.stop.fail(reason);
     }
 
-    fn receive(&mut self, message: FromIngest) {
+    /// Judges what a worker sends.
+    pub fn receive(&mut self, message: FromIngest) {
         if self.barrier.pending && self.worker_of(&message).is_some_and(|worker| self.barrier.reported.contains(&worker)) {
             self.barrier.held.push(message);
             return;
@@ -255,7 +293,7 @@ impl Session<'_> {
 
     /// Stores what the judges said, with its deliveries, and only then lets it act.
     fn say(&mut self, out: Output, operation: Option<NewOperation>) -> Option<i64> {
-        let at = clock::moment().steady;
+        let at = self.court.clock.moment().steady;
         // The root of the trace that ends with the receivers' answers.
         let pane = match out.decisions.is_empty() && out.notices.is_empty() {
             true => Span::none(),
@@ -335,10 +373,10 @@ impl Session<'_> {
     /// Commits, trying again for as long as it takes; `None` when the daemon is asked to stop meanwhile.
     fn write(&mut self, commit: &Commit) -> Option<crate::store::Committed> {
         loop {
-            let started = Instant::now();
+            let started = self.court.clock.steady();
             match self.court.store.commit(commit) {
                 Ok(committed) => {
-                    self.court.metrics.observe(&names::STORE_COMMIT, &[], started.elapsed().as_secs_f64());
+                    self.court.metrics.observe(&names::STORE_COMMIT, &[], self.since(started).as_secs_f64());
                     if self.store_error.take().is_some() {
                         tracing::info!("the database can be written again");
                     }
@@ -360,15 +398,16 @@ impl Session<'_> {
             if self.stop.is_requested() {
                 return None;
             }
-            std::thread::sleep(RETRY);
+            self.court.clock.sleep(RETRY);
         }
     }
 
-    fn command(&mut self, command: Command) {
+    /// Carries out what an operator asks for.
+    pub fn command(&mut self, command: Command) {
         match command {
             Command::Operate(request) => self.operate(request),
             Command::Look { experiment, reply } => {
-                let now = clock::now();
+                let now = self.court.clock.now();
                 let state = self.court.fleet.close_view(&experiment).map(|mut state| {
                     self.doubt(&mut state, now);
                     state
@@ -384,7 +423,7 @@ impl Session<'_> {
 
     fn operate(&mut self, request: Request) {
         let Request { experiment, operation, bucket, author, reason, reply } = request;
-        let operator = Operator { operation, bucket, author, reason, at: clock::now() };
+        let operator = Operator { operation, bucket, author, reason, at: self.court.clock.now() };
         let mut out = Output::default();
         let answer = match self.court.fleet.operate(&experiment, &operator, &mut out) {
             None => Err(Refusal::UnknownExperiment(experiment)),
@@ -397,7 +436,7 @@ impl Session<'_> {
                     Some(seq) => {
                         self.court.operations_seq = seq;
                         // A replay carries operations out before the records that came ahead of them: keep it short.
-                        self.next_checkpoint = Instant::now();
+                        self.next_checkpoint = self.court.clock.steady();
                         Ok(Accepted { experiment, message, decisions })
                     }
                     None => Err(Refusal::NotStored(self.store_error.clone().unwrap_or_else(|| "the daemon stops".into()))),
@@ -408,19 +447,21 @@ impl Session<'_> {
         let _ = reply.send(answer);
     }
 
-    fn duties(&mut self) {
-        if self.viewed.elapsed() >= VIEW_EVERY {
+    /// What is due by the clock.
+    pub fn duties(&mut self) {
+        let now = self.court.clock.steady();
+        if now.saturating_sub(self.viewed) >= VIEW_EVERY {
             self.publish();
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
-        if self.counted.elapsed() >= COUNT_EVERY {
-            self.counted = Instant::now();
+        if now.saturating_sub(self.counted) >= COUNT_EVERY {
+            self.counted = now;
             self.count_kept();
         }
-        if !self.barrier.pending && Instant::now() >= self.next_checkpoint {
+        if !self.barrier.pending && now >= self.next_checkpoint {
             self.barrier.number += 1;
             self.barrier.pending = true;
-            self.barrier.since = Some(Instant::now());
+            self.barrier.since = Some(now);
             self.ingest.barrier(self.barrier.number);
         }
     }
@@ -451,24 +492,24 @@ impl Session<'_> {
         if self.barrier.reported.len() < self.court.workers {
             return;
         }
-        let started = self.barrier.since.take().unwrap_or_else(Instant::now);
+        let started = self.barrier.since.take().unwrap_or_else(|| self.court.clock.steady());
         let parts = std::mem::take(&mut self.barrier.parts);
-        let writing = Instant::now();
+        let writing = self.court.clock.steady();
         let changes = match recovery::changes(&mut self.court.fleet, parts) {
             Ok(changes) => changes,
             Err(reason) => return self.give_up(reason),
         };
-        let mut stood_still = writing.elapsed();
-        let (made_at, whole) = (clock::now(), self.court.anew);
+        let mut stood_still = self.since(writing);
+        let (made_at, whole) = (self.court.clock.now(), self.court.anew);
         let checkpoint = Checkpoint { made_at, operations_seq: self.court.operations_seq, whole, changes };
         let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
         if !self.unsaid && self.write(&commit).is_some() {
             self.court.anew = false;
             stood_still += self.court.store.held();
-            self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], started.elapsed().as_secs_f64());
+            self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], self.since(started).as_secs_f64());
             self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
         }
-        self.next_checkpoint = Instant::now() + self.court.checkpoint_every.max(stood_still * CHECKPOINT_PAUSE);
+        self.next_checkpoint = self.court.clock.steady() + self.court.checkpoint_every.max(stood_still * CHECKPOINT_PAUSE);
         self.barrier.pending = false;
         self.barrier.reported.clear();
         for message in std::mem::take(&mut self.barrier.held) {
@@ -476,12 +517,16 @@ impl Session<'_> {
         }
     }
 
+    fn since(&self, instant: Duration) -> Duration {
+        self.court.clock.steady().saturating_sub(instant)
+    }
+
     /// Replaces the live view.
     fn publish(&mut self) {
-        self.viewed = Instant::now();
+        self.viewed = self.court.clock.steady();
         let mut counts = Counts::default();
         self.partitions.values().for_each(|p| counts.merge(&p.counts));
-        let at = clock::now();
+        let at = self.court.clock.now();
         let mut experiments = self.court.fleet.views();
         experiments.iter_mut().for_each(|state| self.doubt(state, at));
         let partitions = self.partitions.values().cloned().collect();
@@ -539,7 +584,7 @@ impl Session<'_> {
         // Late verdicts are better than none: being behind is told, and does not make the daemon unready.
         let detail = match (self.lag(), self.court.fleet.judged_to()) {
             (0, _) | (_, None) => "every record has been read".to_owned(),
-            (records, Some(to)) => format!("{records} records behind, judged up to {} s ago", (clock::now() - to) / 1_000),
+            (records, Some(to)) => format!("{records} records behind, judged up to {} s ago", (self.court.clock.now() - to) / 1_000),
         };
         let lag = Check { name: "lag", ok: true, detail };
         [kafka, store, lag].into_iter().chain(schemas).collect()

@@ -2,8 +2,8 @@
 
 pub mod assignments;
 mod backend;
-mod judging;
-mod recovery;
+pub mod judging;
+pub mod recovery;
 mod turn;
 
 use crate::clock;
@@ -144,6 +144,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
 
     let readable = Arc::clone(&ingest);
     let court = Court {
+        clock: clock::machine(),
         fleet: recovered.fleet,
         operations_seq: recovered.operations_seq,
         anew: recovered.anew,

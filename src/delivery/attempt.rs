@@ -3,6 +3,7 @@
 
 use super::client::{Answer, Sender};
 use super::escalate::{PATIENCE, Trouble, escalations};
+pub use super::schedule::LONGEST_WAIT;
 use super::schedule::wait;
 use crate::clock::Moment;
 use crate::engine::time::Millis;

@@ -33,12 +33,17 @@ pub type Clock = Arc<dyn Fn() -> Moment + Send + Sync>;
 pub type Observer = Arc<dyn Fn(&DeliveryEvent) + Send + Sync>;
 
 /// Tells the dispatcher of new rows; cheap, and callable from any thread.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Waker(watch::Sender<()>);
 
 impl Waker {
     pub fn wake(&self) {
         self.0.send_replace(());
+    }
+
+    /// Changes whenever there may be new rows.
+    pub fn subscribe(&self) -> watch::Receiver<()> {
+        self.0.subscribe()
     }
 }
 
@@ -57,13 +62,12 @@ impl Dispatcher {
         if let Err(e) = store.reschedule(clock().steady, LONGEST_WAIT) {
             tracing::warn!(error = %e, "schedules from before a change of the clock stay as they are");
         }
-        let (wake, stop) = (watch::Sender::new(()), watch::Sender::new(false));
-        let waker = Waker(wake);
+        let (waker, stop) = (Waker::default(), watch::Sender::new(false));
         let shared = Shared {
             store: Arc::new(Mutex::new(store)),
             clock,
             observer,
-            wake: waker.0.subscribe(),
+            wake: waker.subscribe(),
             waker: waker.clone(),
             stop: stop.subscribe(),
         };

@@ -9,7 +9,7 @@ const GAPS: [Millis; 9] = [1_000, 1_000, 3_000, 5_000, 20_000, 30_000, 60_000, 1
 const LAST_GAP: Millis = 600_000;
 
 /// Longest `Retry-After` that is honoured: a receiver cannot put a rollback off for a day.
-pub(super) const LONGEST_WAIT: Millis = 600_000;
+pub const LONGEST_WAIT: Millis = 600_000;
 
 /// How long to wait after attempt `n` (from 1) has failed. `jitter` in -1..=1 moves the gap by up to a tenth; what the receiver
 /// asked for is a lower bound.

@@ -13,6 +13,7 @@ use super::oauth::{Oauth, OauthConfig};
 use super::rejects::{Rejects, Sample};
 use super::schemas::Schemas;
 use super::worker::{Board, Shared, Worker};
+use crate::clock;
 use crate::engine::aggregate::Dropped;
 use crate::engine::kept::{Changes, Kept};
 use crate::engine::outcome::Counts;
@@ -29,7 +30,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 /// Topics at most; a set of them fits a word.
 pub const MAX_TOPICS: usize = 64;
@@ -190,11 +190,10 @@ impl Ingest {
             settings: engine.settings,
             limits: engine.limits,
             max_future: config.max_future,
-            clock,
+            clock: clock::with_wall(clock),
             sender,
             rejects: Rejects::default(),
             board: Arc::new(Board::default()),
-            started: Instant::now(),
         };
         let (rejects, schemas) = (shared.rejects.clone(), shared.layouts.schemas.clone());
         let workers = workers(config, &shared, resume)?;

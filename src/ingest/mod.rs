@@ -25,4 +25,4 @@ pub mod range;
 pub mod rejects;
 pub mod replay;
 pub mod schemas;
-mod worker;
+pub mod worker;

@@ -6,6 +6,7 @@ use super::decode::Limits;
 use super::kafka::{FromIngest, PartitionSnapshot, Resume};
 use super::mapped::{Booked, Layouts, Reader};
 use super::rejects::Rejects;
+use crate::clock::Clock;
 use crate::engine::aggregate::Aggregator;
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
@@ -58,12 +59,10 @@ pub struct Shared {
     pub settings: Settings,
     pub limits: Limits,
     pub max_future: Millis,
-    pub clock: fn() -> Millis,
+    pub clock: Clock,
     pub sender: Sender<FromIngest>,
     pub rejects: Rejects,
     pub board: Arc<Board>,
-    /// A clock that does not go back starts here.
-    pub started: Instant,
 }
 
 pub struct Worker {
@@ -75,9 +74,37 @@ pub struct Worker {
 }
 
 /// The receiver is gone: nobody wants to know.
-struct Gone;
+#[derive(Debug)]
+pub struct Gone;
 
-type Sent = Result<(), Gone>;
+pub type Sent = Result<(), Gone>;
+
+/// A record as it is taken, without its topic.
+pub trait Record {
+    fn partition(&self) -> i32;
+    fn offset(&self) -> i64;
+    /// Kafka's time of it.
+    fn timestamp(&self) -> Millis;
+    fn payload(&self) -> &[u8];
+}
+
+impl Record for Message<'_> {
+    fn partition(&self) -> i32 {
+        Message::partition(self)
+    }
+
+    fn offset(&self) -> i64 {
+        Message::offset(self)
+    }
+
+    fn timestamp(&self) -> Millis {
+        Message::timestamp(self)
+    }
+
+    fn payload(&self) -> &[u8] {
+        Message::payload(self)
+    }
+}
 
 impl From<SendError<FromIngest>> for Gone {
     fn from(_: SendError<FromIngest>) -> Gone {
@@ -93,8 +120,8 @@ struct Part {
     next: Vec<Option<i64>>,
     /// The same of topics that are not read any more.
     others: BTreeMap<String, i64>,
-    /// When the last record was booked, and the partition's time then.
-    quiet_since: Instant,
+    /// When the last record was booked, by the steady clock, and the partition's time then.
+    quiet_since: Duration,
     time: Option<Millis>,
     /// Reported as idle since its last record.
     idle: bool,
@@ -114,14 +141,15 @@ struct Held {
 }
 
 impl Part {
-    fn new(aggregator: Aggregator, mut offsets: BTreeMap<String, i64>, topics: &[String]) -> Part {
+    fn new(aggregator: Aggregator, mut offsets: BTreeMap<String, i64>, shared: &Shared) -> Part {
+        let topics = &shared.topics;
         Part {
             time: aggregator.watermark(),
             aggregator,
             aligner: Aligner::new(topics.len()),
             next: topics.iter().map(|t| offsets.remove(t)).collect(),
             others: offsets,
-            quiet_since: Instant::now(),
+            quiet_since: shared.clock.steady(),
             idle: false,
             booked: false,
             moved: false,
@@ -145,7 +173,7 @@ impl Worker {
         for (partition, r) in resume {
             let (catalog, settings) = (Arc::clone(&shared.catalog), shared.settings.clone());
             let aggregator = Aggregator::restore(partition, catalog, settings, &r.kept).map_err(|reason| (partition, reason))?;
-            parts.insert(partition, Part::new(aggregator, r.offsets, &shared.topics));
+            parts.insert(partition, Part::new(aggregator, r.offsets, &shared));
         }
         let reader = Reader::new(&shared.topics, &shared.layouts, &shared.catalog.fields, shared.limits);
         Ok(Worker { index, shared, reader, parts, samples: 0 })
@@ -177,7 +205,8 @@ impl Worker {
         }
     }
 
-    fn ended(&mut self, places: &[(usize, i32)]) -> Sent {
+    /// These topics' partitions are at their end.
+    pub fn ended(&mut self, places: &[(usize, i32)]) -> Sent {
         let latest = self.latest();
         for &(topic, partition) in places {
             let Some(part) = self.parts.get_mut(&partition) else { continue };
@@ -190,21 +219,21 @@ impl Worker {
 
     /// The latest event time that is not of the future.
     fn latest(&self) -> Millis {
-        (self.shared.clock)().saturating_add(self.shared.max_future)
+        self.shared.clock.now().saturating_add(self.shared.max_future)
     }
 
-    fn assigned(&mut self, places: &[(usize, i32)]) -> Sent {
+    pub fn assigned(&mut self, places: &[(usize, i32)]) -> Sent {
         for &(topic, partition) in places {
             let shared = &self.shared;
             let part = self.parts.entry(partition).or_insert_with(|| {
                 let aggregator = Aggregator::new(partition, Arc::clone(&shared.catalog), shared.settings.clone());
-                Part::new(aggregator, BTreeMap::new(), &shared.topics)
+                Part::new(aggregator, BTreeMap::new(), shared)
             });
             let first = !part.aligner.any_live();
             part.aligner.set_live(topic, true);
             if first {
                 // What a checkpoint knows of the partition is reported even if no further record comes.
-                (part.quiet_since, part.idle, part.moved) = (Instant::now(), false, true);
+                (part.quiet_since, part.idle, part.moved) = (shared.clock.steady(), false, true);
                 shared.sender.send(FromIngest::Assigned(partition))?;
             }
         }
@@ -213,7 +242,7 @@ impl Worker {
     }
 
     /// Aggregators and offsets stay: the partition may come back, and then goes on where it stood.
-    fn revoked(&mut self, places: &[(usize, i32)]) -> Sent {
+    pub fn revoked(&mut self, places: &[(usize, i32)]) -> Sent {
         for &(topic, partition) in places {
             let Some(part) = self.parts.get_mut(&partition) else { continue };
             let was = part.aligner.any_live();
@@ -227,15 +256,22 @@ impl Worker {
     }
 
     fn batch(&mut self, batch: &Batch) -> Sent {
-        let latest = self.latest();
+        let topics = Arc::clone(&self.shared.topics);
         let mut topic = (0, None);
+        self.records(batch.iter().filter_map(|message| {
+            if topic.0 != message.topic_key() {
+                topic = (message.topic_key(), topics.iter().position(|t| t == message.topic()));
+            }
+            Some((topic.1?, message))
+        }))
+    }
+
+    /// Books records, each with the index of its topic.
+    pub fn records(&mut self, records: impl Iterator<Item = (usize, impl Record)>) -> Sent {
+        let latest = self.latest();
         let mut touched = BTreeSet::new();
         let mut last = None;
-        for message in batch.iter() {
-            if topic.0 != message.topic_key() {
-                topic = (message.topic_key(), self.shared.topics.iter().position(|t| t == message.topic()));
-            }
-            let Some(lane) = topic.1 else { continue };
+        for (lane, message) in records {
             let Some(part) = self.parts.get_mut(&message.partition()) else { continue };
             if last != Some(message.partition()) {
                 last = Some(message.partition());
@@ -253,11 +289,11 @@ impl Worker {
 
     /// Books the held records whose turn has come, and hands on what the partition has emitted.
     fn release(&mut self, partition: i32, latest: Millis) -> Sent {
-        let now = self.shared.started.elapsed().as_millis() as u64;
+        let now = self.shared.clock.steady();
         let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
         let stalls = part.aligner.stalls();
         let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
-        while let Some((lane, held)) = part.aligner.pop(now) {
+        while let Some((lane, held)) = part.aligner.pop(now.as_millis() as u64) {
             if !booking.book_held(part, partition, lane, held) {
                 break;
             }
@@ -266,21 +302,22 @@ impl Worker {
             tracing::warn!(partition, "a topic that brings no records has kept the others waiting for too long");
         }
         if std::mem::take(&mut part.booked) {
-            (part.quiet_since, part.time) = (Instant::now(), part.aggregator.watermark());
+            (part.quiet_since, part.time) = (now, part.aggregator.watermark());
             (part.idle, part.moved) = (false, true);
         }
         hand_on(part, partition, &self.shared.sender)
     }
 
     /// Quiet partitions move on with the clock; progress is reported.
-    fn tick(&mut self) -> Sent {
+    pub fn tick(&mut self) -> Sent {
         self.samples = 0;
         let latest = self.latest();
         let partitions: Vec<i32> = self.parts.keys().copied().collect();
         for partition in partitions {
             self.release(partition, latest)?;
             let Some(part) = self.parts.get_mut(&partition) else { continue };
-            let quiet = part.quiet_since.elapsed().as_millis() as Millis - self.shared.settings.idle_after;
+            let since = self.shared.clock.steady().saturating_sub(part.quiet_since);
+            let quiet = since.as_millis() as Millis - self.shared.settings.idle_after;
             if quiet > 0 && part.aligner.caught_up() {
                 match part.time {
                     Some(time) => {
@@ -305,7 +342,8 @@ impl Worker {
         Ok(())
     }
 
-    fn snapshot(&mut self, barrier: u64) -> Sent {
+    /// Sends the state of all partitions.
+    pub fn snapshot(&mut self, barrier: u64) -> Sent {
         let mut parts = Vec::new();
         for (partition, part) in &mut self.parts {
             hand_on(part, *partition, &self.shared.sender)?;
@@ -357,7 +395,7 @@ struct Booking<'a> {
 
 impl Booking<'_> {
     /// Books a record that comes now, behind those held that belong before it; or holds it.
-    fn arrived(&mut self, part: &mut Part, lane: usize, message: Message<'_>) {
+    fn arrived(&mut self, part: &mut Part, lane: usize, message: impl Record) {
         let (partition, offset, at) = (message.partition(), message.offset(), message.timestamp());
         loop {
             let goes_on = match part.aligner.turn(lane, at) {

@@ -85,7 +85,8 @@ impl Judge {
             true => (EXPECTED / stop.before_per_s * 1_000.0) as Millis,
             false => self.plan.confirm_within / 2,
         };
-        let wanted = wanted.clamp((3 * self.pane_ms).min(self.plan.confirm_within), (self.plan.confirm_within / 2).max(self.pane_ms));
+        let longest = (self.plan.confirm_within / 2).max(self.pane_ms);
+        let wanted = wanted.clamp((3 * self.pane_ms).min(longest), longest);
         pane.end(self.pane_ms) - quiet_since >= wanted && self.heard_since(quiet_since)
     }
 

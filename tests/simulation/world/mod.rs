@@ -1,0 +1,360 @@
+//! A world in a process: the daemon's real parts (aggregators, judges, store, recovery, router, what delivery decides), with time, broker,
+//! network, receivers and the order of threads made up from a seed. See ARCHITECTURE.md, "Invariants", for what must hold in each.
+
+mod clock;
+pub mod network;
+pub mod oracle;
+pub mod plan;
+mod process;
+
+use clock::{Clock, Crash};
+use guardraild::clock::Time as _;
+use guardraild::engine::plan::{Catalog, FieldTable};
+use guardraild::engine::time::Millis;
+use guardraild::fail::{self, POINTS};
+use guardraild::rules::parse_str;
+use guardraild::store::Store;
+use network::Receivers;
+use plan::{Fault, Plan, START};
+use process::{Process, Rules};
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Event time beyond the last record up to which decisions are compared.
+const AFTERMATH: Millis = 40_000;
+/// Everything is quiet again after this long at the latest, ms.
+const PATIENCE: Millis = 900_000;
+
+/// What became of a world.
+#[derive(Default)]
+pub struct Outcome {
+    pub violations: Vec<String>,
+    /// What was injected, and how often.
+    pub faults: BTreeMap<&'static str, u64>,
+    pub records: u64,
+    pub decisions: u64,
+    pub deliveries: u64,
+    pub requests: u64,
+}
+
+/// What happens at fail points.
+#[derive(Default)]
+struct Steps {
+    /// At which, and how many times it is passed before.
+    crash: Option<(usize, u32)>,
+    slow: (Millis, Millis),
+    slowed: u64,
+}
+
+struct World {
+    seed: u64,
+    plan: Plan,
+    rng: ChaCha8Rng,
+    clock: Arc<Clock>,
+    directory: tempfile::TempDir,
+    rules: Rules,
+    process: Option<Process>,
+    /// When the daemon is started again.
+    down_until: Millis,
+    /// Faults that have happened.
+    done: usize,
+    receivers: Receivers,
+    steps: Rc<RefCell<Steps>>,
+    /// Decisions that operators were told of.
+    accepted: Vec<String>,
+    outcome: Outcome,
+}
+
+/// The schedule of a seed's world, for people.
+pub fn schedule(seed: u64) -> String {
+    let plan = Plan::of(seed);
+    let (ends, promise, partitions, workers) = (plan.end, plan.promise, plan.partitions, plan.workers);
+    let head = format!("{partitions} partitions, {workers} workers, ends at {ends} ms, promises {promise:?}\n");
+    head + &plan.faults.iter().map(|(at, fault)| format!("{at:>9} ms  {fault:?}\n")).collect::<String>()
+}
+
+/// Lives through a seed's world.
+pub fn run(seed: u64) -> Outcome {
+    let world = catch_unwind(|| World::new(seed).live());
+    fail::drive(None);
+    world.unwrap_or_else(|panic| {
+        let why = panic.downcast_ref::<String>().cloned().or(panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+        Outcome { violations: vec![format!("panic: {}", why.unwrap_or_default())], ..Outcome::default() }
+    })
+}
+
+fn rules(texts: impl Iterator<Item = String>) -> Rules {
+    let mut fields = FieldTable::default();
+    let rules = texts.map(|text| {
+        let parsed = parse_str("rule.yaml", &text, &mut fields, None);
+        let faults: String = parsed.diagnostics.iter().filter(|d| d.is_error()).map(|d| d.human(false)).collect();
+        let rule = parsed.rule.unwrap_or_else(|| panic!("{faults}"));
+        (rule.plan.experiment.clone(), Arc::new(rule))
+    });
+    let rules: BTreeMap<_, _> = rules.collect();
+    let plans = rules.values().map(|rule| Arc::clone(&rule.plan)).collect();
+    Rules { catalog: Arc::new(Catalog::new(plans, fields)), rules }
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let plan = Plan::of(seed);
+        // In memory, where there is such a place: a crash of the process is none of the machine.
+        let memory = Path::new("/dev/shm");
+        let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        World {
+            rng: ChaCha8Rng::seed_from_u64(seed ^ 0x5EED),
+            clock: Arc::new(Clock::new(START)),
+            directory: directory.unwrap(),
+            rules: rules(plan.rules.iter().map(|rule| rule.text.clone())),
+            process: None,
+            down_until: 0,
+            done: 0,
+            receivers: Receivers::default(),
+            steps: Rc::default(),
+            accepted: Vec::new(),
+            outcome: Outcome::default(),
+            plan,
+            seed,
+        }
+    }
+
+    fn live(mut self) -> Outcome {
+        let (steps, clock) = (Rc::clone(&self.steps), Arc::clone(&self.clock));
+        fail::drive(Some(Box::new(move |point| {
+            at_point(&mut steps.borrow_mut(), &clock, POINTS.iter().position(|(_, p)| *p == point).unwrap());
+            false
+        })));
+        while self.clock.at() < self.plan.end {
+            self.faults();
+            self.step();
+            self.pass(30);
+        }
+        self.settle();
+        fail::drive(None);
+        self.outcome.faults.extend([("slow write", self.steps.borrow().slowed)].into_iter().filter(|(_, n)| *n > 0));
+        self.outcome.violations.append(&mut self.receivers.violations);
+        if self.outcome.violations.is_empty() {
+            let store = Store::open(self.database()).unwrap();
+            let process = self.process.as_ref().unwrap();
+            let evidence = oracle::Evidence {
+                plan: &self.plan,
+                rules: &self.rules,
+                store: &store,
+                view: &process.live.get(),
+                seen: &self.receivers.seen,
+                accepted: &self.accepted,
+            };
+            oracle::check(&evidence, &mut self.outcome);
+        }
+        self.outcome
+    }
+
+    fn database(&self) -> PathBuf {
+        self.directory.path().join("guardraild.db")
+    }
+
+    fn pass(&mut self, at_most: Millis) {
+        if self.rng.random_bool(0.5) {
+            self.clock.pass(self.rng.random_range(1..=at_most));
+        }
+    }
+
+    fn count(&mut self, fault: &'static str) {
+        *self.outcome.faults.entry(fault).or_default() += 1;
+    }
+
+    fn violated(&mut self, what: String) {
+        if self.outcome.violations.len() < 10 {
+            self.outcome.violations.push(what);
+        }
+    }
+
+    /// Runs `body` with the process, which may crash on the way.
+    fn with<T>(&mut self, body: impl FnOnce(&mut Process, &mut World) -> T) -> Option<T> {
+        let mut process = self.process.take()?;
+        match catch_unwind(AssertUnwindSafe(|| body(&mut process, self))) {
+            Ok(value) => {
+                self.process = Some(process);
+                Some(value)
+            }
+            Err(panic) if panic.is::<Crash>() => {
+                self.count("crash at a step");
+                None
+            }
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    /// What happens next in the daemon; or it is started.
+    fn step(&mut self) {
+        if self.process.is_none() && self.clock.at() >= self.down_until {
+            self.start();
+        }
+        self.with(|process, world| process.step(&world.plan, &world.clock, &mut world.receivers, &mut world.rng));
+        if self.rng.random_bool(0.02)
+            && let Some(process) = &self.process
+        {
+            let fault = oracle::looks_safe_without_data(&process.live.get(), &self.rules);
+            fault.into_iter().for_each(|fault| self.violated(fault));
+        }
+    }
+
+    fn start(&mut self) {
+        let database = self.database();
+        let started = catch_unwind(AssertUnwindSafe(|| Process::start(&self.plan, &self.rules, &database, &self.clock)));
+        match started {
+            Ok(Ok(process)) => self.process = Some(process),
+            // As a supervisor does: it tries again.
+            Ok(Err(_)) => self.down_until = self.clock.at() + 1_000,
+            Err(panic) if panic.is::<Crash>() => self.count("crash at a step"),
+            Err(panic) => resume_unwind(panic),
+        }
+        self.steps.borrow_mut().crash = None;
+        self.clock.crash_at(Millis::MAX);
+    }
+
+    fn stop(&mut self, gracefully: bool, down: Millis) {
+        if gracefully {
+            self.with(|process, _| process.drain());
+        }
+        self.process = None;
+        self.down_until = self.clock.at() + down;
+    }
+
+    fn faults(&mut self) {
+        while let Some((_, fault)) = self.plan.faults.get(self.done).filter(|(at, _)| *at <= self.clock.at()).cloned() {
+            self.done += 1;
+            let until = |span: Millis| self.clock.at() + span;
+            match fault {
+                Fault::Crash { down, at_step: Some(step) } => {
+                    self.steps.borrow_mut().crash = Some(step);
+                    self.down_until = until(down);
+                }
+                Fault::Crash { down, at_step: None } => {
+                    self.count("crash");
+                    self.stop(false, down);
+                }
+                Fault::Restart { down } => {
+                    self.count("restart");
+                    self.stop(true, down);
+                }
+                Fault::NewRule { experiment, down } => {
+                    self.count("restart with a new rule");
+                    self.stop(self.rng.clone().random_bool(0.5), down);
+                    let new = |n: usize| if n == experiment { self.plan.new_rule(self.seed, n) } else { self.plan.rules[n].text.clone() };
+                    self.rules = rules((0..self.plan.rules.len()).map(new));
+                }
+                Fault::BrokerLost { partition, span } => {
+                    let until = until(span);
+                    self.count("broker lost");
+                    self.with(|process, _| process.lose_broker(partition, until));
+                }
+                Fault::Rebalance { partition, span } => {
+                    let until = until(span);
+                    self.count("partition taken away");
+                    self.with(|process, _| process.revoke(partition, until));
+                }
+                Fault::SlowWorker { worker, span } => {
+                    let until = until(span);
+                    self.count("slow worker");
+                    self.with(|process, _| process.slow_worker(worker, until));
+                }
+                Fault::SlowDisk { each, span } => self.steps.borrow_mut().slow = (each, until(span)),
+                Fault::DiskFails { table, span, killed } => {
+                    let (until, database) = (until(span), self.database());
+                    if database.exists() && self.process.is_some() {
+                        self.count(if table.is_some() { "writes of a table fail" } else { "writes fail" });
+                        self.clock.fail_disk(&database, table, until);
+                        if killed {
+                            self.clock.crash_at(until - span / 2);
+                        }
+                    }
+                }
+                Fault::Webhook { endpoint, answer, span } => {
+                    let until = until(span);
+                    self.count(oracle::webhook_fault(answer));
+                    self.receivers.answer(endpoint, answer, until);
+                }
+                Fault::ClockSet { by } => {
+                    self.count("clock set");
+                    self.clock.set(by);
+                }
+                Fault::Operator { experiment, verb } => self.operate(experiment, verb),
+                Fault::Redeliver => self.redeliver(),
+            }
+        }
+    }
+
+    fn operate(&mut self, experiment: usize, verb: &'static str) {
+        let name = self.plan.rules[experiment].name.clone();
+        if let Some(Ok(accepted)) = self.with(|process, _| process.operate(&name, verb)) {
+            self.count("operator");
+            self.accepted.extend(accepted.decisions);
+        }
+    }
+
+    fn redeliver(&mut self) {
+        let Some(process) = &self.process else { return };
+        let mut store = Store::open(self.database()).unwrap();
+        let rows = store.outbox(100).unwrap();
+        let Some(row) = rows.choose(&mut self.rng) else { return };
+        if let Ok(true) = store.redeliver(&row.id, self.clock.moment(), "sre") {
+            process.wake();
+            self.count("redelivery");
+        }
+    }
+
+    /// No more faults: everything is read, judged and delivered, or it is a violation.
+    fn settle(&mut self) {
+        self.receivers.heal();
+        self.steps.borrow_mut().crash = None;
+        let wanted = START + self.plan.end + AFTERMATH;
+        let judged = |process: &Process| process.live.get().experiments.iter().all(|e| e.judged_to.is_some_and(|to| to >= wanted));
+        while !self.process.as_ref().is_some_and(judged) {
+            if self.clock.at() > self.plan.end + PATIENCE {
+                let to = self.process.as_ref().map(|process| process.live.get().experiments.iter().filter_map(|e| e.judged_to).min());
+                return self.violated(format!("stuck: judged to {to:?}, wanted {wanted}"));
+            }
+            self.step();
+            self.pass(if self.clock.at() < self.plan.end + 20_000 { 50 } else { 400 });
+        }
+        // What is heard is told a little later.
+        for _ in 0..200 {
+            self.step();
+            self.pass(50);
+        }
+        let store = Store::open(self.database()).unwrap();
+        for _ in 0..10_000 {
+            if store.pending().unwrap().is_empty() {
+                return;
+            }
+            let next = self.process.as_ref().map_or(0, Process::next_delivery);
+            self.clock.pass((next - self.clock.at()).clamp(1, 3_600_000));
+            self.with(|process, world| process.deliver(&mut world.receivers, &world.clock, &mut world.rng));
+        }
+        self.violated(format!("never delivered: {:?}", store.pending().unwrap()));
+    }
+}
+
+fn at_point(steps: &mut Steps, clock: &Clock, point: usize) {
+    if clock.at() < steps.slow.1 {
+        steps.slowed += 1;
+        clock.pass(steps.slow.0);
+    }
+    match &mut steps.crash {
+        Some((at, 0)) if *at == point => {
+            steps.crash = None;
+            resume_unwind(Box::new(Crash));
+        }
+        Some((at, passes)) if *at == point => *passes -= 1,
+        _ => {}
+    }
+}

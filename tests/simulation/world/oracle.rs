@@ -1,0 +1,243 @@
+//! What must have come of a world.
+
+use super::network::Seen;
+use super::plan::{Answer, MAX_FUTURE, Plan, Promise, START, TOPICS};
+use super::process::{Rules, settings};
+use super::{AFTERMATH, Outcome, rules};
+use guardraild::delivery::Router;
+use guardraild::engine::aggregate::Aggregator;
+use guardraild::engine::decision::{Decision, LogKind, Output, Verdict};
+use guardraild::engine::fleet::Fleet;
+use guardraild::engine::outcome::Counts;
+use guardraild::engine::time::Millis;
+use guardraild::ingest::decode::Limits;
+use guardraild::ingest::mapped::{Layouts, Reader};
+use guardraild::live::View;
+use guardraild::store::{DeliveryRecord, DeliveryState, Store};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// What is left of a world.
+pub struct Evidence<'a> {
+    pub plan: &'a Plan,
+    pub rules: &'a Rules,
+    pub store: &'a Store,
+    pub view: &'a View,
+    pub seen: &'a BTreeMap<String, Seen>,
+    /// Decisions that operators were told of.
+    pub accepted: &'a [String],
+}
+
+/// What a run without faults says: the engine alone, partition by partition.
+struct Expected {
+    /// By id.
+    decisions: BTreeMap<String, Decision>,
+    /// Experiment, time and text of notices and log entries.
+    said: BTreeSet<(String, Millis, String)>,
+    counts: BTreeMap<i32, Counts>,
+}
+
+fn expected(plan: &Plan) -> Expected {
+    let Rules { catalog, .. } = rules(plan.rules.iter().map(|rule| rule.text.clone()));
+    let settings = settings(plan);
+    let mut fleet = Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause);
+    (0..plan.partitions).for_each(|partition| fleet.assigned(partition));
+    let (mut out, mut counts) = (Output::default(), BTreeMap::new());
+    for partition in 0..plan.partitions {
+        let mut reader = Reader::new(&TOPICS.map(str::to_owned), &Layouts::default(), &catalog.fields, Limits::default());
+        let mut aggregator = Aggregator::new(partition, Arc::clone(&catalog), settings.clone());
+        let logs = [0, 1].map(|topic| plan.logs[topic][partition as usize].iter().map(move |record| (record.at, topic, &record.payload)));
+        let mut merged: Vec<_> = logs.into_iter().flatten().collect();
+        merged.sort_by_key(|(at, topic, _)| (*at, *topic));
+        for (at, topic, payload) in merged {
+            reader.book(topic, payload, START + at + MAX_FUTURE, &mut aggregator);
+            aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, &mut out));
+        }
+        // No pane but those of before is judged any more.
+        aggregator.advance(START + plan.end + 2 * AFTERMATH);
+        aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, &mut out));
+        counts.insert(partition, aggregator.counts().clone());
+    }
+    let cutoff = START + plan.end + AFTERMATH;
+    let decisions = out.decisions.into_iter().filter(|d| d.decided_at <= cutoff);
+    let decisions = decisions.map(|d| (d.decision.clone(), d));
+    let notices = out.notices.into_iter().map(|n| (n.decision.experiment, n.at, n.text));
+    let log = out.log.into_iter().filter(|entry| entry.kind != LogKind::Decision).map(|entry| (entry.experiment, entry.at, entry.text));
+    let said = notices.chain(log).filter(|(_, at, _)| *at <= cutoff).collect();
+    Expected { decisions: decisions.collect(), said, counts }
+}
+
+/// Adds what is wrong.
+pub fn check(evidence: &Evidence<'_>, outcome: &mut Outcome) {
+    let stored: Vec<Decision> =
+        evidence.store.decisions_after(0).unwrap().iter().map(|d| serde_json::from_str(d.body.get()).unwrap()).collect();
+    let faults = &mut outcome.violations;
+    counted(evidence, faults);
+    if evidence.plan.promise != Promise::None {
+        decided(evidence, &stored, &expected(evidence.plan), faults);
+    }
+    let mut rows = BTreeMap::new();
+    for decision in &stored {
+        let deliveries = evidence.store.deliveries(&decision.decision).unwrap();
+        told(evidence, decision, &deliveries, faults);
+        rows.extend(deliveries.into_iter().map(|row| (row.delivery.id.clone(), row)));
+    }
+    for id in evidence.accepted.iter().filter(|id| !stored.iter().any(|d| d.decision == **id)) {
+        faults.push(format!("an operator was told of {id}, and it is lost"));
+    }
+    received(&rows, evidence.seen, faults);
+    outcome.records = evidence.plan.logs.iter().flatten().map(|log| log.len() as u64).sum();
+    (outcome.decisions, outcome.deliveries) = (stored.len() as u64, rows.len() as u64);
+    outcome.requests = evidence.seen.values().map(|seen| u64::from(seen.requests)).sum();
+}
+
+/// Every record under one outcome: offsets have moved with the state that reflects them.
+fn counted(evidence: &Evidence<'_>, faults: &mut Vec<String>) {
+    for partition in 0..evidence.plan.partitions {
+        let produced: u64 = evidence.plan.logs.iter().map(|topic| topic[partition as usize].len() as u64).sum();
+        let view = evidence.view.partitions.iter().find(|p| p.partition == partition);
+        let counted = view.map_or(0, |p| p.counts.records());
+        if counted != produced {
+            faults.push(format!("partition {partition} has {produced} records, of which {counted} are counted"));
+        }
+    }
+}
+
+/// The decisions of a run without faults, no more and no fewer.
+fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, faults: &mut Vec<String>) {
+    let plan = evidence.plan;
+    let bytes = plan.promise == Promise::Bytes;
+    let renewed = plan.rules.iter().any(|rule| !plan.unchanged(&rule.name));
+    // What a rollback led to hangs on when a flag came; a shared cause on all experiments, and on what their rollbacks led to.
+    let exact = bytes && !renewed;
+    let meant =
+        |d: &Decision| plan.unchanged(&d.experiment) && (exact || !d.experiment.is_empty()) && (bytes || d.criterion != "confirm_within");
+    let text = |d: &Decision| {
+        let shared_cause = d.shared_cause.clone().filter(|_| exact);
+        serde_json::to_string(&Decision { shared_cause, ..d.clone() }).unwrap()
+    };
+    let cutoff = START + plan.end + AFTERMATH;
+    let mut found = BTreeSet::new();
+    for decision in stored.iter().filter(|d| d.decided_at <= cutoff && meant(d)) {
+        found.insert(&decision.decision);
+        let text_of = text(decision);
+        match expected.decisions.get(&decision.decision).map(text) {
+            None => faults.push(format!("decided though a run without faults does not: {text_of}")),
+            Some(wanted) if bytes && wanted != text_of => faults.push(format!("decided\n  {text_of}, without faults\n  {wanted}")),
+            Some(_) => {}
+        }
+    }
+    for decision in expected.decisions.values().filter(|d| meant(d) && !found.contains(&d.decision)) {
+        faults.push(format!("not decided: {}", text(decision)));
+    }
+    if !exact {
+        return;
+    }
+    for rule in &plan.rules {
+        let kinds = [LogKind::Delivery, LogKind::Decision];
+        let log = evidence
+            .store
+            .log(&rule.name, 0, 100_000)
+            .unwrap()
+            .into_iter()
+            .map(|l| l.entry)
+            .filter(|e| !kinds.contains(&e.kind) && e.at <= cutoff);
+        let said: BTreeSet<_> = log.map(|entry| (entry.experiment, entry.at, entry.text)).collect();
+        let wanted: BTreeSet<_> = expected.said.iter().filter(|(experiment, ..)| *experiment == rule.name).cloned().collect();
+        if said != wanted {
+            faults.push(format!(
+                "{} says {:?}, without faults {:?}",
+                rule.name,
+                said.difference(&wanted).next(),
+                wanted.difference(&said).next()
+            ));
+        }
+    }
+    for partition in &evidence.view.partitions {
+        let wanted = &expected.counts[&partition.partition];
+        if partition.counts != *wanted {
+            faults.push(format!("partition {}: counts are {:?}, without faults {wanted:?}", partition.partition, partition.counts));
+        }
+    }
+}
+
+/// A decision has one entry of the log, and the deliveries that its rule asks for, each of which has come to an end.
+fn told(evidence: &Evidence<'_>, decision: &Decision, rows: &[DeliveryRecord], faults: &mut Vec<String>) {
+    let id = &decision.decision;
+    let log = evidence.store.log(&decision.experiment, 0, 100_000).unwrap();
+    let entries = log.iter().filter(|l| l.entry.kind == LogKind::Decision && l.entry.decision.as_ref() == Some(id)).count();
+    if entries != 1 {
+        faults.push(format!("{id} has {entries} entries in the log"));
+    }
+    let rules = &evidence.rules.rules;
+    let wanted = match rules.get(&decision.experiment) {
+        Some(rule) if rule.plan.revision == decision.revision => Router::default().decision(rule, decision, None),
+        Some(_) => Vec::new(),
+        None => Router::default().shared(rules, decision, None),
+    };
+    for delivery in wanted {
+        if evidence.store.delivery(&delivery.id).unwrap().is_none() {
+            faults.push(format!("{id} asks for the delivery {}, which is not there", delivery.id));
+        }
+    }
+    for row in rows {
+        if row.delivery.state == DeliveryState::Pending {
+            faults.push(format!("{} still waits", row.delivery.id));
+        }
+        if !row.history.iter().zip(1..).all(|(attempt, n)| attempt.n == n) {
+            faults.push(format!("{} has attempts {:?}", row.delivery.id, row.history.iter().map(|a| a.n).collect::<Vec<_>>()));
+        }
+        if row.delivery.state == DeliveryState::Dead && row.delivery.last_error.is_none() {
+            faults.push(format!("{} was given up, and nobody knows why", row.delivery.id));
+        }
+    }
+}
+
+/// What receivers know against what the store knows.
+pub fn received(rows: &BTreeMap<String, DeliveryRecord>, seen: &BTreeMap<String, Seen>, faults: &mut Vec<String>) {
+    for (id, seen) in seen {
+        match rows.get(id) {
+            None => faults.push(format!("{id} was received {} times, and has no row", seen.requests)),
+            Some(row) if u64::from(seen.requests) > row.history.len() as u64 => {
+                faults.push(format!("{id} was received {} times in {} attempts", seen.requests, row.history.len()));
+            }
+            Some(_) => {}
+        }
+    }
+    for (id, _) in rows.iter().filter(|(_, row)| row.delivery.state == DeliveryState::Delivered) {
+        if seen.get(id).is_none_or(|seen| seen.acknowledged == 0) {
+            faults.push(format!("{id} counts as delivered, and nobody has it"));
+        }
+    }
+}
+
+/// Missing or stale data is never safe.
+pub fn looks_safe_without_data(view: &View, rules: &Rules) -> Option<String> {
+    view.experiments.iter().find_map(|experiment| {
+        let silence = rules.rules.get(&experiment.experiment)?.plan.quality.iter().any(|check| check.kind.name() == "silence");
+        let stale = match (experiment.last_record, experiment.judged_to) {
+            (Some(last), Some(judged)) => silence && judged - last > 25_000,
+            _ => true,
+        };
+        let safe = experiment.verdict == Verdict::Safe || experiment.go;
+        (safe && stale).then(|| format!("{} is {:?} without fresh data", experiment.experiment, experiment.verdict))
+    })
+}
+
+/// The row of the table that an endpoint's fault counts in.
+pub fn webhook_fault(answer: Answer) -> &'static str {
+    match answer {
+        Answer::Status(410) => "webhook: 410",
+        Answer::Status(302) => "webhook: redirect",
+        Answer::Status(404) => "webhook: 4xx",
+        Answer::Status(_) => "webhook: 5xx",
+        Answer::RetryAfter(429, _) => "webhook: 429 with Retry-After",
+        Answer::RetryAfter(..) => "webhook: 503 with Retry-After",
+        Answer::TimeOut { acted: true } => "webhook: no answer, acted",
+        Answer::TimeOut { acted: false } => "webhook: no answer",
+        Answer::Lost { acted: true } => "webhook: answer lost, acted",
+        Answer::Lost { acted: false } => "webhook: connection refused",
+        Answer::Late => "webhook: late answer",
+        Answer::Overdue => "webhook: answer after its time",
+    }
+}

@@ -361,10 +361,12 @@ fn same_whatever_happens(
             history.iter().map(|(ts, record)| record.line(*ts).replace("\"user_id\":\"u", &format!("\"user_id\":\"p{p}-"))).collect()
         })
         .collect();
-    let one_after_the_other = said_of(&catalog, &settings, &lines, &[], &BTreeSet::new());
-    let interleaved = said_of(&catalog, &settings, &lines, picks, &BTreeSet::new());
+    let one_after_the_other = said_of(&catalog, (&settings, 1), &lines, &[], &BTreeSet::new());
+    let interleaved = said_of(&catalog, (&settings, 1), &lines, picks, &BTreeSet::new());
     prop_assert_eq!(difference(&one_after_the_other, &interleaved), [""; 0], "interleaved");
-    let restarted = said_of(&catalog, &settings, &lines, picks, restarts);
+    let together = said_of(&catalog, (&settings, 7), &lines, picks, &BTreeSet::new());
+    prop_assert_eq!(difference(&one_after_the_other, &together), [""; 0], "several panes at once");
+    let restarted = said_of(&catalog, (&settings, 3), &lines, picks, restarts);
     prop_assert_eq!(difference(&one_after_the_other, &restarted), [""; 0], "restarted");
     Ok(())
 }
@@ -392,8 +394,14 @@ fn difference<'a>(a: &'a [String], b: &'a [String]) -> Vec<&'a str> {
 }
 
 /// What a fleet says of three partitions that are read in the order of `picks` (and the rest one after the other), where after some
-/// records everything is thrown away and rebuilt from snapshots.
-fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks: &[usize], restarts: &BTreeSet<usize>) -> Vec<String> {
+/// records everything is thrown away and rebuilt from snapshots. Panes are judged after every `together` records.
+fn said_of(
+    catalog: &Catalog,
+    (settings, together): (&Settings, usize),
+    lines: &[Vec<String>],
+    picks: &[usize],
+    restarts: &BTreeSet<usize>,
+) -> Vec<String> {
     let mut partitions: Vec<Partition> = (0..lines.len()).map(|p| Partition::new(p as i32, catalog, settings)).collect();
     let mut fleet = Fleet::new(catalog, settings.pane);
     let mut said = Said::default();
@@ -401,18 +409,19 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
     let (mut kept, mut of_partitions) = (Kept::default(), vec![Kept::default(); lines.len()]);
     let mut next = vec![0; lines.len()];
     let rest = (0..lines.len()).flat_map(|p| std::iter::repeat_n(p, lines[p].len()));
-    let take = |fleet: &mut Fleet, said: &mut Said, emissions: Vec<Emission>| {
-        for emission in emissions {
-            let mut out = Output::default();
-            fleet.take(emission, &mut out);
-            said.take(out);
+    let take = |fleet: &mut Fleet, said: &mut Said, emissions: Vec<Emission>, settle: bool| {
+        let mut out = Output::default();
+        emissions.into_iter().for_each(|emission| fleet.hear(emission, &mut out));
+        if settle {
+            fleet.settle(&mut out);
         }
+        said.take(out);
     };
     for (step, p) in picks.iter().copied().chain(rest).enumerate() {
         let Some(line) = lines[p].get(next[p]) else { continue };
         next[p] += 1;
         partitions[p].read(line);
-        take(&mut fleet, &mut said, partitions[p].aggregator.drain());
+        take(&mut fleet, &mut said, partitions[p].aggregator.drain(), step % together == 0);
         if restarts.contains(&step) {
             fleet = restarted(&mut fleet, &mut kept, catalog, settings);
             (0..lines.len()).for_each(|p| fleet.assigned(p as i32));
@@ -428,7 +437,7 @@ fn said_of(catalog: &Catalog, settings: &Settings, lines: &[Vec<String>], picks:
     }
     for partition in &mut partitions {
         partition.aggregator.advance(START + 100_000_000);
-        take(&mut fleet, &mut said, partition.aggregator.drain());
+        take(&mut fleet, &mut said, partition.aggregator.drain(), true);
     }
     let mut lines = said.lines();
     let view = fleet.close_view("exp").unwrap();

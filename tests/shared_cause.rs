@@ -64,11 +64,16 @@ fn said(rules: &[String], turns: &[usize]) -> Said {
         next[p] += 100;
         let done = next[p] >= records[p].len();
         done.then(|| partitions[p].aggregator.finish());
+        let mut out = Output::default();
         for emission in partitions[p].aggregator.drain() {
-            let mut out = Output::default();
-            fleet.take(emission, &mut out);
-            said.take(out);
+            fleet.hear(emission, &mut out);
+            // With turns, several panes are judged at once.
+            if turns.is_empty() {
+                fleet.settle(&mut out);
+            }
         }
+        fleet.settle(&mut out);
+        said.take(out);
     }
     said
 }

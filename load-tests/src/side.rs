@@ -75,6 +75,7 @@ fn poll(brokers: &str, topics: &[String], records: u64) -> anyhow::Result<()> {
         .set("enable.auto.offset.store", "false")
         .set("fetch.queue.backoff.ms", "5")
         .set("fetch.wait.max.ms", "50")
+        .set("fetch.max.bytes", "2097152")
         .set("queued.max.messages.kbytes", "32768")
         .create()?;
     consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>())?;

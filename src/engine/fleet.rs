@@ -6,7 +6,7 @@
 use super::decision::{Decision, Output};
 use super::judge::{Judge, Operator};
 use super::kept::{self, Change, Changes, Kept, Plans};
-use super::pane::{CellId, Emission, PaneBatch, Pool, Seen};
+use super::pane::{CellId, Emission, Observation, PaneBatch, Pool, Seen};
 use super::plan::{Catalog, SharedCause};
 use super::shared_cause::Breaches;
 use super::state::{BinsState, ExperimentState};
@@ -24,8 +24,10 @@ pub struct Fleet {
     partitions: BTreeMap<i32, Progress>,
     /// What partitions have seen in panes that have not been judged.
     pending: Pending,
-    /// The pane that is being judged.
-    pool: Pool,
+    /// The panes that are being judged.
+    pools: Vec<Pool>,
+    /// Room to sort them in.
+    room: Vec<Observation>,
     /// Last pane judged.
     judged: Option<Pane>,
     pane_ms: Millis,
@@ -36,6 +38,9 @@ pub struct Fleet {
     /// Parts of experiments that are not there any more.
     gone: Vec<String>,
 }
+
+/// Panes judged together at most, where so many are ready: their observations are all in memory once more.
+const TOGETHER: usize = 8;
 
 /// By pane, and by partition: one entry for each pane that it has closed.
 type Pending = BTreeMap<Pane, BTreeMap<i32, Vec<Seen>>>;
@@ -90,7 +95,8 @@ impl Fleet {
             cells,
             partitions: BTreeMap::new(),
             pending: BTreeMap::new(),
-            pool: Pool::default(),
+            pools: Vec::new(),
+            room: Vec::new(),
             judged: None,
             pane_ms,
             shared_cause: SharedCause::default(),
@@ -126,8 +132,14 @@ impl Fleet {
         }
     }
 
-    /// Takes in what an Aggregator emitted.
+    /// Takes in what an Aggregator emitted, and judges what is ready.
     pub fn take(&mut self, emission: Emission, out: &mut Output) {
+        self.hear(emission, out);
+        self.settle(out);
+    }
+
+    /// Takes in what an Aggregator emitted. What decides at once does; panes wait for [`Fleet::settle`].
+    pub fn hear(&mut self, emission: Emission, out: &mut Output) {
         match emission {
             Emission::Urgent(urgent) => {
                 let from = out.decisions.len();
@@ -136,11 +148,11 @@ impl Fleet {
                 }
                 self.find_shared_causes(from, out);
             }
-            Emission::Pane(batch) => self.take_pane(batch, out),
+            Emission::Pane(batch) => self.hear_pane(batch),
         }
     }
 
-    fn take_pane(&mut self, batch: PaneBatch, out: &mut Output) {
+    fn hear_pane(&mut self, batch: PaneBatch) {
         // A partition that joins late may close panes that have been judged: what it saw counts in the next one.
         let pane = self.judged.map_or(batch.pane, |judged| batch.pane.max(Pane(judged.0 + 1)));
         if !batch.seen.is_empty() {
@@ -151,11 +163,10 @@ impl Fleet {
             Progress::Closed(before) => Progress::Closed(before.max(batch.pane)),
             Progress::Waiting | Progress::Empty => Progress::Closed(batch.pane),
         };
-        self.settle(out);
     }
 
     /// Judges every pane that all live partitions have passed.
-    fn settle(&mut self, out: &mut Output) {
+    pub fn settle(&mut self, out: &mut Output) {
         let mut passed: Option<Pane> = None;
         for progress in self.partitions.values() {
             match progress {
@@ -168,12 +179,9 @@ impl Fleet {
         let start = (out.decisions.len(), out.notices.len(), out.log.len());
         let mut ready = self.pending.split_off(&Pane(passed.0 + 1));
         std::mem::swap(&mut ready, &mut self.pending);
-        for (pane, seen) in ready {
-            // In the order of partitions, not that of arrival: sums of floats depend on it.
-            self.pool.fill(seen.into_values().flatten());
-            for (experiment, partial) in self.pool.partials(&self.cells) {
-                self.judges[experiment].pane(pane, &partial, out);
-            }
+        while !ready.is_empty() {
+            let later = ready.keys().nth(TOGETHER).copied().map_or_else(Pending::new, |pane| ready.split_off(&pane));
+            self.judge(std::mem::replace(&mut ready, later), out);
         }
         for judge in &mut self.judges {
             judge.advance(passed, out);
@@ -185,6 +193,24 @@ impl Fleet {
         out.decisions[start.0..].sort_by(|a, b| (a.decided_at, &a.experiment).cmp(&(b.decided_at, &b.experiment)));
         out.notices[start.1..].sort_by(|a, b| (a.at, &a.decision.experiment).cmp(&(b.at, &b.decision.experiment)));
         out.log[start.2..].sort_by(|a, b| (a.at, &a.experiment).cmp(&(b.at, &b.experiment)));
+    }
+
+    /// Judges a few panes: experiment by experiment, so that the state of each is fetched from memory once for all of them.
+    fn judge(&mut self, panes: Pending, out: &mut Output) {
+        self.pools.resize_with(self.pools.len().max(panes.len()), Pool::default);
+        let mut filled = Vec::new();
+        for (pool, (pane, seen)) in self.pools.iter_mut().zip(panes) {
+            // In the order of partitions, not that of arrival: sums of floats depend on it.
+            pool.fill(seen.into_values().flatten(), &mut self.room);
+            filled.push((pane, pool.partials(&self.cells).peekable()));
+        }
+        for (experiment, judge) in self.judges.iter_mut().enumerate() {
+            for (pane, partials) in &mut filled {
+                if let Some((_, partial)) = partials.next_if(|(of, _)| *of == experiment) {
+                    judge.pane(*pane, &partial, out);
+                }
+            }
+        }
     }
 
     /// Merges the alerts of what several experiments have said since `from`.

@@ -273,8 +273,6 @@ pub fn panes_between(earlier: Pane, later: Pane) -> u32 {
 #[derive(Default)]
 pub struct Pool {
     observations: Vec<Observation>,
-    /// Room to sort them in.
-    dealt: Vec<Observation>,
     abandoned: Vec<Abandoned>,
     sums: Vec<(CellId, Part)>,
     surplus: Vec<(Surplus, u64)>,
@@ -337,11 +335,11 @@ pub struct BucketPartial {
 
 impl Pool {
     /// Takes in what partitions have seen, in the stead of what it held; the memory of its observations is kept. So is the order of
-    /// partitions: sums of floats depend on it.
-    pub fn fill(&mut self, partitions: impl IntoIterator<Item = Seen>) {
-        let (mut observations, dealt) = (std::mem::take(&mut self.observations), std::mem::take(&mut self.dealt));
+    /// partitions: sums of floats depend on it. `room` is for sorting.
+    pub fn fill(&mut self, partitions: impl IntoIterator<Item = Seen>, room: &mut Vec<Observation>) {
+        let mut observations = std::mem::take(&mut self.observations);
         observations.clear();
-        *self = Pool { observations, dealt, ..Pool::default() };
+        *self = Pool { observations, ..Pool::default() };
         for mut seen in partitions {
             self.take_profiles(&mut seen);
             self.observations.extend(seen.observations);
@@ -352,7 +350,7 @@ impl Pool {
             self.strides.extend(seen.strides);
             seen.quality.into_iter().for_each(|(experiment, more)| self.quality.entry(experiment).or_default().merge(more));
         }
-        sort_by_cell(&mut self.observations, &mut self.dealt);
+        sort_by_cell(&mut self.observations, room);
         self.abandoned.sort_by_key(|a| a.cell);
         self.sums.sort_by_key(|(cell, _)| *cell);
         self.surplus.sort_by_key(|(s, _)| s.cell);
@@ -566,7 +564,7 @@ mod tests {
         seen[1].add(4, Part { age: 0, profile: NO_PROFILE, n: 1, sums: Sums { y: 2.0, ..Sums::default() } });
         seen[0].controls.push((2, Control::Annotation { at: 0, text: "t".into(), author: None }));
         let mut pool = Pool::default();
-        pool.fill(seen);
+        pool.fill(seen, &mut Vec::new());
         // Cells 0 to 2, 3 to 5, none, 6 to 9.
         let found: Vec<_> = pool.partials(&[0, 3, 6, 6, 10]).collect();
         assert_eq!(found.iter().map(|(experiment, _)| *experiment).collect::<Vec<_>>(), [0, 1, 3]);
@@ -576,7 +574,7 @@ mod tests {
         let traffic = second.cell(0).traffic();
         assert_eq!((traffic.exposures, traffic.new_units, traffic.enrolled_before), (1, 1, vec![(2, 1)]));
         assert_eq!(found[2].1.cell(3).workflows(Pane(5)).1.collect::<Vec<_>>(), [(Pane(1), 1)]);
-        pool.fill([Seen::default()]);
+        pool.fill([Seen::default()], &mut Vec::new());
         assert_eq!(pool.partials(&[0, 3, 6, 6, 10]).count(), 0, "nothing of the pane before is left");
     }
 
@@ -589,7 +587,7 @@ mod tests {
         }
         assert_eq!((seen.observations.len(), seen.surplus.len()), (SEEN_MAX, 3));
         let mut pool = Pool::default();
-        pool.fill([seen]);
+        pool.fill([seen], &mut Vec::new());
         let (_, partial) = pool.partials(&[0, 2]).next().unwrap();
         assert_eq!(partial.cell(1).share(), ((SEEN_MAX + 300) as u64, (SEEN_MAX + 300).div_ceil(3) as u64));
         assert_eq!(partial.cell(0).traffic().enrolled_before, [(7, (SEEN_MAX + 300) as u64)]);

@@ -112,17 +112,17 @@ impl<'a> Scanner<'a> {
         match self.peek() {
             b'"' => *out = Value::String(self.string()?),
             b'-' | b'0'..=b'9' => *out = Value::Number(self.number()?),
-            _ => *out = self.other(depth)?,
+            b't' => self.word("true", Value::Bool(true), out)?,
+            b'f' => self.word("false", Value::Bool(false), out)?,
+            b'n' => self.word("null", Value::Absent, out)?,
+            _ => *out = self.container(depth)?,
         }
         Ok(())
     }
 
-    fn other(&mut self, depth: usize) -> Result<Value<'a>, Fault> {
+    fn container(&mut self, depth: usize) -> Result<Value<'a>, Fault> {
         let from = self.pos;
         match self.peek() {
-            b't' => self.word("true", Value::Bool(true)),
-            b'f' => self.word("false", Value::Bool(false)),
-            b'n' => self.word("null", Value::Absent),
             b'{' => {
                 self.object(depth, |_, _| ())?;
                 Ok(Value::Object(self.slice(from, self.pos)?))
@@ -185,10 +185,12 @@ impl<'a> Scanner<'a> {
         if depth < self.max_depth { Ok(()) } else { Err(Fault::Depth) }
     }
 
-    fn word(&mut self, word: &str, value: Value<'a>) -> Result<Value<'a>, Fault> {
+    #[inline]
+    fn word(&mut self, word: &str, value: Value<'a>, out: &mut Value<'a>) -> Result<(), Fault> {
         if self.bytes()[self.pos..].starts_with(word.as_bytes()) {
             self.pos += word.len();
-            Ok(value)
+            *out = value;
+            Ok(())
         } else {
             Err(Fault::Syntax)
         }
@@ -199,26 +201,28 @@ impl<'a> Scanner<'a> {
     pub fn string(&mut self) -> Result<Raw<'a>, Fault> {
         self.expect(b'"')?;
         let from = self.pos;
-        let mut escaped = false;
-        loop {
-            self.pos = plain_run(self.bytes(), self.pos);
-            match self.peek() {
-                b'"' => {
-                    let text = self.slice(from, self.pos)?;
-                    self.pos += 1;
-                    return Ok(Raw { text, escaped });
-                }
-                b'\\' => {
-                    escaped = true;
-                    self.escape()?;
-                }
-                _ => return Err(Fault::Syntax),
-            }
+        self.pos = plain_run(self.bytes(), from);
+        // Apart from the rare case, so that what the common one returns stays in registers.
+        let escaped = self.peek() == b'\\';
+        if escaped {
+            self.escaped()?;
         }
+        let text = self.slice(from, self.pos)?;
+        self.expect(b'"')?;
+        Ok(Raw { text, escaped })
+    }
+
+    /// The rest of a string, an escape next: as far as its closing quote.
+    #[cold]
+    fn escaped(&mut self) -> Result<(), Fault> {
+        while self.peek() == b'\\' {
+            self.escape()?;
+            self.pos = plain_run(self.bytes(), self.pos);
+        }
+        Ok(())
     }
 
     /// One escape; the two halves of a surrogate pair count as one.
-    #[cold]
     fn escape(&mut self) -> Result<(), Fault> {
         self.pos += 1;
         match self.peek() {

@@ -29,8 +29,6 @@ use tracing::Span;
 
 /// How long the thread waits for a message before it looks after its other duties.
 const TICK: Duration = Duration::from_millis(50);
-/// Messages taken at once at most, before panes are judged.
-const TOGETHER: usize = 256;
 /// A new view is made this often, and at once after a decision.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
 /// Outbox and bounds are counted this often.
@@ -207,12 +205,7 @@ impl Session {
 
     fn step(&mut self, inbox: &Receiver<FromIngest>) {
         match inbox.recv_timeout(TICK) {
-            Ok(message) => {
-                self.receive(message);
-                // What has come meanwhile is judged together with it: that costs less than one after the other.
-                inbox.try_iter().take(TOGETHER).for_each(|message| self.receive(message));
-                self.settle();
-            }
+            Ok(message) => self.receive(message),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 self.stopped = true;
@@ -249,12 +242,8 @@ impl Session {
             return;
         }
         let mut out = Output::default();
-        if !matches!(message, FromIngest::Emission { .. } | FromIngest::Progress { .. } | FromIngest::Lag { .. }) {
-            // It may change which panes are ready.
-            self.settle();
-        }
         match message {
-            FromIngest::Emission { emission, .. } => self.court.fleet.hear(emission, &mut out),
+            FromIngest::Emission { emission, .. } => self.court.fleet.take(emission, &mut out),
             FromIngest::Assigned(partition) => {
                 self.assigned.insert(partition);
                 self.court.fleet.assigned(partition);
@@ -279,15 +268,6 @@ impl Session {
             FromIngest::Fatal(reason) => self.give_up(reason),
             FromIngest::Stopped => self.stopped = true,
         }
-        if !out.is_empty() {
-            self.say(out, None);
-        }
-    }
-
-    /// Judges the panes that are ready.
-    fn settle(&mut self) {
-        let mut out = Output::default();
-        self.court.fleet.settle(&mut out);
         if !out.is_empty() {
             self.say(out, None);
         }

@@ -39,7 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let feed = Feed::start(traffic, rig.writer_now()?)?;
     let switch = feed.switch();
     let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));
-    let receiver = Receiver::start(Options { secrets: vec![SECRET.to_owned()], refuse_first: false, on_stop })?;
+    let receiver = Receiver::start(Options { secrets: vec![SECRET.to_owned()], refuse: |_| false, on_stop })?;
     let dir = tempfile::tempdir()?;
     let config = rig.files(dir.path(), &case, (&receiver.url(), SECRET))?;
     let daemon = side::start_daemon(&config)?;

@@ -5,6 +5,7 @@ mod bare;
 mod bench;
 mod calibrate;
 mod case;
+mod crash;
 mod generate;
 mod judge;
 mod latency;
@@ -44,6 +45,8 @@ enum Command {
     Latency(latency::Args),
     /// False alarms and detection delays of the tests, through the whole engine
     Calibrate(calibrate::Args),
+    /// Kill a daemon again and again, by SIGKILL and by power cuts: nothing may be lost, nothing doubled
+    Crash(crash::Args),
     /// CPU of the engine alone, in virtual time: per event, per experiment and pane, per view and checkpoint
     Judge(judge::Args),
     /// CPU of the daemon with and without people who watch its dashboard, and how long they wait
@@ -67,6 +70,7 @@ fn main() -> anyhow::Result<()> {
         Command::Assignments(args) => assignments::run(&args),
         Command::Latency(args) => latency::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Crash(args) => crash::run(&args),
         Command::Judge(args) => judge::run(&args),
         Command::Viewers(args) => viewers::run(&args),
         Command::Stage(args) => stage::run(&args),

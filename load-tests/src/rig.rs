@@ -91,7 +91,7 @@ impl Rig {
         Ok(Writer::new(&self.servers, &self.prefix, &[("linger.ms", "5")])?)
     }
 
-    fn kept(&self) -> anyhow::Result<u64> {
+    pub fn kept(&self) -> anyhow::Result<u64> {
         let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &self.servers).create()?;
         let mut kept = 0;
         for topic in self.topics() {

@@ -1,6 +1,6 @@
 //! One side of a comparison, in a process of its own, so that its CPU and memory are its own.
 
-use crate::{assignments, rig, usage};
+use crate::{assignments, crash, rig, usage};
 use anyhow::{Context, ensure};
 use guardraild::tools::demo::Daemon;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -35,6 +35,9 @@ enum Side {
         config: PathBuf,
         #[arg(long)]
         records: Option<u64>,
+        /// Its disk forgets what was not synced when the process dies: the seed of what survives all the same
+        #[arg(long, value_name = "SEED")]
+        volatile: Option<u64>,
     },
     /// Aggregators and checkpoints alone
     Assignments(assignments::SideArgs),
@@ -60,7 +63,10 @@ const STALLED: Duration = Duration::from_secs(60);
 pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.side {
         Side::Poll { brokers, topics, records } => poll(brokers, topics, *records),
-        Side::Daemon { config, records } => daemon(config, *records),
+        Side::Daemon { config, records, volatile } => {
+            volatile.iter().for_each(|seed| crash::volatile::install(*seed));
+            daemon(config, *records)
+        }
         Side::Assignments(args) => assignments::measured(args),
     }
 }

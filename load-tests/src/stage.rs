@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let feed = Feed::start(Traffic::new(case(args), clock::now())?, Writer::new(&broker.servers(), "", &[])?)?;
     let switch = feed.switch();
     let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));
-    let receiver = Receiver::start(Options { secrets: vec![SECRET.to_owned()], refuse_first: true, on_stop })?;
+    let receiver = Receiver::start(Options { secrets: vec![SECRET.to_owned()], refuse: |n| n == 0, on_stop })?;
     println!("{}", files(args, &broker.servers(), &receiver.url())?.display());
     for line in std::io::stdin().lock().lines() {
         ensure!(!feed.is_over(), "the traffic has ended");

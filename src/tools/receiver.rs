@@ -1,5 +1,5 @@
 //! A receiver of webhooks that plays the flag service: it verifies Standard Webhooks signatures by itself, handles every id once,
-//! and can refuse the first request, as real services do now and then.
+//! and can refuse some requests, as real services do now and then.
 
 use crate::clock;
 use crate::engine::time::Millis;
@@ -30,8 +30,8 @@ pub type OnStop = Box<dyn Fn(&str, &str) + Send + Sync>;
 pub struct Options {
     /// `whsec_` and base64; a signature by any of them is accepted.
     pub secrets: Vec<String>,
-    /// Answer the first valid request with 503.
-    pub refuse_first: bool,
+    /// Which valid requests, counted from 0, are answered with 503.
+    pub refuse: fn(u64) -> bool,
     pub on_stop: OnStop,
 }
 
@@ -85,8 +85,8 @@ impl Receiver {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (log, inbox) = crossbeam_channel::unbounded();
-        let seen = Seen { refuse: options.refuse_first, ..Seen::default() };
-        let service = Arc::new(Service { keys, seen: Mutex::new(seen), on_stop: options.on_stop, log });
+        let Options { refuse, on_stop, .. } = options;
+        let service = Arc::new(Service { keys, seen: Mutex::default(), refuse, on_stop, log });
         let app = Router::new().fallback(post(receive)).with_state(service);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
@@ -127,13 +127,14 @@ impl Drop for Receiver {
 struct Service {
     keys: Vec<Vec<u8>>,
     seen: Mutex<Seen>,
+    refuse: fn(u64) -> bool,
     on_stop: OnStop,
     log: Sender<Delivery>,
 }
 
 #[derive(Default)]
 struct Seen {
-    refuse: bool,
+    requests: u64,
     ids: BTreeSet<String>,
     order: VecDeque<String>,
 }
@@ -200,7 +201,8 @@ impl Service {
     fn handle(&self, delivery: &mut Delivery) -> (StatusCode, &'static str) {
         {
             let mut seen = self.seen.lock().unwrap_or_else(|e| e.into_inner());
-            if std::mem::take(&mut seen.refuse) {
+            seen.requests += 1;
+            if (self.refuse)(seen.requests - 1) {
                 return (StatusCode::SERVICE_UNAVAILABLE, "not now");
             }
             delivery.repeated = !seen.insert(&delivery.id);
@@ -250,10 +252,10 @@ mod tests {
         stops: Inbox<(String, String)>,
     }
 
-    fn rig(refuse_first: bool) -> Rig {
+    fn rig(refuse: fn(u64) -> bool) -> Rig {
         let (send, stops) = crossbeam_channel::unbounded();
         let on_stop: OnStop = Box::new(move |e, b| send.send((e.to_owned(), b.to_owned())).unwrap());
-        Rig { receiver: Receiver::start(Options { secrets: vec![SECRET.into()], refuse_first, on_stop }).unwrap(), stops }
+        Rig { receiver: Receiver::start(Options { secrets: vec![SECRET.into()], refuse, on_stop }).unwrap(), stops }
     }
 
     impl Rig {
@@ -284,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_rollback_stops_the_bucket_once_whatever_is_repeated() {
-        let rig = rig(false);
+        let rig = rig(|_| false);
         assert_eq!((rig.signed("m-1", BODY), rig.signed("m-1", BODY)), (200, 200));
         assert_eq!(rig.stops.try_iter().collect::<Vec<_>>(), [("x".to_owned(), "b".to_owned())]);
         let log: Vec<Delivery> = rig.receiver.inbox().try_iter().collect();
@@ -293,21 +295,21 @@ mod tests {
 
     #[test]
     fn the_first_is_refused_where_asked_for_and_its_id_still_counts_as_new() {
-        let rig = rig(true);
+        let rig = rig(|n| n == 0);
         assert_eq!((rig.signed("m-1", BODY), rig.stops.len()), (503, 0));
         assert_eq!((rig.signed("m-1", BODY), rig.stops.len()), (200, 1));
     }
 
     #[test]
     fn other_types_stop_nothing() {
-        let rig = rig(false);
+        let rig = rig(|_| false);
         assert_eq!(rig.signed("m-1", &BODY.replace("rollback", "confirmed")), 200);
         assert!(rig.stops.is_empty());
     }
 
     #[test]
     fn hostile_requests_are_refused_and_stop_nothing() {
-        let rig = rig(false);
+        let rig = rig(|_| false);
         let now = (clock::now() / 1_000).to_string();
         let webhook = standardwebhooks::Webhook::new(SECRET).unwrap();
         let good = webhook.sign("m-1", clock::now() / 1_000, BODY.as_bytes()).unwrap();
@@ -338,9 +340,8 @@ mod tests {
 
     #[test]
     fn a_bad_secret_is_refused() {
-        let start = |secret: &str| {
-            Receiver::start(Options { secrets: vec![secret.into()], refuse_first: false, on_stop: Box::new(|_, _| {}) }).err()
-        };
+        let start =
+            |secret: &str| Receiver::start(Options { secrets: vec![secret.into()], refuse: |_| false, on_stop: Box::new(|_, _| {}) }).err();
         assert!(matches!(start("plain"), Some(StartError::Secret)));
         assert!(matches!(start("whsec_***"), Some(StartError::Secret)));
     }

@@ -84,7 +84,7 @@ pub fn run(options: &Options, start: impl FnOnce(&Path) -> anyhow::Result<Daemon
     let secret = format!("whsec_{}", base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 24]>()));
     let switch = feed.switch();
     let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));
-    let receiver = Receiver::start(ReceiverOptions { secrets: vec![secret.clone()], refuse_first: true, on_stop })?;
+    let receiver = Receiver::start(ReceiverOptions { secrets: vec![secret.clone()], refuse: |n| n == 0, on_stop })?;
     let files = Files::create(options.dir.as_deref())?;
     files.write(&broker.servers(), &receiver.url(), &secret, options.http)?;
     let daemon = start(&files.config()).map_err(DemoError::Daemon)?;

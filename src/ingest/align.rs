@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 /// Records of one topic held at most before the topic is to be paused; what is on its way already still comes on top.
 const CROWD: usize = 10_000;
-/// A topic that keeps the others waiting this long no longer does. Milliseconds. While a backlog is read, its records may well be seconds
+/// A topic that keeps the others waiting this long, with the chance to bring records, no longer does. Milliseconds. While a backlog is read, its records may well be seconds
 /// behind those of the others in the queue; to go on without them would lose exposures, and make late what is not.
 const PATIENCE: u64 = 30_000;
 
@@ -107,7 +107,7 @@ impl<T> Aligner<T> {
     }
 
     /// The next record with its topic, if none that belongs before it may still come. `now` in milliseconds of any clock that
-    /// does not go back.
+    /// does not go back; it should stand still while no topic can bring anything.
     pub fn pop(&mut self, now: u64) -> Option<(usize, T)> {
         if self.held == 0 {
             self.blocked_since = None;

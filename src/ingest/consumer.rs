@@ -26,8 +26,10 @@ const COMMIT: Duration = Duration::from_secs(5);
 const SKEW: Duration = Duration::from_millis(100);
 /// What librdkafka knows of a partition's end is trusted this long after its assignment.
 const SETTLE: Duration = Duration::from_secs(1);
-/// A partition that has not moved for this long no longer makes those ahead of it wait.
+/// A partition that has not moved for this long, though it could, no longer makes those ahead of it wait.
 const LAME: Duration = Duration::from_secs(30);
+/// A turn of the loop that takes longer was not the loop's own doing: the process was stopped, or had no processor.
+const TURN: Duration = Duration::from_secs(1);
 
 /// What the owner asks for.
 pub enum Command {
@@ -107,12 +109,15 @@ impl Reader {
 
     /// Reads until it is told to stop, or cannot go on; then ends the workers.
     pub fn run(mut self, threads: Vec<JoinHandle<()>>) {
+        let mut turned = Instant::now();
+        let mut held = Duration::ZERO;
         loop {
             self.events();
             if self.context_fatal() || self.commanded() {
                 break;
             }
-            if self.flush() {
+            let free = self.flush();
+            if free {
                 let batch = self.queue.take(FILL);
                 if !batch.is_empty() {
                     self.deal(batch);
@@ -121,9 +126,14 @@ impl Reader {
                 std::thread::sleep(Duration::from_millis(1));
             }
             let now = Instant::now();
+            if !free || now.duration_since(turned) > TURN {
+                held += now.duration_since(turned);
+                self.shared.board.held.store(held.as_millis() as u64, Ordering::Relaxed);
+            }
+            turned = now;
             if now >= self.skew_at || self.shared.board.changed.swap(false, Ordering::Acquire) {
                 self.skew_at = now + SKEW;
-                self.pace(now);
+                self.pace(now - held);
                 self.ends(now);
             }
             if now >= self.commit_at {
@@ -324,7 +334,8 @@ impl Reader {
         self.ended.extend(places);
     }
 
-    /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest; resumes the others.
+    /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest; resumes the others. `now` without the
+    /// time in which nothing could be taken.
     fn pace(&mut self, now: Instant) {
         let marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner()).clone();
         for (partition, mark) in &marks {
@@ -341,10 +352,12 @@ impl Reader {
             .filter_map(|(_, m)| m.watermark)
             .min();
         let bound = slowest.map(|s| s.saturating_add(span));
+        let ahead = marks.iter().filter(|(_, m)| m.watermark.zip(bound).is_some_and(|(w, b)| w > b)).map(|(p, _)| *p);
+        let ahead: BTreeSet<i32> = ahead.collect();
         let wanted = |place: &Place| {
             let Some(mark) = marks.get(&place.1) else { return false };
             let topic = self.shared.topics.iter().position(|t| *t == place.0);
-            topic.is_some_and(|t| mark.crowded & (1 << t) != 0) || mark.watermark.zip(bound).is_some_and(|(w, b)| w > b)
+            topic.is_some_and(|t| mark.crowded & (1 << t) != 0) || ahead.contains(&place.1)
         };
         let wanted: BTreeSet<Place> = self.assigned.keys().filter(|p| wanted(p)).cloned().collect();
         let list = |places: &mut dyn Iterator<Item = &Place>| {
@@ -364,6 +377,7 @@ impl Reader {
             }
         }
         self.paused = wanted;
+        *self.shared.board.ahead.lock().unwrap_or_else(|e| e.into_inner()) = ahead;
     }
 
     /// Tells the group how far we are; nothing waits for the answer.

@@ -12,7 +12,7 @@ use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,11 +43,16 @@ pub struct Mark {
     pub crowded: u64,
 }
 
-/// The marks of all partition numbers that are assigned.
+/// What the consumer's thread and its workers let each other know.
 #[derive(Default)]
 pub struct Board {
+    /// Of all partition numbers that are assigned.
     pub marks: Mutex<BTreeMap<i32, Mark>>,
     pub changed: AtomicBool,
+    /// Milliseconds in which nothing could be taken from Kafka, since a worker was behind or the process did not run.
+    pub held: AtomicU64,
+    /// Partition numbers that are paused because they are too far ahead of the slowest.
+    pub ahead: Mutex<BTreeSet<i32>>,
 }
 
 /// What all workers have in common.
@@ -130,6 +135,27 @@ struct Part {
     /// Records or time have moved since the last report.
     moved: bool,
     mark: Mark,
+    chance: Chance,
+}
+
+/// The time in which topics had the chance to bring records. Only that tries an aligner's patience: what is not taken, for whatever
+/// reason of ours, is not missing.
+#[derive(Default)]
+struct Chance {
+    looked: Duration,
+    held: Duration,
+    had: Duration,
+}
+
+impl Chance {
+    /// Milliseconds so far. `now` and `held` by the steady clock: now, and the time in which nothing could be taken.
+    fn had(&mut self, now: Duration, held: Duration, paused: bool) -> u64 {
+        if !paused {
+            self.had += now.saturating_sub(self.looked).saturating_sub(held.saturating_sub(self.held));
+        }
+        (self.looked, self.held) = (now, held);
+        self.had.as_millis() as u64
+    }
 }
 
 /// A record that waits for records of other topics.
@@ -154,6 +180,7 @@ impl Part {
             booked: false,
             moved: false,
             mark: Mark::default(),
+            chance: Chance { looked: shared.clock.steady(), ..Chance::default() },
         }
     }
 
@@ -291,9 +318,13 @@ impl Worker {
     fn release(&mut self, partition: i32, latest: Millis) -> Sent {
         let now = self.shared.clock.steady();
         let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
+        let board = &self.shared.board;
+        let held = Duration::from_millis(board.held.load(Ordering::Relaxed));
+        let paused = board.ahead.lock().unwrap_or_else(|e| e.into_inner()).contains(&partition);
+        let chance = part.chance.had(now, held, paused);
         let stalls = part.aligner.stalls();
         let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
-        while let Some((lane, held)) = part.aligner.pop(now.as_millis() as u64) {
+        while let Some((lane, held)) = part.aligner.pop(chance) {
             if !booking.book_held(part, partition, lane, held) {
                 break;
             }
@@ -432,5 +463,20 @@ impl Booking<'_> {
         part.next[lane] = Some(offset + 1);
         part.booked = true;
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_time_in_which_a_topic_could_bring_records_tries_the_patience() {
+        let s = Duration::from_secs;
+        let mut chance = Chance { looked: s(100), ..Chance::default() };
+        assert_eq!(chance.had(s(101), s(0), false), 1_000);
+        assert_eq!(chance.had(s(191), s(87), false), 4_000, "87 s of it a worker was behind");
+        assert_eq!(chance.had(s(791), s(87), true), 4_000, "paused: too far ahead");
+        assert_eq!(chance.had(s(792), s(87), false), 5_000);
     }
 }

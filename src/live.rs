@@ -5,6 +5,8 @@ pub use crate::engine::judge::Operation;
 use crate::engine::outcome::Counts;
 use crate::engine::state::{BinsState, ExperimentState};
 use crate::engine::time::Millis;
+use crate::rules::Loaded;
+use crate::rules::reload::{Change, FileState, State};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
@@ -12,15 +14,30 @@ use tokio::sync::oneshot;
 
 /// The newest view; cheap to read and to replace.
 #[derive(Clone, Default)]
-pub struct Live(Arc<RwLock<Arc<View>>>);
+pub struct Live(Arc<RwLock<Newest>>);
+
+#[derive(Default)]
+struct Newest {
+    view: Arc<View>,
+    files: Arc<Vec<FileState>>,
+}
 
 impl Live {
     pub fn get(&self) -> Arc<View> {
-        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()))
+        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).view)
     }
 
     pub fn set(&self, view: View) {
-        *self.0.write().unwrap_or_else(|e| e.into_inner()) = Arc::new(view);
+        self.0.write().unwrap_or_else(|e| e.into_inner()).view = Arc::new(view);
+    }
+
+    /// How the rule files stand, by name.
+    pub fn files(&self) -> Arc<Vec<FileState>> {
+        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).files)
+    }
+
+    pub fn set_files(&self, files: Vec<FileState>) {
+        self.0.write().unwrap_or_else(|e| e.into_inner()).files = Arc::new(files);
     }
 }
 
@@ -70,6 +87,8 @@ pub struct Check {
 #[derive(Debug)]
 pub enum Command {
     Operate(Request),
+    /// Goes on by these rules.
+    Reload(Box<Reload>),
     /// One experiment with all its intervals, which are too dear to be in every view.
     Look {
         experiment: String,
@@ -82,6 +101,41 @@ pub enum Command {
         bucket: String,
         reply: oneshot::Sender<Option<BinsState>>,
     },
+}
+
+/// Rules on their way to the judge and the workers.
+#[derive(Debug)]
+pub struct Reload {
+    pub loaded: Loaded,
+    pub changes: Vec<Change>,
+    /// Who asked, when a person did.
+    pub author: Option<String>,
+    pub reply: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// Asks for the rule files to be read again.
+#[derive(Debug)]
+pub struct ReloadRequest {
+    /// Who asks; `None` for a signal.
+    pub author: Option<String>,
+    /// Says what would change, and changes nothing.
+    pub dry_run: bool,
+    pub reply: oneshot::Sender<Result<ReloadReport, Refusal>>,
+}
+
+/// What came of reading the rule files again.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReloadReport {
+    /// What has changed, or would.
+    pub changes: Vec<Change>,
+    pub files: Vec<FileState>,
+}
+
+impl ReloadReport {
+    /// Whether all files are in force as they are.
+    pub fn is_clean(&self) -> bool {
+        self.files.iter().all(|file| !matches!(file.state, State::Stale | State::Refused))
+    }
 }
 
 /// An operator's request on its way to the judge.

@@ -190,6 +190,7 @@ fn decision(id: &str) -> Decision {
         epoch: 0,
         segment: None,
         covered_by: None,
+        held_by: None,
         author: None,
         shared_cause: None,
     }

@@ -121,7 +121,14 @@ impl Daemon {
         tokio::spawn(judge(receiver, Arc::clone(&commands)));
         let store = Arc::new(store);
         let backend: Arc<dyn Backend> = store.clone();
-        let api = Api { live: live.clone(), commands: sender, backend, metrics: Metrics::default(), access: Access::new(&config.http) };
+        let api = Api {
+            live: live.clone(),
+            commands: sender,
+            reloads: mpsc::channel(1).0,
+            backend,
+            metrics: Metrics::default(),
+            access: Access::new(&config.http),
+        };
         let (limits, tls) = (Limits::from(&config.http), config.http.tls.as_ref().map(|files| Tls::load(files).unwrap()));
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
@@ -165,7 +172,7 @@ async fn judge(mut commands: mpsc::Receiver<Command>, seen: Seen) {
                 let _ = reply.send((bucket == "treatment").then_some(bins));
                 continue;
             }
-            Command::Look { .. } => continue,
+            Command::Look { .. } | Command::Reload(_) => continue,
         };
         let Request { experiment, operation, bucket, author, reason, reply } = request;
         let result = match bucket.as_deref() {

@@ -14,6 +14,7 @@ use guardraild::engine::stats::exceedance::log_e_over;
 use guardraild::engine::stats::rates::threshold_log_e;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use support::*;
 
 const RULE: &str = "guardrail: v1
@@ -325,7 +326,7 @@ proptest! {
         }
     }
 
-    /// Invariant 1: verdicts do not depend on how partitions interleave, nor on restarts.
+    /// Invariant 1: verdicts do not depend on how partitions interleave, nor on restarts and reloads.
     #[test]
     fn interleavings_and_restarts_change_nothing(
         histories in prop::collection::vec(history(record(12), 150), 3),
@@ -394,7 +395,7 @@ fn difference<'a>(a: &'a [String], b: &'a [String]) -> Vec<&'a str> {
 }
 
 /// What a fleet says of three partitions that are read in the order of `picks` (and the rest one after the other), where after some
-/// records everything is thrown away and rebuilt from snapshots. Panes are judged after every `together` records.
+/// records everything is thrown away and rebuilt from snapshots, or, every other time, the same rules are loaded anew. Panes are judged after every `together` records.
 fn said_of(
     catalog: &Catalog,
     (settings, together): (&Settings, usize),
@@ -422,7 +423,12 @@ fn said_of(
         next[p] += 1;
         partitions[p].read(line);
         take(&mut fleet, &mut said, partitions[p].aggregator.drain(), step % together == 0);
-        if restarts.contains(&step) {
+        if restarts.contains(&step) && step % 2 == 1 {
+            let mut out = Output::default();
+            fleet.reload(catalog, START, &mut out).unwrap();
+            said.take(out);
+            partitions.iter_mut().for_each(|partition| partition.aggregator.reload(Arc::new(catalog.clone())).unwrap());
+        } else if restarts.contains(&step) {
             fleet = restarted(&mut fleet, &mut kept, catalog, settings);
             (0..lines.len()).for_each(|p| fleet.assigned(p as i32));
             for (p, partition) in partitions.iter_mut().enumerate() {

@@ -5,9 +5,10 @@ mod support;
 
 use guardraild::cli::audit::{Finding, audit};
 use guardraild::delivery::Router;
-use guardraild::engine::decision::{Action, Evidence, Output};
+use guardraild::engine::decision::{Action, Evidence, HeldBy, Output};
 use guardraild::engine::fleet::Fleet;
-use guardraild::engine::plan::{FieldTable, Settings};
+use guardraild::engine::kept::Kept;
+use guardraild::engine::plan::{BlastRadius, FieldTable, Settings};
 use guardraild::rules::{RuleSet, parse_str};
 use guardraild::store::{Commit, Store};
 use std::collections::BTreeMap;
@@ -46,11 +47,16 @@ fn outage(partition: u32) -> Vec<String> {
     lines
 }
 
-/// What is said when partitions are read in the order of `turns`, a hundred records at a time.
+/// What is said when partitions are read in the order of `turns`, a hundred records at a time; nothing is held back.
 fn said(rules: &[String], turns: &[usize]) -> Said {
+    braked(rules, turns, 0)
+}
+
+/// The same, where at most so many experiments are rolled back without a person.
+fn braked(rules: &[String], turns: &[usize], most: usize) -> Said {
     let texts: Vec<&str> = rules.iter().map(String::as_str).collect();
     let (catalog, settings) = (catalog(&texts), Settings::default());
-    let mut fleet = Fleet::new(&catalog, settings.pane);
+    let mut fleet = Fleet::new(&catalog, settings.pane).braking(&BlastRadius { experiments: most, within: 600_000 });
     let mut partitions: Vec<Partition> = (0..3).map(|p| Partition::new(p, &catalog, &settings)).collect();
     (0..3).for_each(|p| fleet.assigned(p));
     let records: Vec<Vec<String>> = (0..3).map(outage).collect();
@@ -145,4 +151,73 @@ fn two_experiments_are_no_shared_cause() {
     let said = said(&texts, &[]);
     assert!(said.decisions.iter().any(|d| d.action == Action::Page && d.criterion == "limit"));
     assert!(said.decisions.iter().all(|d| d.shared_cause.is_none() && d.criterion != "shared_cause"), "{:?}", said.decisions);
+}
+
+#[test]
+fn beyond_the_blast_radius_rollbacks_wait_for_a_person_and_so_does_what_would_follow() {
+    let texts: Vec<String> = (0..EXPERIMENTS)
+        .map(|i| rule(i).replace("confirm_within: 30s", "kill: {webhook: flags}, confirm_within: 30s, unconfirmed: [kill, page]"))
+        .collect();
+    let said = braked(&texts, &[], 20);
+    let rollbacks: Vec<_> = said.decisions.iter().filter(|d| d.action == Action::Rollback).collect();
+    let held: Vec<_> = rollbacks.iter().filter(|d| d.held_by == Some(HeldBy::BlastRadius)).collect();
+    assert_eq!((rollbacks.len(), held.len()), (99, 79), "all are decided");
+    assert!(
+        held[0].reason.ends_with("; held back: 20 experiments in 600 s is the most that are rolled back without a person"),
+        "{}",
+        held[0].reason
+    );
+    let kills = |by: Option<HeldBy>| said.decisions.iter().filter(|d| d.action == Action::Kill && d.held_by == by).count();
+    assert_eq!((kills(None), kills(Some(HeldBy::Rollback))), (20, 79), "nothing was sent that could be confirmed");
+
+    let mut fields = FieldTable::default();
+    let parse = |text: &String| parse_str("rule.yaml", text, &mut fields, None).rule.unwrap();
+    let rules: BTreeMap<String, RuleSet> = texts.iter().map(parse).map(|r| (r.plan.experiment.clone(), r)).collect();
+    let router = Router::default();
+    let sent: Vec<_> = said.decisions.iter().filter_map(|d| Some(router.decision(rules.get(&d.experiment)?, d, None))).flatten().collect();
+    let flags = sent.iter().filter(|d| d.endpoint == "flags");
+    assert_eq!(flags.filter(|d| d.event_type == "guardrail.rollback").count(), 20);
+
+    // Whichever partition speaks first, and with an order of its own in each run.
+    let turns: Vec<usize> = (0..600).map(|i| [2, 0, 2, 1, 0][i % 5]).collect();
+    let mut other = braked(&texts, &turns, 20).lines();
+    let mut lines = said.lines();
+    other.sort();
+    lines.sort();
+    assert_eq!(other, lines);
+}
+
+#[test]
+fn an_experiment_beyond_its_rate_limit_is_released_by_a_person() {
+    use guardraild::engine::judge::{Operation, Operator};
+    let text = "guardrail: v1\noverview: {experiment: exp, owner: team}\nbuckets: {control: {baseline: true}, a: {}, b: {}}\nguardrails: [{metric: error_rate, limit: 20%}]\n\
+                actions: {mode: enforce, rollback: {webhook: flags}, page: {webhook: pager}, confirm_within: 30s, rate_limit: {rollbacks: 1/h}}\n";
+    let (catalog, settings) = (catalog(&[text]), Settings::default());
+    let mut fleet = Fleet::new(&catalog, settings.pane);
+    let mut partition = Partition::new(0, &catalog, &settings);
+    let mut said = Said::default();
+    for i in 0..4_000 {
+        let (ts, bucket) = (START + i * 10, ["control", "a", "b"][i as usize % 3]);
+        let bad = bucket != "control" && i > 1_000 + 500 * i64::from(bucket == "b");
+        partition.read(&format!(r#"{{"event":"request","ts":{ts},"experiment":"exp","bucket":"{bucket}","latency_ms":9,"error":{bad}}}"#));
+        for emission in partition.aggregator.drain() {
+            let mut out = Output::default();
+            fleet.take(emission, &mut out);
+            said.take(out);
+        }
+    }
+    let by_machine: Vec<_> = said.decisions.iter().map(|d| (d.bucket.as_str(), d.action, d.held_by)).collect();
+    assert_eq!(by_machine[..2], [("a", Action::Rollback, None), ("b", Action::Rollback, Some(HeldBy::RateLimit))]);
+    let stopped = |fleet: &Fleet| fleet.close_view("exp").unwrap().buckets[2].stopped.clone().unwrap();
+    assert_eq!(stopped(&fleet).confirmation, "held");
+    let operation = Operation::Act(Action::Rollback);
+    let operator = Operator { operation, bucket: Some("b".into()), author: "ann".into(), reason: "seen it".into(), at: START + 40_000 };
+    let mut out = Output::default();
+    fleet.operate("exp", &operator, &mut out).unwrap().unwrap();
+    assert_eq!((out.decisions.len(), out.decisions[0].held_by), (1, None));
+    assert_eq!((stopped(&fleet).decision, stopped(&fleet).confirmation), (out.decisions[0].decision.clone(), "waiting".to_owned()));
+    // As after a restart.
+    let kept = fleet.snapshot(true).unwrap();
+    let mut again = Fleet::restore(&catalog, settings.pane, &Kept::of(kept.clone())).unwrap().fleet;
+    assert_eq!(again.snapshot(true).unwrap(), kept);
 }

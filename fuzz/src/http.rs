@@ -81,6 +81,7 @@ impl Site {
                         let accepted = Accepted { experiment: request.experiment, message: "done".to_owned(), decisions: Vec::new() };
                         drop(request.reply.send(Ok(accepted)));
                     }
+                    Command::Reload(reload) => drop(reload.reply.send(Ok(()))),
                     Command::Look { experiment, reply } => {
                         drop(reply.send(experiments.iter().find(|e| e.experiment == experiment).cloned()));
                     }
@@ -89,7 +90,14 @@ impl Site {
             }
         });
         let access = Access::new(&config.http);
-        let service = TowerToHyperService::new(site(Api { live, commands, backend: Arc::new(Kept), metrics: Metrics::default(), access }));
+        let service = TowerToHyperService::new(site(Api {
+            live,
+            commands,
+            reloads: mpsc::channel(1).0,
+            backend: Arc::new(Kept),
+            metrics: Metrics::default(),
+            access,
+        }));
         Site { runtime, service }
     }
 

@@ -3,7 +3,10 @@
 //! Nothing that a judge says is acted on before it is stored. While the store cannot be written, this thread waits and tries again;
 //! the inbox fills, reading stops, and `/readyz` says why.
 
-use super::recovery;
+mod barrier;
+
+pub use barrier::entries;
+
 use crate::clock::Clock;
 use crate::delivery::{Router, Waker};
 use crate::engine::aggregate::Dropped;
@@ -13,12 +16,14 @@ use crate::engine::judge::Operator;
 use crate::engine::outcome::Counts;
 use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
-use crate::ingest::kafka::{FromIngest, Ingest, PartitionSnapshot, way};
+use crate::ingest::kafka::{FromIngest, Ingest, Rules, way};
 use crate::ingest::schemas::Schemas;
-use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Request, View};
+use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Reload, Request, View};
+use crate::mapping::Sources;
 use crate::rules::RuleSet;
-use crate::store::{Checkpoint, Commit, NewOperation, Store};
+use crate::store::{Commit, NewOperation, RuleText, Store};
 use crate::telemetry::{self, Metrics, names};
+use barrier::Barrier;
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -79,6 +84,8 @@ impl Stop {
 pub trait Reading {
     /// A snapshot of every worker, under this number.
     fn barrier(&self, number: u64);
+    /// The same, and other rules behind it.
+    fn reload(&self, number: u64, rules: Rules);
     /// The last snapshots, and an end.
     fn stop(&self);
     /// Whether schemas are waited for; `None` where none is needed.
@@ -88,6 +95,10 @@ pub trait Reading {
 impl Reading for Ingest {
     fn barrier(&self, number: u64) {
         Ingest::barrier(self, number);
+    }
+
+    fn reload(&self, number: u64, rules: Rules) {
+        Ingest::reload(self, number, rules);
     }
 
     fn stop(&self) {
@@ -107,8 +118,11 @@ pub struct Court {
     /// No checkpoint holds anything of this state: the next one takes over nothing from those before.
     pub anew: bool,
     pub store: Store,
+    /// What is to be stored before anything else: what the rules that are new at the start have changed, and their texts.
+    pub opening: Option<(Output, Vec<RuleText>)>,
     /// By experiment.
     pub rules: BTreeMap<String, Arc<RuleSet>>,
+    pub sources: Sources,
     pub router: Router,
     pub waker: Waker,
     pub live: Live,
@@ -134,6 +148,8 @@ pub struct Session {
     /// Whether people have been told that judging is behind.
     behind: bool,
     barrier: Barrier,
+    /// Rules that wait for the next barrier.
+    reload: Option<Box<Reload>>,
     next_checkpoint: Duration,
     /// Why the store could not be written last time.
     store_error: Option<String>,
@@ -144,18 +160,6 @@ pub struct Session {
     stopped: bool,
     /// The judges have said what could not be stored before the end: their state must not be saved, so that the next start hears it again.
     unsaid: bool,
-}
-
-/// A checkpoint under way: each worker sends its snapshot in order with its emissions; what it sends afterwards waits until all have.
-#[derive(Default)]
-struct Barrier {
-    number: u64,
-    pending: bool,
-    reported: BTreeSet<usize>,
-    parts: Vec<PartitionSnapshot>,
-    /// Messages of workers that have reported already.
-    held: Vec<FromIngest>,
-    since: Option<Duration>,
 }
 
 impl Court {
@@ -186,6 +190,7 @@ impl Session {
             dropped: BTreeMap::new(),
             behind: false,
             barrier: Barrier::default(),
+            reload: None,
             next_checkpoint,
             store_error: None,
             viewed: now,
@@ -199,6 +204,7 @@ impl Session {
             session.court.metrics.add(&names::DECISIONS, &[action.name()], 0.0);
         }
         session.count_kept();
+        session.open();
         session.publish();
         session
     }
@@ -293,7 +299,6 @@ impl Session {
 
     /// Stores what the judges said, with its deliveries, and only then lets it act.
     fn say(&mut self, out: Output, operation: Option<NewOperation>) -> Option<i64> {
-        let at = self.court.clock.moment().steady;
         // The root of the trace that ends with the receivers' answers.
         let pane = match out.decisions.is_empty() && out.notices.is_empty() {
             true => Span::none(),
@@ -301,6 +306,31 @@ impl Session {
         };
         let storing = if pane.is_none() { Span::none() } else { tracing::info_span!(parent: &pane, "commit") };
         let _pane = pane.entered();
+        let commit = Commit { operation, ..self.commit_of(out) };
+        let committed = storing.in_scope(|| self.write(&commit));
+        self.unsaid |= committed.is_none();
+        let committed = committed?;
+        for (decision, _) in commit.decisions.iter().filter(|(d, _)| committed.new.contains(&d.decision)) {
+            self.court.metrics.add(&names::DECISIONS, &[decision.action.name()], 1.0);
+            if let Some(by) = decision.held_by {
+                self.court.metrics.add(&names::HELD_BACK, &[by.name()], 1.0);
+            }
+        }
+        self.wake_for(&commit);
+        self.publish();
+        committed.operation
+    }
+
+    /// Also where the store knew them all: a commit whose success was not heard is tried again.
+    fn wake_for(&self, commit: &Commit) {
+        let told = commit.decisions.iter().map(|(_, rows)| rows).chain(commit.notices.iter().map(|(_, rows)| rows));
+        if told.flatten().next().is_some() {
+            self.court.waker.wake();
+        }
+    }
+
+    /// What was said, with its deliveries.
+    fn commit_of(&self, out: Output) -> Commit {
         let decisions = out.decisions.into_iter().map(|d| self.with_deliveries(d)).collect();
         let notices = out.notices.into_iter().map(|notice| {
             let rule = self.court.rules.get(&notice.decision.experiment);
@@ -315,23 +345,12 @@ impl Session {
             );
             (notice, deliveries)
         });
-        let commit = Commit { at, decisions, notices: notices.collect(), log: out.log, operation, checkpoint: None };
+        let commit =
+            Commit { at: self.court.clock.moment().steady, decisions, notices: notices.collect(), log: out.log, ..Commit::default() };
         for entry in &commit.log {
             tracing::info!(experiment = entry.experiment, kind = ?entry.kind, author = entry.author, "{}", entry.text);
         }
-        let committed = storing.in_scope(|| self.write(&commit));
-        self.unsaid |= committed.is_none();
-        let committed = committed?;
-        for (decision, _) in commit.decisions.iter().filter(|(d, _)| committed.new.contains(&d.decision)) {
-            self.court.metrics.add(&names::DECISIONS, &[decision.action.name()], 1.0);
-        }
-        // Also where the store knew them all: a commit whose success was not heard is tried again.
-        let told = commit.decisions.iter().map(|(_, rows)| rows).chain(commit.notices.iter().map(|(_, rows)| rows));
-        if told.flatten().next().is_some() {
-            self.court.waker.wake();
-        }
-        self.publish();
-        committed.operation
+        commit
     }
 
     fn with_deliveries(&self, decision: Decision) -> (Decision, Vec<crate::store::NewDelivery>) {
@@ -406,6 +425,7 @@ impl Session {
     pub fn command(&mut self, command: Command) {
         match command {
             Command::Operate(request) => self.operate(request),
+            Command::Reload(reload) => self.reload = Some(reload),
             Command::Look { experiment, reply } => {
                 let now = self.court.clock.now();
                 let state = self.court.fleet.close_view(&experiment).map(|mut state| {
@@ -458,11 +478,15 @@ impl Session {
             self.counted = now;
             self.count_kept();
         }
-        if !self.barrier.pending && now >= self.next_checkpoint {
+        if !self.barrier.pending && (self.reload.is_some() || now >= self.next_checkpoint) {
             self.barrier.number += 1;
             self.barrier.pending = true;
             self.barrier.since = Some(now);
-            self.ingest.barrier(self.barrier.number);
+            self.barrier.reload = self.reload.take();
+            match &self.barrier.reload {
+                Some(reload) => self.ingest.reload(self.barrier.number, self.rules_of(reload)),
+                None => self.ingest.barrier(self.barrier.number),
+            }
         }
     }
 
@@ -479,41 +503,6 @@ impl Session {
             let n = pending.iter().find(|(endpoint, _)| endpoint == name).map_or(0, |(_, n)| *n);
             metrics.set(&names::DELIVERIES_PENDING, &[name], n as f64);
             metrics.set(&names::ENDPOINT_DISABLED, &[name], f64::from(u8::from(disabled.contains(name))));
-        }
-    }
-
-    /// One worker's part of a checkpoint, or of the last one at the end.
-    fn snapshot(&mut self, number: u64, worker: usize, parts: Vec<PartitionSnapshot>) {
-        // The last snapshots, at the end, come without having been asked for.
-        self.barrier.pending = true;
-        tracing::debug!(number, worker, "snapshot");
-        self.barrier.reported.insert(worker);
-        self.barrier.parts.extend(parts);
-        if self.barrier.reported.len() < self.court.workers {
-            return;
-        }
-        let started = self.barrier.since.take().unwrap_or_else(|| self.court.clock.steady());
-        let parts = std::mem::take(&mut self.barrier.parts);
-        let writing = self.court.clock.steady();
-        let changes = match recovery::changes(&mut self.court.fleet, parts) {
-            Ok(changes) => changes,
-            Err(reason) => return self.give_up(reason),
-        };
-        let mut stood_still = self.since(writing);
-        let (made_at, whole) = (self.court.clock.now(), self.court.anew);
-        let checkpoint = Checkpoint { made_at, operations_seq: self.court.operations_seq, whole, changes };
-        let commit = Commit { at: made_at, checkpoint: Some(checkpoint), ..Commit::default() };
-        if !self.unsaid && self.write(&commit).is_some() {
-            self.court.anew = false;
-            stood_still += self.court.store.held();
-            self.court.metrics.observe(&names::CHECKPOINT_SECONDS, &[], self.since(started).as_secs_f64());
-            self.court.metrics.set(&names::CHECKPOINT_AT, &[], made_at as f64 / 1_000.0);
-        }
-        self.next_checkpoint = self.court.clock.steady() + self.court.checkpoint_every.max(stood_still * CHECKPOINT_PAUSE);
-        self.barrier.pending = false;
-        self.barrier.reported.clear();
-        for message in std::mem::take(&mut self.barrier.held) {
-            self.receive(message);
         }
     }
 
@@ -587,6 +576,7 @@ impl Session {
             (records, Some(to)) => format!("{records} records behind, judged up to {} s ago", (self.court.clock.now() - to) / 1_000),
         };
         let lag = Check { name: "lag", ok: true, detail };
-        [kafka, store, lag].into_iter().chain(schemas).collect()
+        let rules = Check { name: "rules", ok: true, detail: super::reload::told(&self.court.live.files()) };
+        [kafka, store, lag, rules].into_iter().chain(schemas).collect()
     }
 }

@@ -4,11 +4,13 @@ pub mod assignments;
 mod backend;
 pub mod judging;
 pub mod recovery;
+mod reload;
 mod turn;
 
 use crate::clock;
 use crate::config::{self, Config, OAuth, OffsetReset, Property};
 use crate::delivery::{self, DeliveryEvent, DeliveryResult, Dispatcher};
+use crate::engine::decision::Output;
 use crate::fail;
 use crate::http::{self, Access, Api};
 use crate::ingest::decode::Limits;
@@ -16,7 +18,7 @@ use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
 use crate::ingest::mapped::Layouts;
 use crate::ingest::oauth::OauthConfig;
 use crate::ingest::schemas::{Login, Registry, RegistryConfig, Schemas};
-use crate::live::{Check, Live, View};
+use crate::live::{Check, Live, Refusal, ReloadReport, ReloadRequest, View};
 use crate::mapping::Sources;
 use crate::rules::{self, Loaded};
 use crate::store::Store;
@@ -24,8 +26,9 @@ use crate::telemetry::{Metrics, Telemetry, names};
 use crate::tools::demo::Daemon;
 use anyhow::Context;
 use judging::{Court, Stop};
+use reload::{Keeper, Place};
 use secrecy::ExposeSecret;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -58,6 +61,7 @@ pub struct App {
     close_http: oneshot::Sender<()>,
     served: tokio::task::JoinHandle<()>,
     stop: Stop,
+    reloads: mpsc::Sender<ReloadRequest>,
     judging: JoinHandle<()>,
     /// One active daemon per state directory, for as long as it runs.
     _turn: Arc<Turn>,
@@ -71,23 +75,46 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let telemetry = Telemetry::init(&config.telemetry)?;
     let app = start(config, telemetry.metrics.clone())?;
     tracing::info!(address = %app.http, "listening");
-    let outcome = app.runtime.block_on(until_stopped(&app.stop));
+    let outcome = app.runtime.block_on(until_stopped(&app.stop, &app.reloads));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     app.shutdown();
     telemetry.shutdown();
     outcome
 }
 
-/// Waits for a signal, or for the judging thread to give up.
-async fn until_stopped(stop: &Stop) -> anyhow::Result<()> {
+/// Waits for a signal to stop, or for the judging thread to give up. SIGHUP reads the rules again.
+async fn until_stopped(stop: &Stop, reloads: &mpsc::Sender<ReloadRequest>) -> anyhow::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
-        _ = interrupt.recv() => tracing::info!("interrupted: draining"),
-        reason = stop.failed() => anyhow::bail!("{reason}"),
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
+            _ = interrupt.recv() => tracing::info!("interrupted: draining"),
+            reason = stop.failed() => anyhow::bail!("{reason}"),
+            _ = hangup.recv() => {
+                tracing::info!("SIGHUP: reading the rules again");
+                let (reply, answer) = oneshot::channel();
+                // With a full queue they are read in a moment anyway.
+                if reloads.try_send(ReloadRequest { author: None, dry_run: false, reply }).is_ok() {
+                    tokio::spawn(reloading(answer));
+                }
+                continue;
+            }
+        }
+        return Ok(());
     }
-    Ok(())
+}
+
+/// Tells the service manager that a reload goes on, and when it has ended.
+async fn reloading(answer: oneshot::Receiver<Result<ReloadReport, Refusal>>) {
+    let now = sd_notify::NotifyState::monotonic_usec_now();
+    let begun = now.ok().map(|now| sd_notify::notify(&[sd_notify::NotifyState::Reloading, now]));
+    // What came of it is in the log.
+    let _ = answer.await;
+    if begun.is_some() {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
 }
 
 /// Starts everything; the caller owns the process's telemetry.
@@ -98,7 +125,14 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     // TLS needs one process-wide provider; an error only says that somebody has installed it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     fail::arm_from_environment().map_err(BadConfig)?;
-    let loaded = load_rules(&config, &metrics)?;
+    let (database, mut place) = (config.state_dir.join("guardraild.db"), place(&config));
+    if !database.exists() {
+        let (proposal, _) = reload::at_start(&place, &Loaded::default(), &[]);
+        if proposal.loaded.rules.is_empty() {
+            reload::tell(&proposal, &metrics);
+            return Err(nothing_to_do(&config, proposal.loaded.refused).into());
+        }
+    }
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -109,9 +143,10 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let listener = runtime.block_on(http::bind(config.http.listen))?;
     let address = listener.local_addr()?;
     let (live, stop, late) = (Live::default(), Stop::default(), Arc::new(backend::Late::default()));
-    let (commands, orders) = mpsc::channel(64);
+    let ((commands, orders), (reloads, requests)) = (mpsc::channel(64), mpsc::channel(8));
     let backend = Arc::<backend::Late>::clone(&late);
-    let api = Api { live: live.clone(), commands, backend, metrics: metrics.clone(), access: Access::new(&config.http) };
+    let (to_judge, access) = (commands.clone(), Access::new(&config.http));
+    let api = Api { live: live.clone(), commands, reloads: reloads.clone(), backend, metrics: metrics.clone(), access };
     let (close_http, closed) = oneshot::channel();
     live.set(not_yet("starting".to_owned()));
     let served = runtime.spawn(http::serve(listener, api, http::Limits::from(&config.http), tls, async move {
@@ -119,7 +154,6 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     }));
 
     let turn = take_turn(&config, address, &live, &metrics)?.keep(stop.clone())?;
-    let database = config.state_dir.join("guardraild.db");
     private(&database)?;
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
@@ -127,21 +161,39 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let epoch = fence(&mut store)?;
     metrics.set(&names::EPOCH, &[], epoch as f64);
     let open = || open().map(|store| store.in_epoch(epoch));
-    let recovered = recovery::recover(&mut store, &loaded.catalog, &config.engine.settings, &metrics)?;
+    // First as it was, then by what the files say now: a restart with other rules is a reload.
+    let before = reload::stored(store.rules()?);
+    let mut recovered = recovery::recover(&mut store, &before.catalog, &config.engine.settings, &metrics)?;
+    let (proposal, digest) = reload::at_start(&place, &before, &recovered.fleet.views());
+    reload::tell(&proposal, &metrics);
+    if proposal.loaded.rules.is_empty() {
+        return Err(nothing_to_do(&config, proposal.loaded.refused).into());
+    }
+    let mut opening = Output::default();
+    recovered.fleet.reload(&proposal.loaded.catalog, clock::now(), &mut opening).map_err(anyhow::Error::msg)?;
+    if !before.used.is_empty() {
+        opening.log.extend(judging::entries(&proposal.changes, None, clock::now()));
+    }
+    let rules::reload::Proposal { loaded, files, changes } = proposal;
+    tracing::info!(experiments = loaded.rules.len(), refused = loaded.refused, "rules loaded");
 
     let dispatcher = start_dispatcher(&runtime, open()?, &config, &metrics)?;
     let (sender, inbox) = crossbeam_channel::bounded(INBOX);
-    let catalog = Arc::new(loaded.catalog);
     let limits = Limits { max_record_bytes: config.engine.max_record, ..Limits::default() };
     let mut kafka = kafka_config(&config.kafka, &loaded.sources);
     if config.standby {
         // Whoever takes over is to the broker the same member, back again: it need not wait until the old one is given up, which is shut out.
         kafka.properties.entry("group.instance.id".to_owned()).or_insert_with(|| config.kafka.group.clone());
     }
-    let layouts = layouts(&config.kafka, loaded.sources, &metrics)?;
+    let layouts = layouts(&config.kafka, loaded.sources.clone(), &metrics)?;
+    (place.topics, place.registry) = (Some(kafka.topics.clone().into()), layouts.schemas.is_some());
+    let catalog = Arc::new(loaded.catalog.clone());
     let engine = Engine { catalog, settings: config.engine.settings.clone(), limits, layouts, metrics: metrics.clone() };
     let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
+    live.set_files(files);
+    let keeper = Keeper::new(place, live.clone(), metrics.clone(), to_judge, (&loaded, digest));
+    runtime.spawn(keeper.run(requests, config.reload.every));
     let readable = Arc::clone(&ingest);
     let court = Court {
         clock: clock::machine(),
@@ -149,6 +201,8 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         operations_seq: recovered.operations_seq,
         anew: recovered.anew,
         store,
+        opening: (!changes.is_empty()).then(|| (opening, reload::texts(&loaded.used))),
+        sources: loaded.sources.clone(),
         rules: loaded.rules.iter().map(|r| (r.plan.experiment.clone(), Arc::clone(r))).collect(),
         router: delivery::Router { base_url: config.http.base_url.parse().ok() },
         waker: dispatcher.waker(),
@@ -163,7 +217,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     live.set(View::default());
     let signal = stop.clone();
     let judging = std::thread::Builder::new().name("judge".into()).spawn(move || court.run(ingest, inbox, orders, &signal))?;
-    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, judging, _turn: turn })
+    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, reloads, judging, _turn: turn })
 }
 
 /// What is shown before this daemon is the active one.
@@ -237,25 +291,15 @@ fn private(path: &Path) -> anyhow::Result<File> {
     file.with_context(|| format!("{} cannot be made: is state_dir writable?", path.display()))
 }
 
-/// Reads the rules: what is wrong is logged, and the good files are used. None at all is an error.
-fn load_rules(config: &Config, metrics: &Metrics) -> anyhow::Result<Loaded> {
-    let endpoints: BTreeSet<String> = config.endpoints.keys().cloned().collect();
-    let loaded = rules::load(&config.rules, Some(&endpoints));
-    for diagnostic in &loaded.diagnostics {
-        match diagnostic.is_error() {
-            true => tracing::error!("{}", diagnostic.short()),
-            false => tracing::warn!("{}", diagnostic.short()),
-        }
-    }
-    metrics.set(&names::RULE_FILES, &["loaded"], loaded.rules.len() as f64);
-    metrics.set(&names::RULE_FILES, &["refused"], loaded.refused as f64);
-    if loaded.rules.is_empty() {
-        let paths: Vec<String> = config.rules.iter().map(|p| p.display().to_string()).collect();
-        let text = format!("no usable rule file in {} ({} refused): see `guardraild check`", paths.join(", "), loaded.refused);
-        return Err(BadConfig(text).into());
-    }
-    tracing::info!(experiments = loaded.rules.len(), refused = loaded.refused, "rules loaded");
-    Ok(loaded)
+/// Where the rules are, before it is known which topics are read.
+fn place(config: &Config) -> Place {
+    Place { paths: config.rules.clone(), endpoints: config.endpoints.keys().cloned().collect(), topics: None, registry: false }
+}
+
+/// Without a single rule there is nothing to guard.
+fn nothing_to_do(config: &Config, refused: usize) -> BadConfig {
+    let paths: Vec<String> = config.rules.iter().map(|p| p.display().to_string()).collect();
+    BadConfig(format!("no usable rule file in {} ({refused} refused): see `guardraild check`", paths.join(", ")))
 }
 
 fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &Metrics) -> anyhow::Result<Dispatcher> {

@@ -83,7 +83,7 @@ pub fn recover(store: &mut Store, catalog: &Catalog, settings: &Settings, metric
         (recovered.operations_seq, recovered.anew) = (checkpoint.operations_seq, false);
         tracing::info!(partitions = recovered.resume.len(), made_at = checkpoint.made_at, "going on from the checkpoint");
     }
-    recovered.fleet = recovered.fleet.sharing(&settings.shared_cause);
+    recovered.fleet = recovered.fleet.sharing(&settings.shared_cause).braking(&settings.blast_radius);
     for (experiment, reason) in &lost {
         tracing::error!(experiment, "not taken up from the checkpoint, begins anew: {reason}");
         notes.push((experiment, format!("begins anew, with what has been decided: {reason}")));

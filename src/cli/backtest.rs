@@ -204,7 +204,11 @@ fn print(decision: &Decision, json: bool) {
         // A decision holds no map and no float that JSON cannot write.
         true => serde_json::to_string(decision).unwrap_or_default(),
         false => {
-            let held = if decision.covered_by.is_some() { " (done already)" } else { "" };
+            let held = match (&decision.covered_by, decision.held_by) {
+                (Some(_), _) => " (done already)",
+                (None, Some(_)) => " (held back)",
+                (None, None) => "",
+            };
             let whom = if decision.bucket.is_empty() { "-" } else { &decision.bucket };
             let (at, action) = (Timestamp(decision.decided_at), decision.action.name());
             let experiment = if decision.experiment.is_empty() { "-" } else { &decision.experiment };

@@ -305,6 +305,9 @@ fn decision(d: &Value) -> String {
     if let Some(earlier) = d["covered_by"].as_str() {
         out.push(format!("not sent   {earlier} had done as much already"));
     }
+    if let Some(by) = d["held_by"].as_str() {
+        out.push(format!("held back  by {by}: `guardraild rollback` carries it out"));
+    }
     if let Some(shared) = d["shared_cause"].as_str() {
         out.push(format!("shared     {shared} tells people of this one, too"));
     }

@@ -15,7 +15,7 @@ pub use http::{Http, OpenReads, Role, Tls, Token};
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, SchemaRegistry, Topics};
 pub use units::span;
 
-use crate::engine::plan::{Settings, SharedCause};
+use crate::engine::plan::{BlastRadius, Settings, SharedCause};
 use reader::{Fault, Reader, Section, code};
 use secrecy::SecretString;
 use std::collections::BTreeMap;
@@ -36,6 +36,7 @@ pub struct Config {
     pub delivery: Delivery,
     pub endpoints: BTreeMap<String, Endpoint>,
     pub checkpoint: Checkpoint,
+    pub reload: Reload,
     pub telemetry: Telemetry,
 }
 
@@ -48,6 +49,12 @@ pub struct Engine {
 
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
+    pub every: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Reload {
+    /// Time between two looks at the rule files.
     pub every: Duration,
 }
 
@@ -138,6 +145,7 @@ fn read(mut root: Section<'_>) -> Config {
         delivery: endpoint::delivery(root.section("delivery")),
         endpoints: endpoint::read(root.map("endpoints")),
         checkpoint: checkpoint(root.section("checkpoint")),
+        reload: reload(root.section("reload")),
         telemetry: telemetry(root.section("telemetry")),
     };
     if root.has_taken("rules") && config.rules.is_empty() {
@@ -163,6 +171,7 @@ fn engine(mut s: Section<'_>) -> Engine {
         waiting_max: count(s.need("waiting_max", reader::whole(0..=100_000_000))),
         max_skew_panes: max_skew / pane,
         shared_cause: shared_cause(s.section("shared_cause")),
+        blast_radius: blast_radius(s.section("blast_radius")),
     };
     for (key, span) in [("lateness", settings.lateness), ("max_skew", max_skew)] {
         if span % pane != 0 {
@@ -185,10 +194,25 @@ fn shared_cause(mut s: Section<'_>) -> SharedCause {
     rule
 }
 
+fn blast_radius(mut s: Section<'_>) -> BlastRadius {
+    let bound = BlastRadius {
+        experiments: usize::try_from(s.need("experiments", reader::whole(0..=1_000_000))).unwrap_or(usize::MAX),
+        within: s.need("within", reader::span("1s", "7d")).as_millis() as i64,
+    };
+    s.finish();
+    bound
+}
+
 fn checkpoint(mut s: Section<'_>) -> Checkpoint {
     let every = s.need("every", reader::span("1s", "10m"));
     s.finish();
     Checkpoint { every }
+}
+
+fn reload(mut s: Section<'_>) -> Reload {
+    let every = s.need("every", reader::span("1s", "1h"));
+    s.finish();
+    Reload { every }
 }
 
 fn telemetry(mut s: Section<'_>) -> Telemetry {

@@ -1,7 +1,7 @@
 //! Who is told of a decision, and with which body. Pure: the same decision gives the same deliveries.
 
 use super::payload::{self, Links};
-use crate::engine::decision::{Action, Decision, Evidence, Mode, Notice, NoticeKind};
+use crate::engine::decision::{Action, Decision, Evidence, HeldBy, Mode, Notice, NoticeKind};
 use crate::rules::{Route, RuleSet};
 use crate::store::{NewDelivery, Priority};
 use reqwest::Url;
@@ -25,6 +25,9 @@ impl Router {
         let action = decision.action;
         if action.intervenes() && (decision.mode == Mode::Observe || decision.covered_by.is_some()) {
             return Vec::new();
+        }
+        if decision.held_by.is_some() {
+            return self.held_back(rule, decision, traceparent).into_iter().collect();
         }
         let unconfirmed = UNCONFIRMED.contains(&decision.criterion.as_str());
         let (to, event_type, priority) = match action {
@@ -52,6 +55,25 @@ impl Router {
             escalate_to: escalation(rule, &route.endpoint),
             traceparent: traceparent.map(str::to_owned),
         }]
+    }
+
+    /// What a limit holds back is for people: whoever is paged, else notified. What would follow from it says nothing new.
+    fn held_back(&self, rule: &RuleSet, decision: &Decision, traceparent: Option<&str>) -> Option<NewDelivery> {
+        let route = rule.routes.get(&Action::Page).or(rule.routes.get(&Action::Notify))?;
+        let id = match &decision.shared_cause {
+            // As of any alert: who has been told of the shared cause knows.
+            Some(shared) => format!("{shared}-{}", route.endpoint),
+            None => format!("{}-held", decision.decision),
+        };
+        (decision.held_by != Some(HeldBy::Rollback)).then(|| NewDelivery {
+            id,
+            endpoint: route.endpoint.clone(),
+            event_type: "guardrail.alert",
+            priority: Priority::Inform,
+            payload: payload::body("guardrail.alert", decision, None, route.body.as_ref(), &self.links(rule, decision)),
+            escalate_to: escalation(rule, &route.endpoint),
+            traceparent: traceparent.map(str::to_owned),
+        })
     }
 
     /// Deliveries of a decision about a shared cause: one to each receiver that its experiments page, or else notify.

@@ -70,6 +70,28 @@ pub enum Mode {
     Enforce,
 }
 
+/// Which limit keeps a decision from being carried out until a person acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldBy {
+    /// `actions.rate_limit` of the rule.
+    RateLimit,
+    /// `engine.blast_radius` of the configuration.
+    BlastRadius,
+    /// The rollback that it would follow was held back.
+    Rollback,
+}
+
+impl HeldBy {
+    pub fn name(self) -> &'static str {
+        match self {
+            HeldBy::RateLimit => "rate_limit",
+            HeldBy::BlastRadius => "blast_radius",
+            HeldBy::Rollback => "rollback",
+        }
+    }
+}
+
 /// One decision, as printed by `backtest`, kept in the execution log and sent inside webhooks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
@@ -122,12 +144,22 @@ pub struct Decision {
     /// An earlier decision in force that has already done as much for this bucket: this one is logged and not delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub covered_by: Option<String>,
+    /// What kept it from being carried out: see [`HeldBy`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<HeldBy>,
     /// Who asked, when a person did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub author: Option<String>,
     /// The decision about the cause that this one shares with other experiments: whoever hears of that does not hear of this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shared_cause: Option<String>,
+}
+
+impl Decision {
+    /// It follows from what exposures did after an earlier one.
+    pub fn is_follow_up(&self) -> bool {
+        matches!(self.criterion.as_str(), "confirm_within" | "undone")
+    }
 }
 
 /// Sufficient statistics of a decision, enough to recompute it.
@@ -324,6 +356,8 @@ pub enum LogKind {
     Delivery,
     /// What a restart could not take up from a checkpoint, and what that means.
     Recovery,
+    /// The rules were changed.
+    Rules,
 }
 
 /// All that a step of the engine says.

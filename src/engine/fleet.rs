@@ -3,22 +3,25 @@
 //! A pane is judged when every live partition has passed it, so verdicts do not depend on how partitions interleave. A partition that
 //! is assigned but has not said anything yet holds the others back; one known to be empty does not.
 
+use super::brakes::Brakes;
 use super::decision::{Decision, Output};
-use super::judge::{Judge, Operator};
-use super::kept::{self, Change, Changes, Kept, Plans};
+use super::judge::{Judge, Operation, Operator};
+use super::kept::{self, Change, Changes, Kept};
 use super::pane::{CellId, Emission, Observation, PaneBatch, Pool, Seen};
-use super::plan::{Catalog, SharedCause};
+use super::plan::{BlastRadius, Catalog, SharedCause};
+use super::shape::{Plans, Renumber, Shape};
 use super::shared_cause::Breaches;
 use super::state::{BinsState, ExperimentState};
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// See the module.
 pub struct Fleet {
     judges: Vec<Judge>,
     /// Of each judge's plan.
-    signatures: Vec<u64>,
+    shapes: Vec<Arc<Shape>>,
     /// First cell of each judge's plan, and where those of the last one end.
     cells: Vec<CellId>,
     partitions: BTreeMap<i32, Progress>,
@@ -28,11 +31,14 @@ pub struct Fleet {
     pools: Vec<Pool>,
     /// Room to sort them in.
     room: Vec<Observation>,
-    /// Last pane judged.
+    /// Last pane judged, and the last one that any partition has closed.
     judged: Option<Pane>,
+    furthest: Option<Pane>,
     pane_ms: Millis,
     shared_cause: SharedCause,
     breaches: Breaches,
+    blast_radius: BlastRadius,
+    brakes: Brakes,
     /// What this program makes of the numbers in checkpoints is written down.
     plans_kept: bool,
     /// Parts of experiments that are not there any more.
@@ -66,7 +72,9 @@ const EXPERIMENT: &str = "experiment/";
 struct StateRef<'a> {
     pending: &'a Pending,
     judged: Option<Pane>,
+    furthest: Option<Pane>,
     breaches: &'a Breaches,
+    brakes: &'a Brakes,
 }
 
 /// What [`StateRef`] writes.
@@ -74,7 +82,11 @@ struct StateRef<'a> {
 struct State {
     pending: Pending,
     judged: Option<Pane>,
+    #[serde(default)]
+    furthest: Option<Pane>,
     breaches: Breaches,
+    #[serde(default)]
+    brakes: Brakes,
 }
 
 /// A Fleet from a checkpoint.
@@ -86,24 +98,34 @@ pub struct Restored {
 
 impl Fleet {
     pub fn new(catalog: &Catalog, pane_ms: Millis) -> Fleet {
-        let judges = catalog.plans.iter().map(|plan| Judge::new(std::sync::Arc::clone(plan), pane_ms)).collect();
-        let signatures = catalog.signatures.clone();
+        let judges = catalog.plans.iter().map(|plan| Judge::new(Arc::clone(plan), pane_ms)).collect();
+        let shapes = catalog.shapes.clone();
         let cells = catalog.cells.clone();
         Fleet {
             judges,
-            signatures,
+            shapes,
             cells,
             partitions: BTreeMap::new(),
             pending: BTreeMap::new(),
             pools: Vec::new(),
             room: Vec::new(),
             judged: None,
+            furthest: None,
             pane_ms,
             shared_cause: SharedCause::default(),
             breaches: Breaches::default(),
+            blast_radius: BlastRadius::default(),
+            brakes: Brakes::default(),
             plans_kept: false,
             gone: Vec::new(),
         }
+    }
+
+    /// With another bound of what is rolled back without a person than the default one.
+    #[must_use]
+    pub fn braking(mut self, bound: &BlastRadius) -> Fleet {
+        self.blast_radius = bound.clone();
+        self
     }
 
     /// With another rule of when breaches share a cause than the default one.
@@ -146,7 +168,7 @@ impl Fleet {
                 if let Some(judge) = self.judges.get_mut(urgent.experiment as usize) {
                     judge.urgent(&urgent, out);
                 }
-                self.find_shared_causes(from, out);
+                self.weigh_together(from, out);
             }
             Emission::Pane(batch) => self.hear_pane(batch),
         }
@@ -158,6 +180,7 @@ impl Fleet {
         if !batch.seen.is_empty() {
             self.pending.entry(pane).or_default().entry(batch.partition).or_default().push(batch.seen);
         }
+        self.furthest = self.furthest.max(Some(batch.pane));
         let progress = self.partitions.entry(batch.partition).or_insert(Progress::Waiting);
         *progress = match *progress {
             Progress::Closed(before) => Progress::Closed(before.max(batch.pane)),
@@ -187,7 +210,8 @@ impl Fleet {
             judge.advance(passed, out);
         }
         self.judged = Some(passed);
-        self.find_shared_causes(start.0, out);
+        self.weigh_together(start.0, out);
+        self.brakes.forget(passed.end(self.pane_ms));
         self.breaches.forget(&self.shared_cause, passed.end(self.pane_ms));
         // Judges run one after the other; what they said is put back in the order of event time.
         out.decisions[start.0..].sort_by(|a, b| (a.decided_at, &a.experiment).cmp(&(b.decided_at, &b.experiment)));
@@ -213,16 +237,21 @@ impl Fleet {
         }
     }
 
-    /// Merges the alerts of what several experiments have said since `from`.
-    fn find_shared_causes(&mut self, from: usize, out: &mut Output) {
+    /// Looks at what several experiments have said since `from`: holds back what is too much, and merges the alerts of what has one cause.
+    fn weigh_together(&mut self, from: usize, out: &mut Output) {
         if out.decisions.len() == from {
             return;
         }
+        out.decisions[from..].sort_by(|a, b| (a.decided_at, &a.experiment).cmp(&(b.decided_at, &b.experiment)));
+        for decision in &mut out.decisions[from..] {
+            let own = self.index(&decision.experiment).and_then(|index| self.judges[index].plan().rate_limit);
+            self.brakes.weigh(decision, own, &self.blast_radius);
+        }
         let judges = &self.judges;
         self.breaches.find(&self.shared_cause, |at| judges.iter().filter(|judge| judge.plan().runs_at(at)).count(), from, out);
-        for decision in out.decisions[from..].iter().filter(|decision| decision.shared_cause.is_some()) {
+        for decision in out.decisions[from..].iter().filter(|d| d.shared_cause.is_some() || d.held_by.is_some()) {
             if let Some(judge) = self.judge_mut(&decision.experiment) {
-                judge.share(decision);
+                judge.amend(decision);
             }
         }
     }
@@ -253,7 +282,11 @@ impl Fleet {
 
     /// Carries out an operator's request; `None` when no such experiment is loaded.
     pub fn operate(&mut self, experiment: &str, operator: &Operator, out: &mut Output) -> Option<Result<String, String>> {
-        Some(self.judge_mut(experiment)?.operate(operator, out))
+        let done = self.judge_mut(experiment)?.operate(operator, out);
+        if matches!(operator.operation, Operation::Act(_) | Operation::Resume) {
+            self.brakes.release(experiment);
+        }
+        Some(done)
     }
 
     /// Takes up the arming epoch of a stored decision after a restart.
@@ -270,6 +303,7 @@ impl Fleet {
         if decision.decided_at >= since {
             self.breaches.adopt(decision);
         }
+        self.brakes.adopt(decision);
         if let Some(judge) = self.judge_mut(&decision.experiment) {
             judge.adopt(decision);
         }
@@ -297,7 +331,13 @@ impl Fleet {
             }
         }
         let written = |blob: Result<Vec<u8>, String>| blob.map_err(|e| format!("the state of all experiments {e}"));
-        let state = StateRef { pending: &self.pending, judged: self.judged, breaches: &self.breaches };
+        let state = StateRef {
+            pending: &self.pending,
+            judged: self.judged,
+            furthest: self.furthest,
+            breaches: &self.breaches,
+            brakes: &self.brakes,
+        };
         set(STATE.to_owned(), written(kept::encode(&state))?);
         if all || !self.plans_kept {
             self.plans_kept = true;
@@ -308,42 +348,68 @@ impl Fleet {
 
     fn plans(&self) -> Plans {
         let names = self.judges.iter().map(|judge| judge.plan().experiment.clone());
-        Plans { experiments: names.zip(self.signatures.iter().copied()).collect(), cells: self.cells.clone() }
+        Plans(names.zip(self.shapes.iter().map(|shape| Shape::clone(shape))).collect())
     }
 
-    /// Rebuilds a Fleet from the parts that snapshots have left. Experiments that are gone, or whose rules changed, start anew; partitions
-    /// count once they are assigned.
+    /// Rebuilds a Fleet from the parts that snapshots have left. What is gone, or asked anew, begins anew; partitions count once they are
+    /// assigned.
     ///
     /// # Errors
     /// What is common to all experiments is missing, or cannot be read.
     pub fn restore(catalog: &Catalog, pane_ms: Millis, kept: &Kept) -> Result<Restored, String> {
+        Fleet::carried(catalog, pane_ms, kept, &mut Output::default())
+    }
+
+    fn carried(catalog: &Catalog, pane_ms: Millis, kept: &Kept, out: &mut Output) -> Result<Restored, String> {
         let lacks = |name: &str| format!("the checkpoint lacks `{name}`");
         let plans: Plans = kept.read(PLANS)?.ok_or_else(|| lacks(PLANS))?;
         let state: State = kept.read(STATE)?.ok_or_else(|| lacks(STATE))?;
         let (mut fleet, mut lost) = (Fleet::new(catalog, pane_ms), Vec::new());
-        let mut new_index = BTreeMap::new();
-        for (old, (name, signature)) in plans.experiments.iter().enumerate() {
+        (fleet.judged, fleet.furthest) = (state.judged, state.furthest);
+        (fleet.breaches, fleet.brakes) = (state.breaches, state.brakes);
+        // Partitions have begun the pane after the last that they closed: what is new there is half.
+        let next = |pane: Option<Pane>, after: i64| pane.map_or(i64::MIN, |pane| pane.0 + after);
+        let begin = Pane(next(fleet.furthest, 2).max(next(fleet.judged, 1)));
+        for (name, was) in &plans.0 {
             let Some(index) = fleet.index(name) else { continue };
-            if fleet.signatures[index] != *signature {
-                continue;
-            }
             let state_of = kept.blobs(&format!("{EXPERIMENT}{name}")).last().ok_or_else(|| lacks(name));
-            match state_of.and_then(|blob| fleet.judges[index].restore(blob, state.judged)) {
-                Ok(()) => drop(new_index.insert(old as u32, index as u32)),
-                Err(reason) => lost.push((name.clone(), reason)),
+            let shapes = (was, &*fleet.shapes[index]);
+            let taken = state_of.and_then(|blob| fleet.judges[index].restore(blob, shapes, (state.judged, begin), out));
+            if let Err(reason) = taken {
+                lost.push((name.clone(), reason));
             }
         }
+        let by = Renumber::new(&plans, catalog);
         for (pane, partitions) in state.pending {
-            let remapped = partitions.into_iter().map(|(partition, seen)| {
-                let seen = seen.into_iter().map(|seen| seen.remap(&plans.cells, &fleet.cells, |e| new_index.get(&e).copied()));
-                (partition, seen.collect())
-            });
-            fleet.pending.insert(pane, remapped.collect());
+            let renumbered =
+                partitions.into_iter().map(|(partition, seen)| (partition, seen.into_iter().map(|s| s.renumbered(&by)).collect()));
+            fleet.pending.insert(pane, renumbered.collect());
         }
-        fleet.judged = state.judged;
-        fleet.breaches = state.breaches;
         let is_gone = |name: &&str| name.strip_prefix(EXPERIMENT).is_some_and(|name| fleet.index(name).is_none());
         fleet.gone = kept.names().filter(is_gone).map(str::to_owned).collect();
         Ok(Restored { fleet, lost })
+    }
+
+    /// Goes on by other rules from here, as a restart would: see [`Judge::restore`]. `at` is the wall clock.
+    ///
+    /// # Errors
+    /// The state cannot be written down or read: a fault of the program.
+    pub fn reload(&mut self, catalog: &Catalog, at: Millis, out: &mut Output) -> Result<(), String> {
+        let gone = self.gone.clone();
+        let kept = Kept::of(self.snapshot(true)?);
+        let Restored { fleet: mut new, lost } = Fleet::carried(catalog, self.pane_ms, &kept, out)?;
+        if let Some((name, reason)) = lost.first() {
+            return Err(format!("`{name}`: {reason}"));
+        }
+        new.gone.extend(gone);
+        new.partitions = std::mem::take(&mut self.partitions);
+        (new.shared_cause, new.blast_radius) = (self.shared_cause.clone(), self.blast_radius.clone());
+        for judge in std::mem::take(&mut self.judges) {
+            if let Some(index) = new.index(&judge.plan().experiment) {
+                new.judges[index].inherit(judge, at, out);
+            }
+        }
+        *self = new;
+        Ok(())
     }
 }

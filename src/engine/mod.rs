@@ -6,6 +6,7 @@
 
 pub mod aggregate;
 pub mod assign;
+mod brakes;
 pub mod decision;
 pub mod eligible;
 pub mod event;
@@ -20,6 +21,7 @@ pub mod plan;
 pub mod quality;
 mod radix;
 pub mod segment;
+mod shape;
 pub mod shared_cause;
 pub mod state;
 pub mod stats;

@@ -7,6 +7,7 @@ use super::histogram::SparseBins;
 use super::quality::QualityPartial;
 use super::radix::sort_by_cell;
 use super::segment::{Listed, NO_PROFILE};
+use super::shape::Renumber;
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -238,28 +239,31 @@ impl Seen {
         nothing_counted && controls.is_empty() && strides.is_empty() && quality.is_empty()
     }
 
-    /// Renumbers experiments after a restart, and their cells, of which the first were `old` and are `new`; what has no number any more
-    /// is dropped.
-    pub fn remap(self, old: &[CellId], new: &[CellId], experiment: impl Fn(u32) -> Option<u32>) -> Seen {
-        let cell = |cell: CellId| {
-            let index = old.partition_point(|first| *first <= cell).checked_sub(1)?;
-            let first = new.get(experiment(index as u32)? as usize)?;
-            Some(first + (cell - old[index]))
+    /// What it says with the numbers of another catalog; what has no number there is dropped.
+    pub(super) fn renumbered(self, by: &Renumber) -> Seen {
+        let stride = |stride: Stride| {
+            let funnel = by.funnel(stride.experiment, stride.funnel)?;
+            Some(Stride { experiment: by.experiment(stride.experiment)?, funnel, ..stride })
+        };
+        let quality = |(e, mut quality): (u32, QualityPartial)| {
+            let [same_exposures, same_missing] = by.quality(e);
+            quality.buckets.iter_mut().for_each(|bucket| bucket.forget(!same_exposures, !same_missing));
+            Some((by.experiment(e)?, quality))
         };
         Seen {
-            observations: self.observations.into_iter().filter_map(|o| Some(Observation { cell: cell(o.cell)?, ..o })).collect(),
-            abandoned: self.abandoned.into_iter().filter_map(|a| Some(Abandoned { cell: cell(a.cell)?, ..a })).collect(),
-            sums: self.sums.into_iter().filter_map(|(id, parts)| Some((cell(id)?, parts))).collect(),
-            surplus: self.surplus.into_iter().filter_map(|(s, n)| Some((Surplus { cell: cell(s.cell)?, ..s }, n))).collect(),
-            controls: self.controls.into_iter().filter_map(|(e, control)| Some((experiment(e)?, control))).collect(),
-            strides: self
-                .strides
-                .into_iter()
-                .filter_map(|(s, n)| Some((Stride { experiment: experiment(s.experiment)?, ..s }, n)))
-                .collect(),
-            quality: self.quality.into_iter().filter_map(|(e, quality)| Some((experiment(e)?, quality))).collect(),
+            observations: self.observations.into_iter().filter_map(|o| Some(Observation { cell: by.cell(o.cell)?, ..o })).collect(),
+            abandoned: self.abandoned.into_iter().filter_map(|a| Some(Abandoned { cell: by.cell(a.cell)?, ..a })).collect(),
+            sums: self.sums.into_iter().filter_map(|(id, parts)| Some((by.cell(id)?, parts))).collect(),
+            surplus: self.surplus.into_iter().filter_map(|(s, n)| Some((Surplus { cell: by.cell(s.cell)?, ..s }, n))).collect(),
+            controls: self.controls.into_iter().filter_map(|(e, control)| Some((by.experiment(e)?, control))).collect(),
+            strides: self.strides.into_iter().filter_map(|(s, n)| Some((stride(s)?, n))).collect(),
+            quality: self.quality.into_iter().filter_map(quality).collect(),
             // Their places are kept.
-            profiles: self.profiles.into_iter().map(|l| Listed { experiment: experiment(l.experiment).unwrap_or(u32::MAX), ..l }).collect(),
+            profiles: self
+                .profiles
+                .into_iter()
+                .map(|l| Listed { experiment: by.experiment(l.experiment).unwrap_or(u32::MAX), ..l })
+                .collect(),
         }
     }
 }
@@ -591,14 +595,5 @@ mod tests {
         let (_, partial) = pool.partials(&[0, 2]).next().unwrap();
         assert_eq!(partial.cell(1).share(), ((SEEN_MAX + 300) as u64, (SEEN_MAX + 300).div_ceil(3) as u64));
         assert_eq!(partial.cell(0).traffic().enrolled_before, [(7, (SEEN_MAX + 300) as u64)]);
-    }
-
-    #[test]
-    fn a_restart_with_other_experiments_finds_the_same_cells() {
-        let mut seen = Seen::default();
-        [o(1, 0, 0), o(4, 0, 1), o(8, 0, 2)].into_iter().for_each(|o| seen.see(o));
-        // The first experiment is gone, the third has moved before the second.
-        let seen = seen.remap(&[0, 3, 6, 9], &[0, 3, 6], |old| [None, Some(1), Some(0)][old as usize]);
-        assert_eq!(seen.observations, [o(4, 0, 1), o(2, 0, 2)]);
     }
 }

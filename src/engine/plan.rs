@@ -6,6 +6,7 @@ use super::decision::{Action, Mode};
 use super::eligible::Eligibility;
 use super::event::FieldId;
 use super::pane::CellId;
+use super::shape::Shape;
 use super::time::Millis;
 use hashbrown::HashMap;
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     pub plans: Vec<Arc<Plan>>,
-    /// [`Plan::signature`] of each plan: every partition's checkpoint asks for all of them.
-    pub signatures: Vec<u64>,
+    /// Of each plan.
+    pub(super) shapes: Vec<Arc<Shape>>,
     /// First cell of each plan, and where those of the last one end.
     pub cells: Vec<CellId>,
     /// The plans turned round. All partitions share them: copies would not fit into the caches.
@@ -33,10 +34,10 @@ impl Catalog {
             Some(*end)
         });
         let cells: Vec<CellId> = std::iter::once(0).chain(ends).collect();
-        let signatures: Vec<u64> = plans.iter().map(|plan| plan.signature()).collect();
-        let feeds = plans.iter().zip(&signatures).zip(&cells).map(|((plan, signature), first)| Feeds::new(plan, *signature, *first));
+        let shapes: Vec<Arc<Shape>> = plans.iter().map(|plan| Arc::new(Shape::of(plan, &fields))).collect();
+        let feeds = plans.iter().zip(&shapes).zip(&cells).map(|((plan, shape), first)| Feeds::new(plan, Arc::clone(shape), *first));
         let names = plans.iter().enumerate().map(|(i, p)| (p.experiment.clone(), i as u32)).collect();
-        Catalog { feeds: feeds.collect(), names, signatures, cells, plans, fields }
+        Catalog { feeds: feeds.collect(), names, shapes, cells, plans, fields }
     }
 }
 
@@ -48,14 +49,18 @@ pub struct FieldTable {
 }
 
 impl FieldTable {
+    /// The id of a field that is there.
+    pub fn find(&self, event: &str, pointer: &str) -> Option<FieldId> {
+        self.entries.iter().position(|(e, p)| e == event && p == pointer).and_then(|index| FieldId::try_from(index).ok())
+    }
+
     /// The id of a field, added on first use. `None` when the table is full (65,536 fields).
     pub fn intern(&mut self, event: &str, pointer: &str) -> Option<FieldId> {
-        let found = self.entries.iter().position(|(e, p)| e == event && p == pointer);
-        let index = found.unwrap_or_else(|| {
+        self.find(event, pointer).or_else(|| {
+            let id = FieldId::try_from(self.entries.len()).ok()?;
             self.entries.push((event.to_owned(), pointer.to_owned()));
-            self.entries.len() - 1
-        });
-        FieldId::try_from(index).ok()
+            Some(id)
+        })
     }
 }
 
@@ -105,6 +110,15 @@ pub struct Plan {
     pub unconfirmed: Vec<Action>,
     /// What happens when they have stopped, and come back.
     pub undone: Vec<Action>,
+    pub rate_limit: Option<RateLimit>,
+}
+
+/// Rollbacks of an experiment that the machine makes by itself, at most.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RateLimit {
+    /// At least 1.
+    pub rollbacks: u32,
+    pub within: Millis,
 }
 
 /// Which units are compared apart from the others.
@@ -175,15 +189,6 @@ impl Plan {
             _ => None,
         })
     }
-
-    /// Digest of what kept state depends on: the same signature means that a checkpoint's counters still mean the same.
-    pub fn signature(&self) -> u64 {
-        let Plan { revision, buckets, signals, guardrails, quality, funnels, eligibility, assignment, segments, .. } = self;
-        let text = format!(
-            "{revision} {buckets:?} {signals:?} {guardrails:?} {quality:?} {funnels:?} {eligibility:?} {assignment:?} {segments:?}"
-        );
-        xxhash_rust::xxh3::xxh3_64(text.as_bytes())
-    }
 }
 
 /// A step of the ramp.
@@ -235,6 +240,23 @@ impl Signal {
         }
     }
 
+    /// The fields that it reads, in a fixed order.
+    pub(super) fn fields_mut(&mut self) -> Vec<&mut FieldId> {
+        match self {
+            Signal::Distribution { source, value } => source.fields_mut().into_iter().chain(value.field_mut()).collect(),
+            Signal::Rate { source, hit, .. } => {
+                let hit = if let Hit::Field(field) = hit { Some(field) } else { None };
+                source.fields_mut().into_iter().chain(hit).collect()
+            }
+            Signal::Count { source, .. } => source.fields_mut(),
+            Signal::Moments { source, value, covariate, .. } => {
+                source.fields_mut().into_iter().chain(value.field_mut()).chain(covariate.as_mut().and_then(Value::field_mut)).collect()
+            }
+            Signal::Retention { source, .. } => source.as_mut().map(Source::fields_mut).unwrap_or_default(),
+            Signal::Abandonment { .. } => Vec::new(),
+        }
+    }
+
     /// Whether the observation is the exposed unit.
     pub fn is_per_user(&self) -> bool {
         match self {
@@ -266,6 +288,18 @@ pub struct FunnelStep {
     pub workflow: FieldId,
 }
 
+impl Funnel {
+    pub(super) fn fields_mut(&mut self) -> Vec<&mut FieldId> {
+        self.steps.iter_mut().flat_map(FunnelStep::fields_mut).collect()
+    }
+}
+
+impl FunnelStep {
+    fn fields_mut(&mut self) -> Vec<&mut FieldId> {
+        self.source.fields_mut().into_iter().chain([&mut self.workflow_id, &mut self.workflow]).collect()
+    }
+}
+
 /// What an observation belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -281,6 +315,12 @@ pub struct Source {
     pub event: String,
     /// Fields that must have these values (the rule's `where`).
     pub filter: Vec<(FieldId, Match)>,
+}
+
+impl Source {
+    pub(super) fn fields_mut(&mut self) -> Vec<&mut FieldId> {
+        self.filter.iter_mut().map(|(field, _)| field).collect()
+    }
 }
 
 /// A value that a `where` asks for.
@@ -302,6 +342,12 @@ pub enum Value {
     Covariate,
     /// Any numeric field.
     Field(FieldId),
+}
+
+impl Value {
+    fn field_mut(&mut self) -> Option<&mut FieldId> {
+        if let Value::Field(field) = self { Some(field) } else { None }
+    }
 }
 
 /// What makes an observation a hit.
@@ -456,6 +502,22 @@ pub struct Settings {
     /// Panes that one partition may run ahead of the slowest live one.
     pub max_skew_panes: i64,
     pub shared_cause: SharedCause,
+    pub blast_radius: BlastRadius,
+}
+
+/// Experiments that the machine rolls back by itself, at most.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlastRadius {
+    /// 0: as many as there are.
+    pub experiments: usize,
+    /// Within this span of event time.
+    pub within: Millis,
+}
+
+impl Default for BlastRadius {
+    fn default() -> Self {
+        BlastRadius { experiments: 20, within: 600_000 }
+    }
 }
 
 /// When breaches of several experiments are taken for one fault.
@@ -487,6 +549,7 @@ impl Default for Settings {
             waiting_max: 20_000,
             max_skew_panes: 600,
             shared_cause: SharedCause::default(),
+            blast_radius: BlastRadius::default(),
         }
     }
 }

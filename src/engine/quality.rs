@@ -67,6 +67,18 @@ impl BucketQuality {
         &mut self.fields[index]
     }
 
+    /// Leaves out what the rules ask otherwise now.
+    pub fn forget(&mut self, exposures: bool, fields: bool) {
+        if exposures {
+            (self.ineligible, self.ineligible_units, self.unknown_units) = (0, 0, 0);
+            self.placed.clear();
+        }
+        if fields {
+            self.heard.clear();
+            self.fields.clear();
+        }
+    }
+
     fn merge(&mut self, from: BucketQuality) {
         self.mixed.extend(from.mixed);
         self.ineligible += from.ineligible;

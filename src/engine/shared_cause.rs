@@ -167,6 +167,7 @@ fn shared(kind: &Kind, at: Millis, since: Millis, experiments: &BTreeSet<&str>, 
         epoch: 0,
         segment: None,
         covered_by: None,
+        held_by: None,
         author: None,
         shared_cause: None,
     }

@@ -225,7 +225,7 @@ pub struct StopState {
     pub decision: String,
     pub action: Action,
     pub at: Millis,
-    /// `waiting`, `confirmed`, `unconfirmed` or `undone`; `observed` where nothing was sent.
+    /// `waiting`, `confirmed`, `unconfirmed` or `undone`; `observed` where nothing was sent, `held` where a limit kept it back.
     pub confirmation: String,
 }
 

@@ -27,7 +27,7 @@ pub use tls::{Tls, TlsError};
 
 use crate::clock;
 use crate::engine::time::Millis;
-use crate::live::{Command, Live, View};
+use crate::live::{Command, Live, ReloadRequest, View};
 use crate::telemetry::{Metrics, names};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::middleware::{self, Next};
@@ -56,6 +56,8 @@ pub struct Api {
     pub live: Live,
     /// To the judge.
     pub commands: mpsc::Sender<Command>,
+    /// To whoever reads the rule files.
+    pub reloads: mpsc::Sender<ReloadRequest>,
     pub backend: Arc<dyn Backend>,
     pub metrics: Metrics,
     pub access: Access,
@@ -170,6 +172,8 @@ fn router(app: App) -> Router {
         .route("/api/v1/deliveries/{id}/redeliver", post(operate::redeliver))
         .route("/api/v1/fleet", get(fleet::fleet))
         .route("/api/v1/rejects", get(read::rejects))
+        .route("/api/v1/rules", get(read::rules))
+        .route("/-/reload", post(operate::reload))
         .route("/api/v1/events", get(events::stream))
         .route("/hooks/flagger/rollback", post(gates::flagger_rollback))
         .route("/hooks/flagger/confirm", post(gates::flagger_confirm))

@@ -5,11 +5,11 @@ use super::{App, blocking};
 use crate::clock;
 use crate::config;
 use crate::engine::decision::Action;
-use crate::live::{Accepted, Command, Operation, Refusal, Request};
+use crate::live::{Accepted, Command, Operation, Refusal, ReloadRequest, Request};
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{Path, State};
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
@@ -145,6 +145,34 @@ pub fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Result<Bytes, Bytes
     }
     let body = body.map_err(|rejection| Failure::new(rejection.status(), rejection.body_text(), "a body has at most 64 KiB"))?;
     serde_json::from_slice(&body).map_err(|error| Failure::bad_request(format!("the body is not what is expected: {error}"), ""))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadQuery {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+/// Reads the rule files again: 200 when all are in force as they are, 409 when an earlier text of one stays, or none.
+pub async fn reload(
+    State(app): State<App>,
+    headers: HeaderMap,
+    query: Result<Query<ReloadQuery>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let author = Some(app.api.access.operate(&headers)?.to_owned());
+    let Query(ReloadQuery { dry_run }) = query.map_err(|e| Failure::bad_request(e.body_text(), "?dry_run=true"))?;
+    let (reply, answer) = oneshot::channel();
+    let busy = || Failure::new(StatusCode::SERVICE_UNAVAILABLE, "the rules cannot be read now", "it may still be done; see /api/v1/rules");
+    app.api.reloads.try_send(ReloadRequest { author, dry_run, reply }).map_err(|_| busy())?;
+    match tokio::time::timeout(JUDGE, answer).await {
+        Ok(Ok(Ok(report))) => {
+            let status = if report.is_clean() { StatusCode::OK } else { StatusCode::CONFLICT };
+            Ok((status, Json(report)).into_response())
+        }
+        Ok(Ok(Err(refusal))) => Err(refused(refusal)),
+        Ok(Err(_)) | Err(_) => Err(busy()),
+    }
 }
 
 /// Sends a delivery again.

@@ -32,6 +32,12 @@ pub async fn experiments(State(app): State<App>, headers: HeaderMap) -> Result<R
     Ok(Json(body).into_response())
 }
 
+/// How the rule files stand, and why one is not in force as it is on disk.
+pub async fn rules(State(app): State<App>, headers: HeaderMap) -> Result<Json<Value>, Failure> {
+    app.api.access.read(&headers)?;
+    Ok(Json(json!({"files": *app.api.live.files()})))
+}
+
 pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
     let view = app.api.live.get();

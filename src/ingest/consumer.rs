@@ -5,7 +5,7 @@
 
 use super::batch::{Batch, BatchQueue};
 use super::context::{Change, Consumer, Place};
-use super::kafka::{FromIngest, STOPPED, way};
+use super::kafka::{FromIngest, Rules, STOPPED, way};
 use super::worker::{Mark, Shared, ToWorker};
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rdkafka::consumer::{CommitMode, Consumer as _};
@@ -34,6 +34,7 @@ const TURN: Duration = Duration::from_secs(1);
 /// What the owner asks for.
 pub enum Command {
     Barrier(u64),
+    Reload(u64, Rules),
     Stop,
 }
 
@@ -224,6 +225,9 @@ impl Reader {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Barrier(n)) => self.workers.iter_mut().for_each(|w| w.waiting.push_back(ToWorker::Barrier(n))),
+                Ok(Command::Reload(n, rules)) => {
+                    self.workers.iter_mut().for_each(|w| w.waiting.push_back(ToWorker::Reload(n, rules.clone())));
+                }
                 Ok(Command::Stop) => return true,
                 Err(e) => return e.is_disconnected(),
             }

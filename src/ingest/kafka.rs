@@ -80,6 +80,13 @@ pub struct Engine {
     pub metrics: Metrics,
 }
 
+/// What workers go on by after a reload.
+#[derive(Clone)]
+pub struct Rules {
+    pub catalog: Arc<Catalog>,
+    pub layouts: Layouts,
+}
+
 /// State of one partition number in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PartitionSnapshot {
@@ -217,6 +224,12 @@ impl Ingest {
     pub fn barrier(&self, barrier: u64) {
         // If the thread has gone, `Stopped` says so.
         let _ = self.commands.send(Command::Barrier(barrier));
+    }
+
+    /// Asks every worker for a snapshot under this barrier, and to go on by other rules behind it. The topics read stay the same. Wait as
+    /// for [`Ingest::barrier`].
+    pub fn reload(&self, barrier: u64, rules: Rules) {
+        let _ = self.commands.send(Command::Reload(barrier, rules));
     }
 
     /// Ends reading: no more is taken, what has been taken is booked, the last snapshots come, then [`FromIngest::Stopped`].

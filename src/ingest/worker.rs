@@ -3,7 +3,7 @@
 use super::align::{Aligner, Turn};
 use super::batch::{Batch, Message};
 use super::decode::Limits;
-use super::kafka::{FromIngest, PartitionSnapshot, Resume};
+use super::kafka::{FromIngest, PartitionSnapshot, Resume, Rules};
 use super::mapped::{Booked, Layouts, Reader};
 use super::rejects::Rejects;
 use crate::clock::Clock;
@@ -29,6 +29,8 @@ pub enum ToWorker {
     Assigned(Vec<(usize, i32)>),
     Revoked(Vec<(usize, i32)>),
     Barrier(u64),
+    /// Goes on by these rules behind the barrier.
+    Reload(u64, Rules),
     /// Sends a last snapshot under this barrier, and ends.
     Stop(u64),
 }
@@ -221,6 +223,10 @@ impl Worker {
                 Ok(ToWorker::Assigned(places)) => self.assigned(&places)?,
                 Ok(ToWorker::Revoked(places)) => self.revoked(&places)?,
                 Ok(ToWorker::Barrier(n)) => self.snapshot(n)?,
+                Ok(ToWorker::Reload(n, rules)) => {
+                    self.snapshot(n)?;
+                    self.reload(rules)?;
+                }
                 Ok(ToWorker::Stop(n)) => return self.snapshot(n),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -386,6 +392,18 @@ impl Worker {
             parts.push(PartitionSnapshot { partition: *partition, offsets, changes });
         }
         Ok(self.shared.sender.send(FromIngest::Snapshot { barrier, worker: self.index, parts })?)
+    }
+
+    /// Goes on by other rules. Records that wait for other topics are read by the new ones.
+    fn reload(&mut self, Rules { catalog, layouts }: Rules) -> Sent {
+        (self.shared.catalog, self.shared.layouts) = (catalog, layouts);
+        self.reader = Reader::new(&self.shared.topics, &self.shared.layouts, &self.shared.catalog.fields, self.shared.limits);
+        for part in self.parts.values_mut() {
+            if let Err(reason) = part.aggregator.reload(Arc::clone(&self.shared.catalog)) {
+                return Ok(self.shared.sender.send(FromIngest::Fatal(reason))?);
+            }
+        }
+        Ok(())
     }
 
     /// Lets the consumer's thread know how far the partitions are.

@@ -58,4 +58,6 @@ pub const CODES: &[(&str, &str)] = &[
     ("GR2702", "not an expression in CEL"),
     ("GR2801", "two files for one experiment"),
     ("GR2802", "two definitions of a source, two sources of a topic, or too many of either"),
+    ("GR2803", "a live rule would be loosened without a new revision"),
+    ("GR2804", "a change of what is read from Kafka, which needs a restart"),
 ];

@@ -494,7 +494,7 @@ static ACTIONS_SECTION: Section = Section {
             "[rollback, page]",
             "What is done if they have stopped, and come back though nobody resumed. Default: page where configured, else notify.",
         ),
-        key("rate_limit", Shape::Section(&RATE_LIMIT), "", "Brakes on actions."),
+        key("rate_limit", Shape::Section(&RATE_LIMIT), "", "Beyond it an action is decided, paged, and waits for a person."),
     ],
 };
 
@@ -508,8 +508,10 @@ static ROUTE: Section = Section {
     ],
 };
 
-static RATE_LIMIT: Section =
-    Section { name: "`rate_limit`", keys: &[key("rollbacks", Frequency, "3/h", "Rollbacks of this experiment at most.")] };
+static RATE_LIMIT: Section = Section {
+    name: "`rate_limit`",
+    keys: &[key("rollbacks", Frequency, "3/h", "Rollbacks of this experiment that the machine makes at most.")],
+};
 
 static COMMS: Section = Section {
     name: "`comms`",

@@ -28,8 +28,32 @@ pub struct Loaded {
     pub diagnostics: Vec<Diagnostic>,
     /// Files read.
     pub files: usize,
-    /// Files left out because of an error.
+    /// Files left out because of an error, and without an earlier text that stands in for them.
     pub refused: usize,
+    /// The texts in use, in the order in which they were taken; and the files whose text is not.
+    pub used: Vec<Used>,
+    pub unused: Vec<Unused>,
+    /// Files that are gone and whose texts stay: see [`Standby::leaving`].
+    pub leaving: BTreeSet<String>,
+}
+
+/// A text that is in use.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Used {
+    pub file: String,
+    pub text: String,
+    /// `None` of a file of sources.
+    pub experiment: Option<String>,
+}
+
+/// A file whose text is not in use.
+#[derive(Clone, Debug)]
+pub struct Unused {
+    pub file: String,
+    pub experiment: Option<String>,
+    /// An earlier text of it is.
+    pub stands_in: bool,
+    pub faults: Vec<Diagnostic>,
 }
 
 /// One file.
@@ -41,7 +65,7 @@ pub struct Parsed {
     /// Where the experiment's id stands, for faults that only several files show.
     experiment: Option<std::ops::Range<usize>>,
     /// `None` when there is an error.
-    sources: Option<Vec<Found>>,
+    pub(super) sources: Option<Vec<Found>>,
 }
 
 /// Directories inside directories at most.
@@ -49,47 +73,144 @@ const MAX_DEPTH: usize = 16;
 /// Topics that all sources together read, at most: half of what one daemon can.
 const MAX_SOURCE_TOPICS: usize = 32;
 
+/// A file that is there: its text, or what keeps it from being read.
+pub struct Candidate {
+    pub file: String,
+    pub text: Result<String, Diagnostic>,
+}
+
+/// What is used where a candidate cannot be: see [`super::reload`].
+pub trait Standby {
+    /// Why a text that is good by itself is not used all the same.
+    fn veto(&self, parsed: &Parsed, candidate: (&str, &str)) -> Vec<Diagnostic>;
+    /// The file and text that stand in for a file whose text is not used; `experiment` is the one that it is about, if that much is known.
+    fn text(&self, file: &str, experiment: Option<&str>) -> Option<(String, String)>;
+    /// Files and texts that stay though no candidate is there for them, unless another file is about the same experiment.
+    fn leaving(&self) -> Vec<(String, String)>;
+}
+
+/// Where there is nothing else to use.
+struct Nothing;
+
+impl Standby for Nothing {
+    fn veto(&self, _: &Parsed, _: (&str, &str)) -> Vec<Diagnostic> {
+        Vec::new()
+    }
+
+    fn text(&self, _: &str, _: Option<&str>) -> Option<(String, String)> {
+        None
+    }
+
+    fn leaving(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
 /// Reads files, and directories with all `*.yaml` and `*.yml` below them; hidden files and `*_test.yaml` are skipped.
 /// A bad file is left out and the others stay. `endpoints` are the names that the configuration defines, if it is at hand.
 pub fn load(paths: &[PathBuf], endpoints: Option<&BTreeSet<String>>) -> Loaded {
-    let mut out = Loaded::default();
-    let mut fields = FieldTable::default();
-    let mut rules: BTreeMap<String, Arc<RuleSet>> = BTreeMap::new();
-    let mut known = Known::new();
-    for file in find(paths, &mut out.diagnostics) {
-        out.files += 1;
-        let name = file.display().to_string();
-        let text = match read(&file) {
-            Ok(text) => text,
-            Err((code, message)) => {
-                out.refused += 1;
-                out.diagnostics.push(Diagnostic::file(&name, code, message));
-                continue;
-            }
+    let (candidates, diagnostics) = candidates(paths);
+    let mut loaded = assemble(candidates, endpoints, &Nothing);
+    loaded.diagnostics.extend(diagnostics);
+    sort(&mut loaded.diagnostics);
+    loaded
+}
+
+/// The files of some paths, and what is wrong with directories.
+pub fn candidates(paths: &[PathBuf]) -> (Vec<Candidate>, Vec<Diagnostic>) {
+    let mut diagnostics = Vec::new();
+    let candidate = |path: PathBuf| {
+        let file = path.display().to_string();
+        let text = read(&path).map_err(|(code, message)| Diagnostic::file(&file, code, message));
+        Candidate { file, text }
+    };
+    (find(paths, &mut diagnostics).into_iter().map(candidate).collect(), diagnostics)
+}
+
+/// Makes one set of plans and sources of files. One that is bad, or does not go with those before it, is left out, unless `standby` has
+/// an earlier text of it.
+pub fn assemble(candidates: Vec<Candidate>, endpoints: Option<&BTreeSet<String>>, standby: &impl Standby) -> Loaded {
+    let mut set = Assembly { endpoints, ..Assembly::default() };
+    set.out.files = candidates.len();
+    for Candidate { file, text } in candidates {
+        let refused = match text {
+            Ok(text) => set.take(&file, &text, |parsed| standby.veto(parsed, (&file, &text))),
+            Err(fault) => Err((None, vec![fault])),
         };
-        let kept = fields.entries.len();
-        let mut parsed = parse_str(&name, &text, &mut fields, endpoints);
-        if let Some(fault) = duplicate(&parsed, &rules, &name, &text) {
-            parsed.diagnostics.push(fault);
-            (parsed.rule, parsed.sources) = (None, None);
-        }
-        match parsed.sources.take().map(|found| join(&known, found, &name, &text)) {
-            Some(Ok(joined)) => known = joined,
-            Some(Err(fault)) => {
-                parsed.diagnostics.push(*fault);
-                parsed.rule = None;
-                refused(&mut out, &mut fields, kept);
-            }
-            None => refused(&mut out, &mut fields, kept),
-        }
-        out.diagnostics.append(&mut parsed.diagnostics);
-        rules.extend(parsed.rule.map(|rule| (rule.plan.experiment.clone(), Arc::new(rule))));
+        let Err((experiment, faults)) = refused else { continue };
+        let earlier = standby.text(&file, experiment.as_deref());
+        let stands_in = earlier.is_some_and(|(was, text)| set.take_again(&was, &text));
+        set.out.refused += usize::from(!stands_in);
+        set.out.unused.push(Unused { file, experiment, stands_in, faults: faults.clone() });
+        set.out.diagnostics.extend(faults);
     }
-    sort(&mut out.diagnostics);
-    out.sources = Sources::new(known.into_values().map(|(found, _)| found.source).collect());
-    out.rules = rules.into_values().collect();
-    out.catalog = Catalog::new(out.rules.iter().map(|r| Arc::clone(&r.plan)).collect(), fields);
-    out
+    for (file, text) in standby.leaving() {
+        if set.take_again(&file, &text) {
+            set.out.leaving.insert(file);
+        }
+    }
+    set.finish()
+}
+
+/// The same without anything to fall back on, and without a look at endpoints.
+pub fn assemble_plain(candidates: Vec<Candidate>) -> Loaded {
+    assemble(candidates, None, &Nothing)
+}
+
+/// A set of files in the making.
+#[derive(Default)]
+struct Assembly<'e> {
+    out: Loaded,
+    endpoints: Option<&'e BTreeSet<String>>,
+    fields: FieldTable,
+    rules: BTreeMap<String, Arc<RuleSet>>,
+    known: Known,
+}
+
+/// Why a file is not used: the experiment that it is about, if that much could be read, and its faults.
+type Refused = (Option<String>, Vec<Diagnostic>);
+
+impl Assembly<'_> {
+    fn take(&mut self, name: &str, text: &str, veto: impl FnOnce(&Parsed) -> Vec<Diagnostic>) -> Result<(), Refused> {
+        let kept = self.fields.entries.len();
+        let mut parsed = parse_str(name, text, &mut self.fields, self.endpoints);
+        let experiment = parsed.rule.as_ref().map(|rule| rule.plan.experiment.clone());
+        let duplicate = duplicate(&parsed, &self.rules, name, text);
+        let vetoed = (parsed.sources.is_some() && duplicate.is_none()).then(|| veto(&parsed));
+        let faults: Vec<Diagnostic> = duplicate.into_iter().chain(vetoed.into_iter().flatten()).collect();
+        let joined = parsed.sources.take().filter(|_| faults.is_empty()).map(|found| join(&self.known, found, name, text));
+        let refused = match joined {
+            Some(Ok(joined)) => {
+                self.known = joined;
+                self.out.diagnostics.append(&mut parsed.diagnostics);
+                self.out.used.push(Used { file: name.to_owned(), text: text.to_owned(), experiment: experiment.clone() });
+                self.rules.extend(experiment.zip(parsed.rule.map(Arc::new)));
+                return Ok(());
+            }
+            Some(Err(fault)) => vec![*fault],
+            None => faults,
+        };
+        self.fields.entries.truncate(kept);
+        parsed.diagnostics.extend(refused);
+        Err((experiment, parsed.diagnostics))
+    }
+
+    /// Takes a text that was in force before. Advice about what is not the file's text any more helps nobody.
+    fn take_again(&mut self, file: &str, text: &str) -> bool {
+        let known = self.out.diagnostics.len();
+        let taken = self.take(file, text, |_| Vec::new()).is_ok();
+        self.out.diagnostics.truncate(known);
+        taken
+    }
+
+    fn finish(self) -> Loaded {
+        let Assembly { mut out, fields, rules, known, .. } = self;
+        sort(&mut out.diagnostics);
+        out.sources = Sources::new(known.into_values().map(|(found, _)| found.source).collect());
+        out.rules = rules.into_values().collect();
+        out.catalog = Catalog::new(out.rules.iter().map(|r| Arc::clone(&r.plan)).collect(), fields);
+        out
+    }
 }
 
 /// Checks the text of one rule file; `name` is how messages call the file. Fields that its metrics read are added to `fields`.
@@ -113,11 +234,6 @@ pub fn parse_str(name: &str, text: &str, fields: &mut FieldTable, endpoints: Opt
     let sources = rule.is_some().then_some(found);
     let experiment = root.get("overview").and_then(|o| o.get("experiment")).map(|n: &Node| n.span.clone());
     Parsed { rule, diagnostics: faults.into_vec(), experiment, sources }
-}
-
-fn refused(out: &mut Loaded, fields: &mut FieldTable, kept: usize) {
-    out.refused += 1;
-    fields.entries.truncate(kept);
 }
 
 /// The sources that are known with those of one file more, unless one of them does not go with another.

@@ -2,12 +2,12 @@
 
 use super::diagnostic::{Faults, nearest, quote};
 use super::metric::{BUILT_IN, Metric};
-use super::quantity::{duration, number, percent};
+use super::quantity::{duration, number, per_day, percent, rate};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
 use super::{RuleSet, custom, eligibility, guardrails, quality, rollout, segments, sense};
 use crate::engine::decision::{Action, Mode};
-use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan};
+use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan, RateLimit};
 use crate::engine::time::Millis;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -49,6 +49,7 @@ pub fn lower(
     let (eligibility, assignment) = eligibility::read(&context, faults);
     let [unconfirmed, undone] = ["unconfirmed", "undone"].map(|key| follow_up(key, &context, faults));
     let rollout = rollout::read(&context, faults);
+    let rate_limit = rate_limit(actions, faults);
     check_references(&context, faults);
     let analysis = root.get("analysis");
     let segments = segments::read(analysis, faults);
@@ -84,9 +85,23 @@ pub fn lower(
         confirm_within: actions?.get("confirm_within").and_then(span).unwrap_or(120_000),
         unconfirmed,
         undone,
+        rate_limit,
     };
     let runbook = root.get("comms").and_then(|c| c.get("runbook")).and_then(Node::text).map(str::to_owned);
     Some(RuleSet { plan: Arc::new(plan), routes: context.routes, runbook, file: file.to_owned() })
+}
+
+/// At most so many rollbacks in a span.
+fn rate_limit(actions: Option<&Node>, faults: &mut Faults) -> Option<RateLimit> {
+    let node = actions?.get("rate_limit")?.get("rollbacks")?;
+    // What is no frequency at all has been reported.
+    per_day(node.text()?)?;
+    let limit = node.text().and_then(rate).filter(|(n, _)| *n >= 1.0 && n.fract() == 0.0 && *n <= 1e6);
+    let Some((rollbacks, within)) = limit else {
+        faults.error(&node.span, "GR2203", "a whole number of rollbacks, 1 at least", "such as `3/h`, or `1/day`");
+        return None;
+    };
+    Some(RateLimit { rollbacks: rollbacks as u32, within })
 }
 
 /// A duration's milliseconds.

@@ -5,6 +5,7 @@
 //! `sources` makes what foreign layouts are read by; `sense` advises.
 //! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
 
+mod change;
 pub mod codes;
 mod custom;
 pub mod diagnostic;
@@ -17,6 +18,7 @@ mod metric;
 mod planning;
 mod quality;
 pub(crate) mod quantity;
+pub mod reload;
 mod rollout;
 mod routes;
 mod segments;
@@ -28,7 +30,7 @@ pub(crate) mod shape;
 pub(crate) mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub use load::{Loaded, Parsed, load, parse_str};
+pub use load::{Candidate, Loaded, Parsed, Used, assemble_plain, candidates, load, parse_str};
 pub(crate) use metric::BUILT_IN;
 pub use planning::Planning;
 

@@ -71,13 +71,18 @@ pub fn is_rate(text: &str) -> bool {
 
 /// A frequency such as `3/h` or `120k/day`, as a number a day.
 pub fn per_day(text: &str) -> Option<f64> {
+    rate(text).map(|(count, span)| count * 86_400_000.0 / span as f64)
+}
+
+/// A frequency such as `3/h`: how many, in how many milliseconds.
+pub fn rate(text: &str) -> Option<(f64, i64)> {
     let (count, per) = text.split_once('/')?;
-    let times = match per.trim() {
-        "s" | "second" => 86_400.0,
-        "m" | "min" | "minute" => 1_440.0,
-        "h" | "hour" => 24.0,
-        "d" | "day" => 1.0,
-        "w" | "week" => 1.0 / 7.0,
+    let span = match per.trim() {
+        "s" | "second" => 1_000,
+        "m" | "min" | "minute" => 60_000,
+        "h" | "hour" => 3_600_000,
+        "d" | "day" => 86_400_000,
+        "w" | "week" => 604_800_000,
         _ => return None,
     };
     let count = count.trim_end();
@@ -85,7 +90,7 @@ pub fn per_day(text: &str) -> Option<f64> {
         Some(digits) => (digits, 1e3),
         None => count.strip_suffix('M').map_or((count, 1.0), |digits| (digits, 1e6)),
     };
-    number(digits).filter(|n| *n >= 0.0).map(|n| n * factor * times)
+    number(digits).filter(|n| *n >= 0.0).map(|n| (n * factor, span))
 }
 
 fn unit_ms(unit: &str) -> Option<f64> {

@@ -31,6 +31,13 @@ impl Store {
                 insert_log(tx, entry)?;
             }
             out.operation = commit.operation.as_ref().map(|o| insert_operation(tx, o)).transpose()?;
+            if let Some(rules) = &commit.rules {
+                tx.execute("DELETE FROM rules", [])?;
+                let mut insert = tx.prepare_cached("INSERT INTO rules (file, experiment, text) VALUES (?, ?, ?)")?;
+                for rule in rules {
+                    insert.execute(params![rule.file, rule.experiment, rule.text])?;
+                }
+            }
             if let Some(checkpoint) = &commit.checkpoint {
                 checkpoint::insert(tx, checkpoint)?;
                 fail::at(Point::Checkpoint)?;

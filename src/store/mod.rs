@@ -20,8 +20,8 @@ pub use error::StoreError;
 pub use outbox::{AttemptEnd, LIFETIME, Lane, Next, Poll};
 pub use parts::StoredParts;
 pub use rows::{
-    Attempt, Commit, Committed, Delivery, DeliveryRecord, DeliveryState, Logged, NewDelivery, NewOperation, Priority, StoredDecision,
-    StoredOperation,
+    Attempt, Commit, Committed, Delivery, DeliveryRecord, DeliveryState, Logged, NewDelivery, NewOperation, Priority, RuleText,
+    StoredDecision, StoredOperation,
 };
 
 use crate::fail;

@@ -1,7 +1,7 @@
 //! Questions about what is stored, and what is thrown away in time.
 
 use super::rows::{delivery, logged, stored_decision};
-use super::{Attempt, Delivery, DeliveryRecord, Failure, Logged, Store, StoreError, StoredDecision, StoredOperation};
+use super::{Attempt, Delivery, DeliveryRecord, Failure, Logged, RuleText, Store, StoreError, StoredDecision, StoredOperation};
 use crate::engine::time::Millis;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
@@ -27,6 +27,14 @@ impl Store {
             all(c, "SELECT * FROM operations WHERE seq > ? ORDER BY seq", [seq], |row| {
                 Ok(StoredOperation { seq: row.get("seq")?, at: row.get("at")?, experiment: row.get("experiment")?, body: row.get("body")? })
             })
+        })
+    }
+
+    /// The texts of the rules in force, by file.
+    pub fn rules(&self) -> Result<Vec<RuleText>, StoreError> {
+        self.read(|c| {
+            let rule = |row: &Row<'_>| Ok(RuleText { file: row.get("file")?, experiment: row.get("experiment")?, text: row.get("text")? });
+            all(c, "SELECT * FROM rules ORDER BY file", [], rule)
         })
     }
 

@@ -16,6 +16,17 @@ pub struct Commit {
     pub log: Vec<LogEntry>,
     pub operation: Option<NewOperation>,
     pub checkpoint: Option<super::Checkpoint>,
+    /// The rules that are in force from here on, all of them.
+    pub rules: Option<Vec<RuleText>>,
+}
+
+/// The text of a rule file that is in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleText {
+    pub file: String,
+    /// `None` of a file of sources.
+    pub experiment: Option<String>,
+    pub text: String,
 }
 
 /// What a commit found.

@@ -8,7 +8,7 @@ use std::path::Path;
 const APPLICATION_ID: i64 = 0x4752_4c44;
 
 /// Entry `i` takes a file from `user_version` `i` to `i + 1`. Entries are appended, never changed.
-const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS];
+const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES];
 
 const FIRST: &str = "
 CREATE TABLE decisions (
@@ -158,6 +158,15 @@ CREATE TABLE holder (
     epoch INTEGER NOT NULL
 ) STRICT;
 INSERT INTO holder VALUES (1, 0);
+";
+
+/// The texts of the rules in force.
+const RULES: &str = "
+CREATE TABLE rules (
+    file TEXT PRIMARY KEY,
+    experiment TEXT,
+    text TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Brings the file to the current schema; refuses files of other programs and of newer versions.

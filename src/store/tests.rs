@@ -39,6 +39,7 @@ fn decision(id: &str) -> Decision {
         epoch: 2,
         segment: None,
         covered_by: None,
+        held_by: None,
         author: None,
         shared_cause: None,
     }

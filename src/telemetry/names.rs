@@ -55,13 +55,16 @@ metrics! {
     DELIVERY_SECONDS Histogram "guardraild_delivery_attempt_seconds" ["endpoint"] "Duration of one delivery attempt.";
     ENDPOINT_DISABLED Gauge "guardraild_endpoint_disabled" ["endpoint"] "1 if the endpoint answered 410 and gets no more deliveries.";
     STORE_COMMIT Histogram "guardraild_store_commit_seconds" [] "Duration of one transaction of the store.";
+    HELD_BACK Counter "guardraild_held_back_total" ["by"] "Decisions that wait for a person, by what holds them back: rate_limit, blast_radius, or rollback (what would follow one that is held back).";
     STORE_ERRORS Counter "guardraild_store_errors_total" [] "Transactions of the store that failed.";
     CHECKPOINT_AT Gauge "guardraild_checkpoint_timestamp_seconds" [] "Wall clock of the last checkpoint, in seconds since the epoch.";
     CHECKPOINT_SECONDS Histogram "guardraild_checkpoint_seconds" [] "Duration of one checkpoint.";
     CHECKPOINTS_DAMAGED Counter "guardraild_checkpoints_damaged_total" [] "Checkpoints that could not be used at the start because a checksum did not hold.";
     STANDBY Gauge "guardraild_standby" [] "1 while another daemon on the same state directory is the active one.";
     EPOCH Gauge "guardraild_epoch" [] "Number of daemons that have been active on this state directory so far; only the newest may write and send.";
-    RULE_FILES Gauge "guardraild_rule_files" ["state"] "Rule files by state: loaded, or refused.";
+    RULE_FILES Gauge "guardraild_rule_files" ["state"] "Rule files by state: loaded (in force as it is), stale (an earlier text is in force), refused (nothing of it is), or leaving (gone, watched until what it stopped has stopped).";
+    RELOADS Counter "guardraild_reloads_total" ["result"] "Changes of rule files that were seen, by result: applied, partly (an earlier text of a file stays, or none) or failed (nothing was changed).";
+    RELOADED_AT Gauge "guardraild_rules_loaded_timestamp_seconds" [] "Wall clock since which the present rules are in force, in seconds since the epoch.";
     READY Gauge "guardraild_ready" [] "1 if every readiness check holds.";
     JUDGE_HEARTBEAT Gauge "guardraild_judge_heartbeat_timestamp_seconds" [] "Wall clock of the judge's last round, in seconds since the epoch.";
     DROPPED Counter "guardraild_dropped_total" ["reason"] "What a bound made the daemon drop, by which bound.";

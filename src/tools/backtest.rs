@@ -77,7 +77,11 @@ pub fn run(
 ) -> io::Result<Summary> {
     let source = FileSource::open(events, source, limits)?;
     let mut decoder = Decoder::new(&catalog.fields, limits);
-    let mut court = Court { fleet: Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause), decisions: 0, decided };
+    let mut court = Court {
+        fleet: Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause).braking(&settings.blast_radius),
+        decisions: 0,
+        decided,
+    };
     let mut aggregator = Aggregator::new(0, Arc::new(catalog), settings.clone());
     let counts = pump(
         source,
@@ -104,7 +108,11 @@ pub fn run_range(
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Summary, RangeError> {
     let mut reader = Reader::new(range.topics(), layouts, &catalog.fields, limits);
-    let mut court = Court { fleet: Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause), decisions: 0, decided };
+    let mut court = Court {
+        fleet: Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause).braking(&settings.blast_radius),
+        decisions: 0,
+        decided,
+    };
     let partitions = range.partitions();
     partitions.iter().for_each(|partition| court.fleet.assigned(*partition));
     let mut replay = Replay::new(partitions, &Arc::new(catalog), settings, max_future);

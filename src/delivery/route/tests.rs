@@ -34,6 +34,7 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         confirm_within: 120_000,
         unconfirmed: Vec::new(),
         undone: Vec::new(),
+        rate_limit: None,
     };
     let route =
         |endpoint: &str| Route { channel: Channel::Webhook, endpoint: endpoint.to_owned(), body: Some(json!({ "flag": endpoint })) };
@@ -84,6 +85,7 @@ fn decision(action: Action, mode: Mode, criterion: &str) -> Decision {
         epoch: 0,
         segment: None,
         covered_by: None,
+        held_by: None,
         author: None,
         shared_cause: None,
     }

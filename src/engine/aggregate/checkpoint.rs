@@ -1,19 +1,22 @@
-//! The Aggregator's state as parts of a checkpoint. Experiments and buckets are kept by name, so that a restart with other rule files finds
-//! its own again.
+//! The Aggregator's state as parts of a checkpoint. Experiments and buckets are kept by name, and what their rules ask by its digest
+//! ([`Shape`](crate::engine::shape::Shape)), so that a restart or a reload with other rule files finds its own again.
 //!
 //! What grows with users is written in chunks, and only what has changed; now and then all of it, so that chunks do not pile up.
 
+use super::feeds::Feeds;
 use super::funnels::Funnels;
 use super::ids::{Age, Ids};
 use super::keys::Key;
-use super::profiles;
+use super::profiles::{self, UNKNOWN};
 use super::tallies::Changes as Tallied;
 use super::units::Assignment;
 use super::waiting;
 use super::workflows::Workflows;
 use super::{Aggregator, Catalog, Counts, Millis, Outcome, Seen, Settings};
-use crate::engine::kept::{self, Bytes, Change, Changes, Kept, Plans};
-use crate::engine::plan::Plan;
+use crate::engine::event::{Event, FieldId};
+use crate::engine::kept::{self, Bytes, Change, Changes, Kept};
+use crate::engine::plan::FieldTable;
+use crate::engine::shape::{Plans, Renumber, Shape};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -43,6 +46,8 @@ struct StateRef<'a> {
     funnels: &'a Funnels,
     ids: &'a Age,
     waiting: Vec<&'a [u8]>,
+    /// Names of the fields that waiting events number.
+    fields: &'a [(String, String)],
     counts: &'a Counts,
     span: Option<(Millis, Millis)>,
     dropped: Dropped,
@@ -58,6 +63,8 @@ struct State {
     funnels: Funnels,
     ids: Age,
     waiting: Vec<Vec<u8>>,
+    #[serde(default)]
+    fields: Vec<(String, String)>,
     counts: Counts,
     span: Option<(Millis, Millis)>,
     dropped: Dropped,
@@ -86,7 +93,9 @@ struct Chunk {
 #[derive(Serialize, Deserialize)]
 struct About {
     name: String,
-    signature: u64,
+    /// See [`Shape`].
+    whole: u64,
+    exposures: u64,
     buckets: Vec<String>,
 }
 
@@ -198,6 +207,7 @@ impl Aggregator {
             funnels: &self.funnels,
             ids: self.ids.age(),
             waiting: self.waiting.events().collect(),
+            fields: if self.waiting.is_empty() { &[] } else { &self.catalog.fields.entries },
             counts: &self.counts,
             span: self.span,
             dropped: Dropped { units: self.units_dropped, tallies: self.tallies.dropped, waiting: self.waiting.dropped },
@@ -212,15 +222,74 @@ impl Aggregator {
         Ok(changes)
     }
 
-    /// What the numbers of experiments and cells in a checkpoint mean. Signatures are digests of what an open pane depends on.
+    /// What the numbers of experiments, cells, signals and funnels in a checkpoint mean.
     fn plans(&self) -> Plans {
-        let experiments = self.catalog.feeds.iter().map(|f| (f.plan.experiment.clone(), f.signature)).collect();
-        Plans { experiments, cells: self.catalog.cells.clone() }
+        Plans(self.catalog.feeds.iter().map(|f| (f.plan.experiment.clone(), Shape::clone(&f.shape))).collect())
+    }
+
+    /// Goes on by other rules, as a restart would. What has been emitted must have been drained: its numbers are those of the old rules.
+    ///
+    /// # Errors
+    /// The state cannot be written down or read: a fault of the program.
+    pub fn reload(&mut self, catalog: Arc<Catalog>) -> Result<(), String> {
+        let units = |catalog: &Catalog| {
+            let of = |feeds: &Feeds| (feeds.plan.experiment.clone(), feeds.shape.whole, feeds.shape.exposures, feeds.shape.segments);
+            catalog.feeds.iter().map(of).collect::<Vec<_>>()
+        };
+        // Most reloads change a limit: then nothing of what grows with users need move.
+        let same_units = units(&self.catalog) == units(&catalog);
+        let chunks = if same_units { Vec::new() } else { self.chunks(true)?.0 };
+        let plans = self.plans();
+        let mut old = std::mem::replace(self, Aggregator::new(self.partition, catalog, self.settings.clone()));
+        let flows = (old.open, old.workflows, old.funnels);
+        self.take_up(&plans, flows, (old.watermark, old.span, old.counts));
+        self.ids = old.ids;
+        self.kept = self.kept_chunks(&plans, old.kept);
+        self.wait_for(old.waiting.events(), &old.catalog.fields);
+        (self.units_dropped, self.tallies.dropped, self.waiting.dropped) = (old.units_dropped, old.tallies.dropped, old.waiting.dropped);
+        if same_units {
+            self.units = std::mem::take(&mut old.units);
+            self.tallies = std::mem::take(&mut old.tallies);
+            self.set_aside = std::mem::take(&mut old.set_aside);
+            std::mem::swap(&mut self.profiles, &mut old.profiles);
+        }
+        self.forget_ended();
+        chunks.iter().try_for_each(|chunk| self.restore_chunk(chunk))?;
+        self.profiles.relist(&self.open.profiles);
+        Ok(())
+    }
+
+    /// Takes up what is numbered as `plans` says.
+    fn take_up(
+        &mut self,
+        plans: &Plans,
+        (open, workflows, funnels): (Seen, Workflows, Funnels),
+        (watermark, span, counts): (Option<Millis>, Option<(Millis, Millis)>, Counts),
+    ) {
+        let by = Renumber::new(plans, &self.catalog);
+        self.open = open.renumbered(&by);
+        self.plans_kept = *plans == self.plans();
+        self.workflows = workflows;
+        self.workflows.renumber(&by);
+        self.funnels = funnels;
+        self.funnels.renumber(&by);
+        (self.watermark, self.span, self.counts) = (watermark, span, counts);
+    }
+
+    /// What is known of chunks that were written by other rules: those of an experiment that has gone must be forgotten before it comes back.
+    fn kept_chunks(&self, plans: &Plans, chunks: Option<Chunks>) -> Option<Chunks> {
+        chunks.filter(|_| plans.0.iter().all(|(name, _)| self.catalog.names.contains_key(name)))
+    }
+
+    /// Lets events wait again, whose fields have the numbers of another table.
+    fn wait_for<'e>(&mut self, events: impl Iterator<Item = &'e [u8]>, fields: &FieldTable) {
+        let now: Vec<Option<FieldId>> = fields.entries.iter().map(|(event, pointer)| self.catalog.fields.find(event, pointer)).collect();
+        events.for_each(|event| self.wait_again(event, &now));
     }
 
     /// What has changed about units, or all of it; and how many rows that is.
     fn chunks(&mut self, all: bool) -> Result<(Vec<Vec<u8>>, u64), String> {
-        let mut writer = Writer::new(self.catalog.feeds.iter().map(|f| (f.plan.as_ref(), f.signature)).collect());
+        let mut writer = Writer::new(self.catalog.feeds.iter().collect());
         self.units.take_changes(all, |unit, assignment, again| writer.row(unit, assignment, again && !all));
         self.profiles.take_changes(all).into_iter().for_each(|named| writer.profile(named));
         for (experiment, changes) in self.tallies.take_changes(all) {
@@ -229,8 +298,8 @@ impl Aggregator {
         writer.finish()
     }
 
-    /// Rebuilds an Aggregator from the parts that snapshots have left. What belongs to experiments that are gone is dropped; an experiment
-    /// whose signals or buckets changed keeps its units, but not its open pane, workflows and tallies.
+    /// Rebuilds an Aggregator from the parts that snapshots have left. What belongs to experiments and signals that are gone is dropped; an
+    /// experiment of another revision keeps its units, but not its open pane, workflows and tallies.
     ///
     /// # Errors
     /// A part is missing, or cannot be read.
@@ -242,19 +311,10 @@ impl Aggregator {
         if old.counts.waiting != old.waiting.len() as u64 {
             return Err(format!("the aggregator's state holds {} waiting events and counts {}", old.waiting.len(), old.counts.waiting));
         }
-        let same: Vec<Option<u32>> = plans.experiments.iter().map(|(name, signature)| new.same(name, *signature)).collect();
-        new.open = old.open.remap(&plans.cells, &new.catalog.cells, |e| *same.get(e as usize)?);
-        new.plans_kept = plans == new.plans();
-        new.workflows = old.workflows;
-        new.workflows.remap(|e| *same.get(e as usize)?);
-        new.funnels = old.funnels;
-        new.funnels.remap(|e| *same.get(e as usize)?);
-        new.watermark = old.watermark;
+        new.take_up(&plans, (old.open, old.workflows, old.funnels), (old.watermark, old.span, old.counts));
         new.ids = Ids::restore(old.ids, kept)?;
-        new.counts = old.counts;
-        new.span = old.span;
-        new.kept = Some(old.kept);
-        old.waiting.iter().for_each(|event| new.wait_again(event));
+        new.kept = new.kept_chunks(&plans, Some(old.kept));
+        new.wait_for(old.waiting.iter().map(Vec::as_slice), &FieldTable { entries: old.fields });
         (new.units_dropped, new.tallies.dropped, new.waiting.dropped) = (old.dropped.units, old.dropped.tallies, old.dropped.waiting);
         new.forget_ended();
         kept.blobs(UNITS).iter().try_for_each(|chunk| new.restore_chunk(chunk))?;
@@ -262,14 +322,13 @@ impl Aggregator {
         Ok(new)
     }
 
-    fn same(&self, name: &str, signature: u64) -> Option<u32> {
-        let index = *self.catalog.names.get(name)?;
-        (self.catalog.feeds[index as usize].signature == signature).then_some(index)
-    }
-
-    /// An event that waited when the snapshot was made.
-    fn wait_again(&mut self, event: &[u8]) {
-        let outcome = match waiting::read(event) {
+    /// An event that waited when the snapshot was made; its fields have other numbers now.
+    fn wait_again(&mut self, event: &[u8], fields: &[Option<FieldId>]) {
+        let now = |mut event: Event<'static>| {
+            event.fields.retain(|(id, _)| fields.get(usize::from(*id)).copied().flatten().map(|now| *id = now).is_some());
+            event
+        };
+        let outcome = match waiting::read(event).map(now) {
             None => Outcome::Unattributed,
             Some(event) if event.experiment.as_deref().is_some_and(|name| !self.catalog.names.contains_key(name)) => {
                 Outcome::UnknownExperiment
@@ -283,14 +342,18 @@ impl Aggregator {
         let chunk: Chunk = decode(chunk)?;
         let known: Vec<Option<Known>> = chunk.experiments.iter().map(|named| self.known(named)).collect();
         for Row { unit, mut assignment, .. } in chunk.rows.iter() {
-            let Some(Known { experiment, same, buckets }) = known.get(assignment.experiment as usize).and_then(Option::as_ref) else {
+            let Some(Known { experiment, same_rules, buckets, .. }) = known.get(assignment.experiment as usize).and_then(Option::as_ref)
+            else {
                 continue;
             };
             let Some(bucket) = buckets.get(usize::from(assignment.bucket)).copied().flatten() else { continue };
             (assignment.experiment, assignment.bucket) = (*experiment, bucket);
             assignment.since = assignment.since.saturating_add(chunk.from);
-            if !same {
+            if !same_rules {
                 assignment.renew();
+            }
+            if !self.profiles.is_sliced(*experiment) {
+                assignment.profile = UNKNOWN;
             }
             self.set_aside[*experiment as usize] |= assignment.is_aside();
             self.units.apply(unit, &assignment);
@@ -302,9 +365,8 @@ impl Aggregator {
             }
         }
         for (experiment, changes) in chunk.tallies {
-            let Some(named) = chunk.experiments.get(usize::from(experiment)) else { continue };
-            if let Some(experiment) = self.same(&named.name, named.signature).filter(|e| !self.has_ended(*e)) {
-                self.tallies.apply(experiment, changes);
+            if let Some(Some(Known { experiment, same_whole: true, .. })) = known.get(usize::from(experiment)) {
+                self.tallies.apply(*experiment, changes);
             }
         }
         Ok(())
@@ -312,23 +374,30 @@ impl Aggregator {
 
     fn known(&self, named: &About) -> Option<Known> {
         let experiment = self.catalog.names.get(&named.name).copied().filter(|e| !self.has_ended(*e))?;
-        let plan = &self.catalog.feeds[experiment as usize].plan;
-        let same = self.catalog.feeds[experiment as usize].signature == named.signature;
-        Some(Known { experiment, same, buckets: named.buckets.iter().map(|name| plan.bucket(name).map(|b| b as u8)).collect() })
+        let Feeds { plan, shape, .. } = &self.catalog.feeds[experiment as usize];
+        let same_whole = shape.whole == named.whole;
+        let same_rules = same_whole && shape.exposures == named.exposures;
+        Some(Known {
+            experiment,
+            same_whole,
+            same_rules,
+            buckets: named.buckets.iter().map(|name| plan.bucket(name).map(|b| b as u8)).collect(),
+        })
     }
 }
 
 /// An experiment of a chunk that still is one, and its buckets: their numbers now.
 struct Known {
     experiment: u32,
-    /// By the same rules.
-    same: bool,
+    /// The same revision and buckets; and who counts is the same, too.
+    same_whole: bool,
+    same_rules: bool,
     buckets: Vec<Option<u8>>,
 }
 
 /// Writes chunks.
 struct Writer<'p> {
-    plans: Vec<(&'p Plan, u64)>,
+    feeds: Vec<&'p Feeds>,
     /// Number of each experiment in the open chunk.
     numbers: Vec<Option<u16>>,
     open: Chunk,
@@ -338,8 +407,8 @@ struct Writer<'p> {
 }
 
 impl<'p> Writer<'p> {
-    fn new(plans: Vec<(&'p Plan, u64)>) -> Writer<'p> {
-        Writer { numbers: vec![None; plans.len()], plans, open: Chunk::default(), rows: (0, 0), written: Ok(Vec::new()) }
+    fn new(feeds: Vec<&'p Feeds>) -> Writer<'p> {
+        Writer { numbers: vec![None; feeds.len()], feeds, open: Chunk::default(), rows: (0, 0), written: Ok(Vec::new()) }
     }
 
     fn row(&mut self, unit: Key, mut a: Assignment, again: bool) {
@@ -364,10 +433,11 @@ impl<'p> Writer<'p> {
     }
 
     fn number(&mut self, experiment: u32) -> u16 {
-        let (plan, signature) = self.plans[experiment as usize];
+        let Feeds { plan, shape, .. } = self.feeds[experiment as usize];
         *self.numbers[experiment as usize].get_or_insert_with(|| {
             let buckets = plan.buckets.iter().map(|bucket| bucket.name.clone()).collect();
-            self.open.experiments.push(About { name: plan.experiment.clone(), signature, buckets });
+            let (whole, exposures) = (shape.whole, shape.exposures);
+            self.open.experiments.push(About { name: plan.experiment.clone(), whole, exposures, buckets });
             (self.open.experiments.len() - 1) as u16
         })
     }

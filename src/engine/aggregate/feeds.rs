@@ -5,13 +5,14 @@ use crate::engine::event::{Event, Kind, Scalar};
 use crate::engine::pane::{CellId, Seen};
 use crate::engine::plan::{Hit, Match, MissingField, Plan, QualityKind, Signal, Source, Statistic, Value};
 use crate::engine::quality::BucketQuality;
+use crate::engine::shape::Shape;
 use std::sync::Arc;
 
 /// One experiment as the Aggregator sees it.
 #[derive(Clone, Debug)]
 pub struct Feeds {
     pub plan: Arc<Plan>,
-    pub signature: u64,
+    pub shape: Arc<Shape>,
     /// The plan's first cell.
     first: CellId,
     /// Signals fed by requests, tickets, flags, outcomes and other events; indices into `plan.signals`.
@@ -36,10 +37,10 @@ pub struct Feeds {
 
 impl Feeds {
     /// `first` is the plan's first cell.
-    pub fn new(plan: &Arc<Plan>, signature: u64, first: CellId) -> Feeds {
+    pub fn new(plan: &Arc<Plan>, shape: Arc<Shape>, first: CellId) -> Feeds {
         let mut feeds = Feeds {
             plan: Arc::clone(plan),
-            signature,
+            shape,
             first,
             request: Vec::new(),
             ticket: Vec::new(),

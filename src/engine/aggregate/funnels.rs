@@ -5,6 +5,7 @@
 
 use super::keys::{Key, KeyMap};
 use crate::engine::pane::{Progress, Stride};
+use crate::engine::shape::Renumber;
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -143,9 +144,14 @@ impl Funnels {
         }
     }
 
-    /// Renumbers experiments after a restart; what has no number any more is dropped.
-    pub fn remap(&mut self, new: impl Fn(u32) -> Option<u32>) {
-        self.flows.retain(|_, flow| new(flow.experiment).map(|e| flow.experiment = e).is_some());
+    /// Gives experiments and funnels the numbers of another catalog; what has none there is dropped.
+    pub fn renumber(&mut self, by: &Renumber) {
+        let now = |flow: &mut Flow| {
+            flow.funnel = by.funnel(flow.experiment, flow.funnel)?;
+            flow.experiment = by.experiment(flow.experiment)?;
+            Some(())
+        };
+        self.flows.retain(|_, flow| now(flow).is_some());
     }
 }
 

@@ -423,7 +423,7 @@ impl Aggregator {
     /// [`AGAIN`] unless this is surely the unit's first event of the kind. That is known of joined events, all of which are read here.
     fn again(&mut self, target: Target, unit: Option<Key>, kind: &str) -> u16 {
         let Some(unit) = unit.filter(|_| target.cohort.is_some()) else { return AGAIN };
-        let kind = tallies::of(keys::key(kind), self.catalog.feeds[target.experiment as usize].signature, u16::MAX);
+        let kind = tallies::of(keys::key(kind), self.catalog.feeds[target.experiment as usize].shape.whole);
         if self.tallies.again(target.experiment, kind, unit, self.settings.units_max) { AGAIN } else { 0 }
     }
 

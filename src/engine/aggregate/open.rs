@@ -32,7 +32,7 @@ pub struct Memory<'m> {
 pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event<'_>, mark: Mark, memory: Memory<'_>) -> bool {
     let (bucket, signal) = place;
     let cell = feeds.signal_cell(bucket, signal);
-    let own = || mark.member.map(|(unit, age)| (tallies::of(unit, feeds.signature, signal as u16), age));
+    let own = || mark.member.map(|(unit, age)| (tallies::of(unit, feeds.shape.signals[signal]), age));
     let mut o = Observation { cell, age: mark.age, value: 0, batch: mark.batch, profile: mark.listed };
     match &feeds.plan.signals[signal] {
         Signal::Distribution { source, value: from } if passes(source, event) => {

@@ -27,7 +27,7 @@ impl Aggregator {
                         continue;
                     }
                     let flow = keys::pair(&funnel.workflow, id) ^ unit.unwrap_or(0);
-                    let key = tallies::of(flow, feeds.signature, u16::MAX - index as u16);
+                    let key = tallies::of(flow, feeds.shape.funnels[index]);
                     let strides = &mut self.open.strides;
                     self.funnels.take(key, place, what, event.ts, bounds, |stride, by| *strides.entry(stride).or_default() += by);
                 }
@@ -45,7 +45,7 @@ impl Aggregator {
         for (_, signal) in &feeds.plan.retention {
             let Signal::Retention { day, source } = &feeds.plan.signals[*signal] else { continue };
             let shows = source.as_ref().is_none_or(|s| s.event == event.kind.name() && passes(s, event));
-            let key = tallies::of(unit, feeds.signature, *signal as u16);
+            let key = tallies::of(unit, feeds.shape.signals[*signal]);
             if shows && today == i64::from(*day) && self.tallies.hit(experiment, key, self.settings.units_max) {
                 let cell = feeds.signal_cell(usize::from(bucket), *signal);
                 self.open.see(Observation { cell, age, value: HIT | FIRST_HIT, batch: mark.batch, profile: mark.listed });

@@ -13,7 +13,7 @@ pub struct Tally {
     x: Option<f64>,
 }
 
-/// See the module. A key is that of a unit in one signal of one plan: [`of`].
+/// See the module. A key is that of a unit in one signal: [`of`].
 #[derive(Default)]
 pub struct Tallies {
     /// By experiment.
@@ -62,10 +62,10 @@ fn part<T: Copy>(of: &[T], index: usize, most: usize) -> Vec<T> {
     of.chunks(most).nth(index).unwrap_or_default().to_vec()
 }
 
-/// The key of a unit in a signal; `plan` is [`crate::engine::plan::Plan::signature`], so that changed rules begin anew.
-pub fn of(unit: Key, plan: u64, signal: u16) -> Key {
-    // Odd multipliers spread both parts over all bits (golden ratio, and that of SplitMix64).
-    unit ^ plan.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ u64::from(signal).wrapping_add(1).wrapping_mul(0xbf58_476d_1ce4_e5b9)
+/// The key of a unit, or workflow, in what has this digest: what changes begins anew.
+pub fn of(unit: Key, digest: u64) -> Key {
+    // An odd multiplier (golden ratio) spreads it over all bits.
+    unit ^ digest.wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl Tallies {

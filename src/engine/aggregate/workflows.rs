@@ -1,6 +1,7 @@
 //! Workflows in progress: begun, and neither completed nor abandoned yet. A timer abandons what exceeds its limit.
 
 use super::keys::{Key, KeyMap};
+use crate::engine::shape::Renumber;
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
@@ -104,12 +105,17 @@ impl Workflows {
         }
     }
 
-    /// Renumbers experiments after a restart; what has no number any more is dropped.
-    pub fn remap(&mut self, new: impl Fn(u32) -> Option<u32>) {
+    /// Gives experiments and signals the numbers of another catalog; what has none there is dropped.
+    pub fn renumber(&mut self, by: &Renumber) {
+        let now = |w: &mut Watcher| {
+            w.signal = by.signal(w.experiment, w.signal)?;
+            w.experiment = by.experiment(w.experiment)?;
+            Some(())
+        };
         self.flows.retain(|_, flow| match flow {
             Flow::Ended { .. } => true,
             Flow::Open(watchers) => {
-                watchers.retain(|w| new(w.experiment).map(|e| w.experiment = e).is_some());
+                watchers.retain(|w| now(w).is_some());
                 !watchers.is_empty()
             }
         });

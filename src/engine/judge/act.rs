@@ -1,6 +1,7 @@
 //! Acting: how a breach or an operator's request becomes a decision, and what that changes.
 
-use super::stop::{self, Confirmation, Stop};
+use super::books::Books;
+use super::stop::{Confirmation, Stop};
 use super::{Alarm, Guard, Hypothesis, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
 use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
@@ -158,6 +159,7 @@ impl Judge {
             epoch,
             segment: None,
             covered_by: None,
+            held_by: None,
             author: None,
             shared_cause: None,
         }
@@ -189,11 +191,16 @@ impl Judge {
         out.decisions.push(decision);
     }
 
-    /// Notes that a decision shares its cause with others.
-    pub fn share(&mut self, decision: &Decision) {
+    /// Notes what a decision turned out to be beside those of others: it shares its cause with some, or is held back.
+    pub fn amend(&mut self, decision: &Decision) {
         if let Some(mine) = self.in_force.get_mut(&decision.decision) {
-            mine.shared_cause.clone_from(&decision.shared_cause);
+            *mine = decision.clone();
         }
+    }
+
+    /// Whether the decision that stopped a bucket has been held back.
+    pub(super) fn is_held_back(&self, stop: &Stop) -> bool {
+        self.in_force.get(&stop.decision).is_some_and(|decision| decision.held_by.is_some())
     }
 
     /// Takes up the arming epoch of a stored decision, where this judge's own has been lost with its checkpoint or its rule's old text.
@@ -210,11 +217,19 @@ impl Judge {
         if decision.revision != self.plan.revision || decision.epoch != self.state.epoch {
             return;
         }
-        let id = Some(decision.decision.clone());
         self.in_force.insert(decision.decision.clone(), decision.clone());
+        self.note_tripped(decision);
+        if decision.action >= Action::Rollback && decision.covered_by.is_none() && !decision.is_follow_up() {
+            self.awaited.push(decision.clone());
+            self.watch_awaited();
+        }
+    }
+
+    /// What a decision in force is about does not decide again.
+    pub(super) fn note_tripped(&mut self, decision: &Decision) {
+        let id = Some(decision.decision.clone());
         let bucket = self.plan.bucket(&decision.bucket);
-        let follows = [stop::CONFIRM_WITHIN, stop::UNDONE].contains(&decision.criterion.as_str());
-        if !follows
+        if !decision.is_follow_up()
             && let Some(bucket) = bucket
             && let Some(guardrail) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
         {
@@ -225,11 +240,6 @@ impl Judge {
             }
         } else if let Some(check) = self.plan.quality.iter().position(|q| q.kind.name() == decision.guardrail) {
             self.state.quality.checks[check].tripped = id;
-        }
-        let watched = decision.action >= Action::Rollback && decision.covered_by.is_none() && !follows;
-        if watched {
-            self.awaited.push(decision.clone());
-            self.watch_awaited();
         }
     }
 
@@ -297,8 +307,9 @@ impl Judge {
         self.state.windows = fresh.windows;
         self.state.guards.iter_mut().flatten().for_each(|g| *g = Guard::default());
         self.state.quality = fresh.quality;
-        self.state.evidence = fresh.evidence;
-        self.state.segments.rearm(&self.plan, self.pane_ms);
+        (self.state.evidence, self.state.book_of) = (fresh.evidence, fresh.book_of);
+        let books = Books { list: &self.state.evidence, of: &self.state.book_of };
+        self.state.segments.rearm(&self.plan, self.pane_ms, books);
         self.state.enrolled = fresh.enrolled;
         self.state.volume = fresh.volume;
         self.state.first_cohort = None;
@@ -337,6 +348,9 @@ impl Judge {
             decision.evidence = Evidence::Operator { reason: operator.reason.clone() };
             decision.reason = format!("{} of {name} by {}: {}", action.name(), operator.author, operator.reason);
             decision.author = Some(operator.author.clone());
+            if self.state.stops[bucket].as_ref().is_some_and(|stop| self.is_held_back(stop)) {
+                self.state.stops[bucket] = None;
+            }
             self.enforce(&mut decision, &[bucket], pane);
             // A person's word is delivered even where a machine has said the same.
             decision.covered_by = None;

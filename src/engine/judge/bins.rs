@@ -26,7 +26,7 @@ impl Judge {
                 (BinsOf::Allocation, [spread.newest(baseline)?, spread.newest(bucket)?])
             }
             _ => {
-                let windows = &self.state.windows[self.window_of[index]];
+                let windows = &self.state.windows[self.state.window_of[index]];
                 (BinsOf::Window, [windows[baseline].bins()?, windows[bucket].bins()?])
             }
         };

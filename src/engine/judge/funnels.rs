@@ -32,6 +32,12 @@ struct Counted {
 }
 
 impl Funnels {
+    /// With the counts of the funnels that were there before, by their numbers then.
+    pub fn carried(self, old: &Funnels, before: &[Option<usize>]) -> Funnels {
+        let of = |(fresh, before): (Counted, &Option<usize>)| before.and_then(|b| old.0.get(b).cloned()).unwrap_or(fresh);
+        Funnels(self.0.into_iter().zip(before).map(of).collect())
+    }
+
     pub fn new(plan: &Plan, pane_ms: Millis) -> Funnels {
         let counted = |funnel: &Funnel| {
             let within = (funnel.within + pane_ms - 1).div_euclid(pane_ms);

@@ -4,7 +4,9 @@
 
 mod act;
 mod bins;
+mod books;
 mod budget;
+mod carry;
 mod comeback;
 mod funnels;
 mod interval;
@@ -23,13 +25,14 @@ mod window;
 
 use super::decision::{Action, Decision, Evidence, LogEntry, LogKind, Output};
 use super::evidence::allocation::Allocation;
-use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume, Watched};
+use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
 use super::histogram::thousandths;
 use super::kept;
 use super::pane::{BucketPartial, Cause, Control, PanePartial, PhaseName, Urgent};
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
+use books::{Book, Books};
 use budget::{Kind, Tripped};
 use funnels::Funnels;
 use limit::Reading;
@@ -51,8 +54,6 @@ pub use act::{Operation, Operator};
 pub struct Judge {
     plan: Arc<Plan>,
     pane_ms: Millis,
-    /// For each guardrail, its window among `State::windows`.
-    window_of: Vec<usize>,
     budget: Budget,
     /// For each guardrail of a quantile, its test.
     tests: Vec<Option<Exceedance>>,
@@ -72,6 +73,8 @@ struct State {
     at: Option<Pane>,
     /// By window, then by bucket.
     windows: Vec<Vec<Window>>,
+    /// For each guardrail, its window among these.
+    window_of: Vec<usize>,
     traffic: Vec<BucketTraffic>,
     /// By guardrail, then by bucket (the baseline's entry is unused).
     guards: Vec<Vec<Guard>>,
@@ -94,8 +97,9 @@ struct State {
     /// Panes up to this one may hold records from before the last `resume`; windows and evidence leave them out.
     stale_to: Option<Pane>,
     allocation: Allocation,
-    /// By signal; `None` where no test asks for it.
-    evidence: Vec<Option<SignalEvidence>>,
+    evidence: Vec<Book>,
+    /// By guardrail: its evidence among these; `None` where it asks for none.
+    book_of: Vec<Option<usize>>,
     enrolled: Enrolled,
     volume: Volume,
     /// The first pane that counts as evidence: units of earlier cohorts were not counted.
@@ -176,9 +180,11 @@ impl Judge {
         }
         let buckets = plan.buckets.len();
         let of_signal = |&(signal, panes): &(usize, i64)| vec![Window::new(&plan.signals[signal], panes, pane_ms); buckets];
+        let (evidence, book_of) = books::begin(&plan, pane_ms);
         let state = State {
             at: None,
             windows: kinds.iter().map(of_signal).collect(),
+            window_of,
             traffic: vec![BucketTraffic::default(); buckets],
             guards: vec![vec![Guard::default(); buckets]; plan.guardrails.len()],
             quality: Quality::new(&plan, pane_ms),
@@ -196,8 +202,9 @@ impl Judge {
             began: None,
             stale_to: None,
             allocation: Allocation::new(plan.first_weights()),
-            evidence: evidence(&plan, pane_ms, |signal| is_asked_for(&plan, signal)),
-            segments: Segments::new(&plan, pane_ms),
+            segments: Segments::new(&plan, pane_ms, Books { list: &evidence, of: &book_of }),
+            evidence,
+            book_of,
             enrolled: Enrolled::new(buckets),
             volume: Volume::new(buckets),
             first_cohort: None,
@@ -208,7 +215,7 @@ impl Judge {
             _ => None,
         });
         let tests = tests.collect();
-        Judge { plan, pane_ms, window_of, budget, tests, state, in_force: BTreeMap::new(), awaited: Vec::new(), changed: true }
+        Judge { plan, pane_ms, budget, tests, state, in_force: BTreeMap::new(), awaited: Vec::new(), changed: true }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -257,16 +264,17 @@ impl Judge {
 
     /// Adds a pane to the windows; while a phase is warming up, to those of counts alone.
     fn slide_in(&mut self, pane: Pane, partial: &PanePartial<'_>, warming: bool) {
-        for (index, &window) in self.window_of.iter().enumerate() {
+        let State { windows, window_of, .. } = &mut self.state;
+        for (index, &window) in window_of.iter().enumerate() {
             // Guardrails may share a window: the first of them fills it.
-            if self.window_of[..index].contains(&window) {
+            if window_of[..index].contains(&window) {
                 continue;
             }
             let signal = self.plan.guardrails[index].signal;
             if warming && !matches!(self.plan.signals[signal], Signal::Count { .. }) {
                 continue;
             }
-            for (bucket, window) in self.state.windows[window].iter_mut().enumerate() {
+            for (bucket, window) in windows[window].iter_mut().enumerate() {
                 let cell = partial.cell(self.plan.signal_cell(bucket, signal));
                 if !cell.is_empty() {
                     window.add(pane, cell);
@@ -280,19 +288,19 @@ impl Judge {
     fn weigh(&mut self, pane: Pane, partial: &PanePartial<'_>, traffic: &[BucketPartial], warming: bool) {
         let first_cohort = *self.state.first_cohort.get_or_insert(pane);
         let (slot, baseline, frozen) = (self.budget.slot, self.plan.baseline(), self.is_frozen());
-        let State { allocation, evidence, enrolled, volume, quality, segments, .. } = &mut self.state;
+        let State { allocation, evidence, book_of, enrolled, volume, quality, segments, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot, baseline };
         quality.weigh(pane, partial.quality, traffic, &self.plan, &book);
         for (bucket, part) in traffic.iter().enumerate() {
             enrolled.add(pane, bucket, part, &book);
-            for (signal, evidence) in evidence.iter_mut().enumerate() {
-                if let Some(evidence) = evidence.as_mut().filter(|_| !warming || self.plan.signals[signal].is_per_user()) {
-                    evidence.add(pane, bucket, part, partial.cell(self.plan.signal_cell(bucket, signal)), &book);
-                }
+            let counts = |own: &&mut Book| pane >= own.from && (!warming || self.plan.signals[own.signal].is_per_user());
+            for own in evidence.iter_mut().filter(counts) {
+                let (cell, book) = (partial.cell(self.plan.signal_cell(bucket, own.signal)), own.book(&book));
+                own.statistics.add(pane, bucket, part, cell, &book);
             }
         }
         volume.add(traffic, baseline, !frozen);
-        segments.weigh(&self.plan, pane, partial, &book, (self.pane_ms, warming));
+        segments.weigh(&self.plan, Books { list: evidence, of: book_of }, pane, partial, &book, (self.pane_ms, warming));
     }
 
     /// Event time has come to the end of `pane` without further records of the experiment.
@@ -332,10 +340,14 @@ impl Judge {
             changed |= window.slide(pane);
         }
         let first_cohort = self.state.first_cohort.unwrap_or(pane);
-        let State { allocation, evidence, segments, .. } = &mut self.state;
+        let State { allocation, evidence, book_of, segments, .. } = &mut self.state;
         let book = Booking { allocation, first_cohort, slot: self.budget.slot, baseline: self.plan.baseline() };
-        evidence.iter_mut().flatten().for_each(|e| e.close(pane, &book));
-        segments.list.iter_mut().for_each(|segment| segment.close(pane, &book));
+        for own in evidence.iter_mut() {
+            let book = own.book(&book);
+            own.statistics.close(pane, &book);
+        }
+        let books = Books { list: evidence, of: book_of };
+        segments.list.iter_mut().for_each(|segment| segment.close(pane, books, &book));
         let now = pane.end(self.pane_ms);
         if self.state.hold.as_ref().is_some_and(|h| h.until.is_some_and(|until| until <= now)) {
             self.state.hold = None;
@@ -431,14 +443,19 @@ impl Judge {
         if let Some(units) = self.of_units(guardrail, bucket) {
             return Some(limit::share(window::Share { n: units.n, x: units.x }, plan.limit?, plan.higher_is_worse, 1.0));
         }
-        let window = &self.state.windows[self.window_of[guardrail]][bucket];
+        let window = &self.state.windows[self.state.window_of[guardrail]][bucket];
         limit::read(plan, self.tests[guardrail].as_ref(), window, self.seen(bucket), pane, self.clustering_of_limit(guardrail, bucket))
+    }
+
+    /// What a guardrail's evidence of all units is.
+    fn statistics(&self, guardrail: usize) -> Option<&SignalEvidence> {
+        self.state.book_of[guardrail].map(|book| &self.state.evidence[book].statistics)
     }
 
     /// Hits among exposed units, over the whole life, of a rate whose observation is the unit: a window cannot tell which units are in it.
     fn of_units(&self, guardrail: usize, bucket: usize) -> Option<Arm> {
         let signal = self.plan.guardrails[guardrail].signal;
-        match (&self.plan.signals[signal], self.state.evidence[signal].as_ref()) {
+        match (&self.plan.signals[signal], self.statistics(guardrail)) {
             (Signal::Rate { unit: Unit::User, .. } | Signal::Retention { .. }, Some(SignalEvidence::Share(shares))) => {
                 Some(shares.total(bucket))
             }
@@ -449,7 +466,7 @@ impl Judge {
     /// Design effect of a bucket's observations at its limit, at least 1.
     fn clustering_of_limit(&self, guardrail: usize, bucket: usize) -> f64 {
         let plan = &self.plan.guardrails[guardrail];
-        let counted = match (self.state.evidence[plan.signal].as_ref(), plan.statistic) {
+        let counted = match (self.statistics(guardrail), plan.statistic) {
             (Some(SignalEvidence::Share(shares)), Statistic::Share) => shares.batches(bucket),
             (Some(SignalEvidence::Spread(spread)), _) => plan.limit.and_then(|limit| spread.batches(bucket, thousandths(limit).0)),
             _ => None,
@@ -498,7 +515,7 @@ impl Judge {
         if self.of_units(guardrail, bucket).is_some() {
             return None;
         }
-        let window = &self.state.windows[self.window_of[guardrail]][bucket];
+        let window = &self.state.windows[self.state.window_of[guardrail]][bucket];
         limit::beyond(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
     }
 
@@ -509,7 +526,7 @@ impl Judge {
         if let Some(SignalEvidence::Mean(means)) = self.evidence_of(Hypothesis::overall(guardrail, bucket)) {
             return means.mean(bucket).map(|(_, mean)| mean);
         }
-        let window = &self.state.windows[self.window_of[guardrail]][bucket];
+        let window = &self.state.windows[self.state.window_of[guardrail]][bucket];
         limit::value(&self.plan.guardrails[guardrail], window, self.seen(bucket), pane)
     }
 
@@ -549,36 +566,5 @@ impl Judge {
             return Ok(None);
         }
         kept::encode(&self.state).map(Some).map_err(|e| format!("the state of `{}` {e}", self.plan.experiment))
-    }
-
-    /// Takes up a state that a Judge of the same plan left, and the time that had come since.
-    pub fn restore(&mut self, state: &[u8], judged: Option<Pane>) -> Result<(), String> {
-        self.state = kept::decode(state).map_err(|e| format!("the state of `{}` {e}", self.plan.experiment))?;
-        self.state.windows.iter_mut().flatten().for_each(Window::recount);
-        // Had anything but the time changed, it would have been saved anew.
-        self.state.at = self.state.at.max(judged.filter(|_| self.state.at.is_some()));
-        self.changed = true;
-        Ok(())
-    }
-}
-
-/// One for each signal that is asked for.
-fn evidence(plan: &Plan, pane_ms: Millis, is_asked_for: impl Fn(usize) -> bool) -> Vec<Option<SignalEvidence>> {
-    let of = |(index, signal): (usize, &Signal)| {
-        let mut mine = plan.guardrails.iter().filter(|g| g.signal == index);
-        let compared = mine.clone().filter_map(Watched::of).collect();
-        let expected = mine.find_map(|g| g.expected);
-        is_asked_for(index).then(|| SignalEvidence::new(signal, plan.buckets.len(), compared, expected, pane_ms))
-    };
-    plan.signals.iter().enumerate().map(of).collect()
-}
-
-/// Whether a test asks for a signal: a comparison with the baseline, or a limit on clustered observations. Retention is shown in any case.
-fn is_asked_for(plan: &Plan, signal: usize) -> bool {
-    let mut mine = plan.guardrails.iter().filter(|g| g.signal == signal);
-    match plan.signals[signal] {
-        Signal::Count { .. } => mine.any(|g| g.max_increase.is_some()),
-        Signal::Retention { .. } => true,
-        _ => mine.next().is_some(),
     }
 }

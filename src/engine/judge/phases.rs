@@ -99,6 +99,15 @@ impl Phases {
         }
     }
 
+    /// Gives figures to the signals that were there before, by their numbers then; those of others are forgotten.
+    pub fn renumber(&mut self, signals: &[Option<usize>]) {
+        let own = self.before.iter_mut().chain(self.visits.iter_mut().flat_map(|visit| &mut visit.tallies));
+        for tally in own {
+            let old = std::mem::take(&mut tally.figures);
+            tally.figures = signals.iter().map(|before| before.and_then(|b| old.get(b).cloned()).unwrap_or_default()).collect();
+        }
+    }
+
     /// Adds a bucket's traffic in `pane`, and what its signals hold.
     pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, partial: &PanePartial<'_>, plan: &Plan) {
         let now = self.at(pane, bucket);

@@ -179,13 +179,16 @@ impl Judge {
     }
 
     pub(super) fn evidence_of(&self, of: Hypothesis) -> Option<&SignalEvidence> {
-        let evidence = of.segment.map_or(&self.state.evidence, |segment| &self.state.segments.list[segment].evidence);
-        evidence[self.plan.guardrails[of.guardrail].signal].as_ref()
+        match of.segment {
+            Some(segment) => self.state.segments.list[segment].evidence[self.state.book_of[of.guardrail]?].as_ref(),
+            None => self.statistics(of.guardrail),
+        }
     }
 
     /// How the observations of a hypothesis are booked.
     fn booking_of(&self, of: Hypothesis) -> Booking<'_> {
         let of_all = self.booking();
+        let of_all = self.state.book_of[of.guardrail].map_or(of_all, |book| self.state.evidence[book].book(&self.booking()));
         match of.segment {
             Some(segment) => self.state.segments.list[segment].book(&of_all),
             None => of_all,
@@ -388,8 +391,7 @@ impl Judge {
         let guardrail = &self.plan.guardrails[of.guardrail];
         let interval = look.interval(guardrail);
         let reason = self.reason(of, &look, interval);
-        let own = of.segment.map(|segment| self.state.segments.list[segment].from).filter(|from| from.0 > i64::MIN);
-        let began = own.or(self.state.first_cohort).or(self.state.began);
+        let began = Some(self.booking_of(of).first_cohort).filter(|first| first.0 > i64::MIN).or(self.state.began);
         let since = look.since.or_else(|| self.onset(of)).or(began).unwrap_or(pane);
         Alarm {
             criterion: if guardrail.primary { "stop_on_negative" } else { "max_increase" },

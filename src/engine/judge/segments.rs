@@ -4,10 +4,11 @@
 //! given the observations of the segment alone. Which values get a segment is decided by how many units have them, and a segment begins
 //! with the pane after: what is tested is never what it was chosen by.
 
-use super::{Guard, evidence};
+use super::Guard;
+use super::books::{Books, statistics};
 use crate::engine::evidence::{Booking, Enrolled, SignalEvidence};
 use crate::engine::pane::{Abandoned, BucketPartial, Cell, CellId, NO_UNIT, Observation, PanePartial, Part, traffic};
-use crate::engine::plan::{Plan, Signal};
+use crate::engine::plan::{Plan, Segmentation, Signal};
 use crate::engine::segment::{NO_PROFILE, REST};
 use crate::engine::time::{Millis, Pane};
 use hashbrown::HashMap;
@@ -44,7 +45,7 @@ pub(super) struct Segment {
     pub observations: Vec<u64>,
     /// By guardrail, then by bucket.
     pub guards: Vec<Vec<Guard>>,
-    /// By signal; of those that are compared.
+    /// As that of all units; of what is compared.
     pub evidence: Vec<Option<SignalEvidence>>,
     pub enrolled: Enrolled,
     /// Its sample ratio is known to be wrong: its comparisons are held.
@@ -139,17 +140,17 @@ impl Dealt {
 }
 
 impl Segments {
-    pub fn new(plan: &Plan, pane_ms: Millis) -> Segments {
+    pub fn new(plan: &Plan, pane_ms: Millis, books: Books<'_>) -> Segments {
         let Some(segmentation) = &plan.segments else { return Segments::default() };
         let attribute = |name: &String| Attribute { name: name.clone(), ..Attribute::default() };
-        let rest = |name: &String| Segment::new(plan, pane_ms, format!("{name}={REST}"), Pane(i64::MIN));
+        let rest = |name: &String| Segment::new(plan, pane_ms, books, format!("{name}={REST}"), Pane(i64::MIN));
         Segments { attributes: segmentation.by.iter().map(attribute).collect(), list: segmentation.by.iter().map(rest).collect() }
     }
 
     /// Begins the evidence anew, from `pane` on; which segments there are stays.
-    pub fn rearm(&mut self, plan: &Plan, pane_ms: Millis) {
+    pub fn rearm(&mut self, plan: &Plan, pane_ms: Millis, books: Books<'_>) {
         for segment in &mut self.list {
-            let fresh = Segment::new(plan, pane_ms, std::mem::take(&mut segment.name), segment.from);
+            let fresh = Segment::new(plan, pane_ms, books, std::mem::take(&mut segment.name), segment.from);
             let units = std::mem::take(&mut segment.units);
             *segment = Segment { units, ..fresh };
         }
@@ -162,7 +163,15 @@ impl Segments {
 
     /// Adds a pane to the evidence of each segment, and opens segments for values that have enough units.
     /// While a phase is warming up, what is counted by unit goes on.
-    pub fn weigh(&mut self, plan: &Plan, pane: Pane, partial: &PanePartial<'_>, book: &Booking<'_>, (pane_ms, warming): (Millis, bool)) {
+    pub fn weigh(
+        &mut self,
+        plan: &Plan,
+        books: Books<'_>,
+        pane: Pane,
+        partial: &PanePartial<'_>,
+        book: &Booking<'_>,
+        (pane_ms, warming): (Millis, bool),
+    ) {
         let Some(segmentation) = &plan.segments else { return };
         let mut dealt = Dealt { pane, places: HashMap::default(), anonymous: 0, own: self.list.iter().map(|_| Own::default()).collect() };
         for bucket in 0..plan.buckets.len() {
@@ -177,16 +186,19 @@ impl Segments {
                 dealt.signal(self, partial, plan.signal_cell(bucket, signal), kind.is_per_user());
                 for ((segment, own), part) in self.list.iter_mut().zip(&dealt.own).zip(&parts) {
                     segment.observations[bucket] += own.observations.len() as u64;
-                    let book = segment.book(book);
-                    if let Some(evidence) = &mut segment.evidence[signal] {
-                        evidence.add(pane, bucket, part, own.cell(), &book);
+                    let mine = books.list.iter().enumerate().filter(|(_, own)| own.signal == signal && pane >= own.from);
+                    for (index, of_all) in mine {
+                        let book = segment.book(&of_all.book(book));
+                        if let Some(evidence) = &mut segment.evidence[index] {
+                            evidence.add(pane, bucket, part, own.cell(), &book);
+                        }
                     }
                 }
             }
         }
         if self.list.len() < segmentation.places() {
             self.count(partial, dealt.places);
-            self.open(plan, pane_ms, segmentation.places(), Pane(pane.0 + 1));
+            self.open(plan, pane_ms, books, Pane(pane.0 + 1));
         }
     }
 
@@ -226,7 +238,8 @@ impl Segments {
     }
 
     /// Opens segments from `from` on, until there are `most`: the values with the most batches first.
-    fn open(&mut self, plan: &Plan, pane_ms: Millis, most: usize, from: Pane) {
+    fn open(&mut self, plan: &Plan, pane_ms: Millis, books: Books<'_>, from: Pane) {
+        let most = plan.segments.as_ref().map_or(0, Segmentation::places);
         let mut ready: Vec<(u32, usize, String)> = Vec::new();
         for (index, attribute) in self.attributes.iter().enumerate() {
             let enough = attribute.candidates.iter().filter(|(_, batches)| batches.count_ones() >= ENOUGH);
@@ -241,7 +254,7 @@ impl Segments {
             let name = format!("{}={value}", attribute.name);
             attribute.candidates.remove(&value);
             attribute.own.insert(value, self.list.len());
-            self.list.push(Segment::new(plan, pane_ms, name, from));
+            self.list.push(Segment::new(plan, pane_ms, books, name, from));
         }
         if self.list.len() >= most {
             self.attributes.iter_mut().for_each(|a| a.candidates.clear());
@@ -250,7 +263,7 @@ impl Segments {
 }
 
 impl Segment {
-    fn new(plan: &Plan, pane_ms: Millis, name: String, from: Pane) -> Segment {
+    fn new(plan: &Plan, pane_ms: Millis, books: Books<'_>, name: String, from: Pane) -> Segment {
         let buckets = plan.buckets.len();
         Segment {
             name,
@@ -258,7 +271,7 @@ impl Segment {
             units: vec![0; buckets],
             observations: vec![0; buckets],
             guards: vec![vec![Guard::default(); buckets]; plan.guardrails.len()],
-            evidence: evidence(plan, pane_ms, |signal| is_compared(plan, signal)),
+            evidence: (0..books.list.len()).map(|book| compared(plan, books, book, pane_ms)).collect(),
             enrolled: Enrolled::new(buckets),
             lopsided: false,
         }
@@ -270,10 +283,19 @@ impl Segment {
     }
 
     /// All of `pane` has been added.
-    pub fn close(&mut self, pane: Pane, of_all: &Booking<'_>) {
-        let book = self.book(of_all);
-        self.evidence.iter_mut().flatten().for_each(|e| e.close(pane, &book));
+    pub fn close(&mut self, pane: Pane, books: Books<'_>, book: &Booking<'_>) {
+        for (own, of_all) in self.evidence.iter_mut().zip(books.list) {
+            let first_cohort = book.first_cohort.max(of_all.from).max(self.from);
+            own.iter_mut().for_each(|own| own.close(pane, &Booking { first_cohort, ..*book }));
+        }
     }
+}
+
+/// The evidence of a segment beside one of all units; `None` where no comparison asks for it.
+pub(super) fn compared(plan: &Plan, books: Books<'_>, book: usize, pane_ms: Millis) -> Option<SignalEvidence> {
+    let mine: Vec<usize> = (0..plan.guardrails.len()).filter(|g| books.of[*g] == Some(book)).collect();
+    let signal = plan.guardrails[*mine.iter().find(|g| plan.guardrails[**g].max_increase.is_some())?].signal;
+    Some(statistics(plan, signal, &mine, pane_ms))
 }
 
 /// Limits look at all units.

@@ -162,6 +162,7 @@ impl Judge {
                 reason: reason.clone(),
                 epoch,
                 covered_by: None,
+                held_by: None,
                 author: None,
                 shared_cause: None,
                 ..original.clone()

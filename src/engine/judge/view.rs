@@ -72,7 +72,7 @@ impl Judge {
         rollout: &RolloutState,
     ) -> (bool, String) {
         if let Some((bucket, stop)) = self.state.stops.iter().enumerate().find_map(|(b, s)| Some((b, s.as_ref()?))) {
-            return (false, format!("{} of {} ({})", stop.action.name(), self.plan.buckets[bucket].name, stop.confirmation.name()));
+            return (false, format!("{} of {} ({})", stop.action.name(), self.plan.buckets[bucket].name, self.confirmation(stop)));
         }
         if let Some(why) = self.not_now(rollout).filter(|_| verdict != Verdict::Breach) {
             return (false, why);
@@ -129,7 +129,7 @@ impl Judge {
                 decision: s.decision.clone(),
                 action: s.action,
                 at: s.at,
-                confirmation: s.confirmation.name().into(),
+                confirmation: self.confirmation(s).into(),
             }),
         }
     }
@@ -137,7 +137,7 @@ impl Judge {
     fn guardrail(&self, of: Hypothesis, pane: Pane, closely: bool) -> GuardrailState {
         let Hypothesis { guardrail: index, bucket, .. } = of;
         let (plan, baseline) = (&self.plan.guardrails[index], self.plan.baseline());
-        let (windows, guard) = (&self.state.windows[self.window_of[index]], self.guard(of));
+        let (windows, guard) = (&self.state.windows[self.state.window_of[index]], self.guard(of));
         let reading = self.read(index, bucket, pane);
         let look = plan.max_increase.filter(|_| closely).and_then(|_| self.whole_life(of, f64::NEG_INFINITY));
         let [mut baseline_value, mut bucket_value] = [baseline, bucket].map(|b| self.value(index, b, pane));
@@ -206,7 +206,7 @@ impl Judge {
         if let Some(SignalEvidence::Mean(means)) = self.evidence_of(of) {
             return means.mean(bucket).map_or(0, |(n, _)| n);
         }
-        limit::observations(&self.plan.guardrails[index], &self.state.windows[self.window_of[index]][bucket], self.seen(bucket), pane)
+        limit::observations(&self.plan.guardrails[index], &self.state.windows[self.state.window_of[index]][bucket], self.seen(bucket), pane)
     }
 
     /// The verdict of one guardrail of one bucket, and why. What data says that cannot be trusted is no proof that all is well.
@@ -263,13 +263,17 @@ impl Judge {
         }
     }
 
+    fn confirmation(&self, stop: &super::Stop) -> &'static str {
+        if self.is_held_back(stop) { "held" } else { stop.confirmation.name() }
+    }
+
     fn retention(&self, name: &str, signal: usize) -> RetentionState {
         let day = match self.plan.signals[signal] {
             Signal::Retention { day, .. } => day,
             _ => 0,
         };
         let bucket = |b: usize| {
-            let arm = match &self.state.evidence[signal] {
+            let arm = match self.state.evidence.iter().find(|book| book.signal == signal).map(|book| &book.statistics) {
                 Some(SignalEvidence::Share(shares)) => shares.total(b),
                 _ => Arm::default(),
             };

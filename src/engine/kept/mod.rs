@@ -6,7 +6,6 @@
 mod read;
 mod write;
 
-use super::pane::CellId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -97,15 +96,6 @@ impl Kept {
 /// Puts `prefix` before every name.
 pub fn prefixed(prefix: &str, changes: Changes) -> Changes {
     changes.into_iter().map(|(name, change)| (format!("{prefix}{name}"), change)).collect()
-}
-
-/// What the numbers of experiments and cells in other parts mean.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Plans {
-    /// Name of each, and a digest of what a state depends on.
-    pub experiments: Vec<(String, u64)>,
-    /// First cell of each, and where those of the last one end.
-    pub cells: Vec<CellId>,
 }
 
 /// A value as a blob.

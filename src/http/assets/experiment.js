@@ -56,7 +56,7 @@ function banner(state, decisions) {
   if (stopped.length) {
     return stopped.map((b) => {
       const why = decision(b.stopped.decision);
-      const sent = b.stopped.confirmation !== "observed";
+      const sent = !["observed", "held"].includes(b.stopped.confirmation);
       return h("section", { class: "banner breach", "data-key": b.bucket },
         h("p", { class: "say" }, h("span", { "aria-hidden": "true" }, "✕ "), `${b.bucket} ${sent ? "was" : "would have been"} ${done(b.stopped.action)} ${ago(b.stopped.at)}`, why ? `: ${why.reason}.` : ".", ` ${AFTER[b.stopped.confirmation] ?? b.stopped.confirmation}`),
         h("p", null, h("a", { href: path("d", b.stopped.decision) }, "Numbers and deliveries"), " · undo: ", command(`guardraild resume ${state.experiment} --reason "…"`)));

@@ -22,6 +22,7 @@ export const AFTER = {
   unconfirmed: "NOT CONFIRMED: users are still exposed.",
   undone: "UNDONE: users are exposed again.",
   observed: "Observe mode: nothing was sent.",
+  held: "HELD BACK by a limit: users are still exposed; `guardraild rollback` carries it out.",
 };
 
 // Three digits; of shares no more than two after the point: what is beyond is noise.

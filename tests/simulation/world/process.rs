@@ -12,12 +12,13 @@ use guardraild::engine::decision::Action;
 use guardraild::engine::plan::{Catalog, Settings};
 use guardraild::engine::time::Millis;
 use guardraild::ingest::decode::Limits;
-use guardraild::ingest::kafka::{FromIngest, Resume, STOPPED, way};
+use guardraild::ingest::kafka::{self, FromIngest, Resume, STOPPED, way};
 use guardraild::ingest::mapped::Layouts;
 use guardraild::ingest::rejects::Rejects;
 use guardraild::ingest::schemas::Schemas;
 use guardraild::ingest::worker::{self, Board, Shared, Worker};
 use guardraild::live::{Accepted, Command, Live, Operation, Refusal, Request};
+use guardraild::mapping::Sources;
 use guardraild::rules::RuleSet;
 use guardraild::store::Store;
 use guardraild::telemetry::Metrics;
@@ -46,6 +47,10 @@ struct Orders {
 impl Reading for Orders {
     fn barrier(&self, number: u64) {
         self.barrier.store(number, Relaxed);
+    }
+
+    fn reload(&self, number: u64, _: kafka::Rules) {
+        unreachable!("a world keeps its rules, and nobody asks for others at {number}");
     }
 
     fn stop(&self) {
@@ -170,6 +175,8 @@ impl Process {
             operations_seq: recovered.operations_seq,
             anew: recovered.anew,
             store,
+            opening: None,
+            sources: Sources::default(),
             rules: rules.rules.clone(),
             router: Router::default(),
             waker,

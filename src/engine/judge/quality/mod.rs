@@ -6,6 +6,7 @@ use super::Judge;
 use crate::engine::decision::{Evidence, LogKind, Output, SrmStratum, Verdict};
 use crate::engine::evidence::SignalEvidence;
 use crate::engine::plan::{Plan, QualityCheck, QualityKind};
+use crate::engine::shape::{Shape, places};
 use crate::engine::stats::{counts, rates, srm};
 use crate::engine::time::{Millis, Pane};
 use found::{Missing, Units};
@@ -54,6 +55,18 @@ impl Quality {
             refused: 0,
             units: Units::default(),
             missing: Missing::new(plan, pane_ms),
+        }
+    }
+
+    /// With what `old` knew of what is asked as before.
+    pub fn carried(self, old: &Quality, was: &Shape, is: &Shape) -> Quality {
+        let before = places(&is.checks, &was.checks);
+        let check = |(fresh, before): (CheckState, &Option<usize>)| before.and_then(|b| old.checks.get(b).cloned()).unwrap_or(fresh);
+        Quality {
+            checks: self.checks.into_iter().zip(&before).map(check).collect(),
+            units: if was.exposures == is.exposures { old.units.clone() } else { self.units },
+            missing: if was.missing == is.missing { old.missing.clone() } else { self.missing },
+            ..old.clone()
         }
     }
 
@@ -254,7 +267,8 @@ impl Judge {
             SignalEvidence::Spread(spread) => spread.batches(bucket, 0),
             SignalEvidence::Mean(_) => None,
         };
-        let most = self.state.evidence.iter().flatten().filter_map(counted).max_by(|a, b| a.named().total_cmp(&b.named()))?;
+        let most =
+            self.state.evidence.iter().map(|book| &book.statistics).filter_map(counted).max_by(|a, b| a.named().total_cmp(&b.named()))?;
         most.cautious_dispersion(-self.parity_alpha().ln())
     }
 

@@ -1,0 +1,59 @@
+//! Which evidence is whose: guardrails that ask about the same signal share its statistics, those that ask since the same pane.
+
+use crate::engine::evidence::{Booking, SignalEvidence, Watched};
+use crate::engine::plan::{Plan, Signal};
+use crate::engine::time::{Millis, Pane};
+use serde::{Deserialize, Serialize};
+
+/// Statistics of a signal, for the guardrails that ask for them since the same pane.
+#[derive(Serialize, Deserialize)]
+pub struct Book {
+    pub signal: usize,
+    /// First pane that counts: later than the experiment's own where rules were changed while it ran.
+    pub from: Pane,
+    pub statistics: SignalEvidence,
+}
+
+/// All of them.
+#[derive(Clone, Copy)]
+pub struct Books<'b> {
+    pub list: &'b [Book],
+    /// By guardrail.
+    pub of: &'b [Option<usize>],
+}
+
+impl Book {
+    /// How the observations of all units are booked here.
+    pub fn book<'a>(&self, of_all: &Booking<'a>) -> Booking<'a> {
+        Booking { first_cohort: of_all.first_cohort.max(self.from), ..*of_all }
+    }
+}
+
+/// Evidence of all units for a plan that begins: one for each signal that is asked for; and which is whose.
+pub fn begin(plan: &Plan, pane_ms: Millis) -> (Vec<Book>, Vec<Option<usize>>) {
+    let (mut books, mut book_of) = (Vec::new(), vec![None; plan.guardrails.len()]);
+    for signal in (0..plan.signals.len()).filter(|signal| is_asked_for(plan, *signal)) {
+        let mine: Vec<usize> = (0..plan.guardrails.len()).filter(|g| plan.guardrails[*g].signal == signal).collect();
+        mine.iter().for_each(|g| book_of[*g] = Some(books.len()));
+        books.push(Book { signal, from: Pane(i64::MIN), statistics: statistics(plan, signal, &mine, pane_ms) });
+    }
+    (books, book_of)
+}
+
+/// Statistics of a signal that these guardrails ask for.
+pub fn statistics(plan: &Plan, signal: usize, guardrails: &[usize], pane_ms: Millis) -> SignalEvidence {
+    let mut mine = guardrails.iter().map(|g| &plan.guardrails[*g]);
+    let compared = mine.clone().filter_map(Watched::of).collect();
+    let expected = mine.find_map(|g| g.expected);
+    SignalEvidence::new(&plan.signals[signal], plan.buckets.len(), compared, expected, pane_ms)
+}
+
+/// Whether a test asks for a signal: a comparison with the baseline, or a limit on clustered observations. Retention is shown in any case.
+pub fn is_asked_for(plan: &Plan, signal: usize) -> bool {
+    let mut mine = plan.guardrails.iter().filter(|g| g.signal == signal);
+    match plan.signals[signal] {
+        Signal::Count { .. } => mine.any(|g| g.max_increase.is_some()),
+        Signal::Retention { .. } => true,
+        _ => mine.next().is_some(),
+    }
+}

@@ -44,7 +44,8 @@ class Stage {
     const log = fs.openSync(path.join(path.dirname(this.config), "log"), "a");
     this.daemon = spawn(guardraild, ["run", "--config", this.config], { stdio: ["ignore", log, log] });
     this.gone = new Promise((give) => this.daemon.once("exit", give));
-    await until("the daemon answers", async () => (await fetch(`${this.base}/livez`).catch(() => null))?.ok);
+    // Alive is not enough: until it is the active one of its directory, all but its health is 503.
+    await until("the daemon answers", async () => (await fetch(`${this.base}/api/v1/fleet`).catch(() => null))?.ok);
   }
 
   async stop() {

@@ -79,7 +79,8 @@ impl Looks {
         let now = view.experiment(experiment)?;
         let same = (&look.state.verdict, &look.state.decisions, &look.state.holds, look.state.phase, look.state.revision)
             == (&now.verdict, &now.decisions, &now.holds, now.phase, now.revision);
-        same.then_some(look.state)
+        let stopped = look.state.buckets.iter().map(|b| &b.stopped).eq(now.buckets.iter().map(|b| &b.stopped));
+        (same && stopped).then_some(look.state)
     }
 
     fn keep(&self, experiment: &str, look: Look) {

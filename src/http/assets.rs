@@ -29,7 +29,7 @@ pub struct Assets(BTreeMap<&'static str, Packed>);
 
 impl Assets {
     pub fn new() -> Assets {
-        let files: [(&str, &'static str, &'static [u8]); 16] = files![
+        let files: [(&str, &'static str, &'static [u8]); 17] = files![
             HTML "index.html",
             CSS "style.css",
             CSS "uPlot.min.css",
@@ -45,6 +45,7 @@ impl Assets {
             JS "guardrail.js",
             SVG "icon.svg",
             JS "live.js",
+            JS "rules.js",
             JS "uPlot.iife.min.js",
         ];
         Assets(files.into_iter().map(|(name, kind, body)| (name, Packed::file(kind, body))).collect())

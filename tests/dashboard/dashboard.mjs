@@ -178,6 +178,22 @@ async function rejects(page, stage) {
   await inspect(page, "data");
 }
 
+/** A live rule that is loosened without a new revision stays as it was; the page says why, and what a reload would do. */
+async function rules(page, stage) {
+  const file = path.join(path.dirname(stage.config), "rules", "new-checkout.yaml");
+  const text = fs.readFileSync(file, "utf8");
+  await go(page, stage, "#/rules", "Rules");
+  await page.locator(".badge", { hasText: "loaded" }).first().waitFor();
+  fs.writeFileSync(file, text.replace("max_increase: 10%, limit: 900ms", "max_increase: 20%, limit: 900ms"));
+  await page.locator(".badge", { hasText: "stale" }).waitFor();
+  await page.getByRole("button", { name: "Compare with the disk" }).click();
+  await page.getByRole("heading", { name: /new-checkout.yaml would be stale/ }).waitFor();
+  page.faults.splice(0); // Chromium logs the 409 that says so.
+  await inspect(page, "rules");
+  fs.writeFileSync(file, text);
+  await until("the file is in force again", async () => (await page.locator(".badge", { hasText: "stale" }).count()) === 0);
+}
+
 async function restart(page, stage) {
   await go(page, stage, "#/e/new-checkout", "new-checkout");
   page.away = true;
@@ -248,6 +264,7 @@ async function main() {
   await go(page, stage, "#/d", "Decisions");
   await inspect(page, "decisions");
   await rejects(page, stage);
+  await rules(page, stage);
   await picture(browser, stage, "fleet-light", "#/", "Experiments", { colorScheme: "light" });
   await picture(browser, stage, "experiment-dark", "#/e/new-checkout", "new-checkout", { colorScheme: "dark" });
   await picture(browser, stage, "guardrail-light", "#/e/new-checkout/latency_p95/treatment", "latency_p95 of treatment", { colorScheme: "light" });

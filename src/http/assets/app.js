@@ -9,6 +9,7 @@ import * as guardrail from "./guardrail.js";
 import * as decision from "./decision.js";
 import * as deliveries from "./deliveries.js";
 import * as data from "./data.js";
+import * as rules from "./rules.js";
 
 // Path, parts in it, and the view: `load(parts)` gives data, `render(data, again)` a tree, `drawn(root, data)` adds charts.
 const VIEWS = [
@@ -19,8 +20,9 @@ const VIEWS = [
   [/^#\/d\/([^/]+)$/, decision.one],
   [/^#\/deliveries$/, deliveries],
   [/^#\/data$/, data],
+  [/^#\/rules$/, rules],
 ];
-const NAV = [["#/", "Fleet"], ["#/d", "Decisions"], ["#/deliveries", "Deliveries"], ["#/data", "Data"]];
+const NAV = [["#/", "Fleet"], ["#/d", "Decisions"], ["#/deliveries", "Deliveries"], ["#/data", "Data"], ["#/rules", "Rules"]];
 
 const main = document.getElementById("main");
 let shown = null;

@@ -111,7 +111,7 @@ pub enum Answer {
 pub enum Promise {
     /// Byte for byte.
     Bytes,
-    /// By their ids: a flag overtakes its pane.
+    /// Limits, by their ids: a flag overtakes its pane.
     Ids,
     /// Not at all: operators, rebalances and quiet partitions act when they come.
     None,

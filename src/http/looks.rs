@@ -79,8 +79,9 @@ impl Looks {
         let now = view.experiment(experiment)?;
         let same = (&look.state.verdict, &look.state.decisions, &look.state.holds, look.state.phase, look.state.revision)
             == (&now.verdict, &now.decisions, &now.holds, now.phase, now.revision);
-        let stopped = look.state.buckets.iter().map(|b| &b.stopped).eq(now.buckets.iter().map(|b| &b.stopped));
-        (same && stopped).then_some(look.state)
+        let stops = look.state.buckets.iter().map(|b| &b.stopped).eq(now.buckets.iter().map(|b| &b.stopped));
+        let asked = |e: &ExperimentState| e.guardrails.iter().map(|g| (g.guardrail.clone(), g.limit, g.max_increase)).collect::<Vec<_>>();
+        (same && stops && asked(&look.state) == asked(now)).then_some(look.state)
     }
 
     fn keep(&self, experiment: &str, look: Look) {

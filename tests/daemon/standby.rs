@@ -16,6 +16,16 @@ fn signal(daemon: &Daemon, name: &str) {
     assert!(Command::new("kill").args([name, &daemon.child.id().to_string()]).status().unwrap().success());
 }
 
+/// Stops a daemon between two of its transactions: one that is stopped in the middle of a write keeps SQLite's lock.
+fn freeze(daemon: &Daemon, site: &Site) {
+    let database = site.database();
+    database.execute_batch("PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE").unwrap();
+    signal(daemon, "-STOP");
+    let stat = format!("/proc/{}/stat", daemon.child.id());
+    holds("it is stopped", || std::fs::read_to_string(&stat).unwrap().contains(") T "));
+    database.execute_batch("ROLLBACK").unwrap();
+}
+
 fn standby(site: &Site) -> Daemon {
     let daemon = site.start(&["standby=true"]);
     holds("it stands by", || daemon.logged("\"standing by\""));
@@ -64,7 +74,7 @@ fn a_stopped_daemon_that_wakes_up_writes_and_sends_nothing() {
     let mut new = standby(&site);
     kafka.write("all", &service.records(0, 13_000));
     holds("the rollback was attempted", || !hook.of("guardrail.rollback").is_empty());
-    signal(&old, "-STOP");
+    freeze(&old, &site);
     accepts.store(true, Ordering::SeqCst);
     new.ready();
     assert!(new.logged("taking over"), "{:?}", new.log());

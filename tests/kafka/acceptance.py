@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -145,13 +146,14 @@ class Daemon:
     def __init__(self, binary, folder, broker_address, receiver, group=GROUP, properties=None, secrets=None, standby_of=None):
         self.binary, self.folder = binary, pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.state = standby_of.state if standby_of else self.folder / "state"
         self.base = f"http://127.0.0.1:{free_port()}"
         self.secrets = {"FLAG_SECRET": receiver.secret, **(secrets or {})}
         (self.folder / "rules").mkdir(exist_ok=True)
         (self.folder / "rules/acceptance.yaml").write_text(RULE)
         self.config = self.folder / "guardraild.yaml"
         self.config.write_text(json.dumps({  # JSON is YAML
-            "state_dir": str(standby_of.folder / "state" if standby_of else self.folder / "state"),
+            "state_dir": str(self.state),
             "standby": bool(standby_of) or group == GROUP and self.folder.name == "first",
             "rules": [str(self.folder / "rules")],
             "kafka": {
@@ -525,9 +527,19 @@ class Story:
         self.stands_by()
         return self.takes_over(self.first.kill)
 
+    def freeze(self):
+        """Stops the active daemon between two of its transactions: in the middle of one it would keep SQLite's lock."""
+        database = sqlite3.connect(self.first.state / "guardraild.db", timeout=10, isolation_level=None)
+        database.execute("BEGIN IMMEDIATE")
+        self.first.process.send_signal(signal.SIGSTOP)
+        stat = pathlib.Path(f"/proc/{self.first.process.pid}/stat")
+        poll("it is stopped", 10, lambda: ") T " in stat.read_text(), every=0.01)
+        database.execute("ROLLBACK")
+        database.close()
+
     def stopped_one_ends(self):
         self.stands_by()
-        told = self.takes_over(lambda: self.first.process.send_signal(signal.SIGSTOP))
+        told = self.takes_over(self.freeze)
         requests = len(self.rollbacks())
         self.third.process.send_signal(signal.SIGCONT)
         equal("exit code of the one that wakes up", self.third.process.wait(30), 1)

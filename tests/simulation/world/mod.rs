@@ -317,7 +317,13 @@ impl World {
         self.receivers.heal();
         self.steps.borrow_mut().crash = None;
         let wanted = START + self.plan.end + AFTERMATH;
-        let judged = |process: &Process| process.live.get().experiments.iter().all(|e| e.judged_to.is_some_and(|to| to >= wanted));
+        // One whose rule is new, and that has had no record since, is judged to no time at all.
+        let renewed: Vec<bool> = self.plan.rules.iter().map(|rule| !self.plan.unchanged(&rule.name)).collect();
+        let judged = |process: &Process| {
+            let view = process.live.get();
+            let mut experiments = view.experiments.iter().zip(&renewed);
+            experiments.all(|(e, renewed)| e.judged_to.map_or(*renewed, |to| to >= wanted))
+        };
         while !self.process.as_ref().is_some_and(judged) {
             if self.clock.at() > self.plan.end + PATIENCE {
                 let to = self.process.as_ref().map(|process| process.live.get().experiments.iter().filter_map(|e| e.judged_to).min());

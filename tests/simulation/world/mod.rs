@@ -319,12 +319,12 @@ impl World {
         let wanted = START + self.plan.end + AFTERMATH;
         // One whose rule is new, and that has had no record since, is judged to no time at all.
         let renewed: Vec<bool> = self.plan.rules.iter().map(|rule| !self.plan.unchanged(&rule.name)).collect();
-        let judged = |process: &Process| {
+        let judged = |process: &Process, plan: &Plan| {
             let view = process.live.get();
             let mut experiments = view.experiments.iter().zip(&renewed);
-            experiments.all(|(e, renewed)| e.judged_to.map_or(*renewed, |to| to >= wanted))
+            process.has_read(plan) && experiments.all(|(e, renewed)| e.judged_to.map_or(*renewed, |to| to >= wanted))
         };
-        while !self.process.as_ref().is_some_and(judged) {
+        while !self.process.as_ref().is_some_and(|process| judged(process, &self.plan)) {
             if self.clock.at() > self.plan.end + PATIENCE {
                 let to = self.process.as_ref().map(|process| process.live.get().experiments.iter().filter_map(|e| e.judged_to).min());
                 return self.violated(format!("stuck: judged to {to:?}, wanted {wanted}"));

@@ -234,7 +234,7 @@ impl Process {
                 }
             }
             8 => self.deliveries.step(receivers, clock, rng),
-            _ => self.tick(clock, rng),
+            _ => self.tick(plan, clock, rng),
         }
     }
 
@@ -247,7 +247,7 @@ impl Process {
         self.deliveries.step(receivers, clock, rng);
     }
 
-    fn tick(&mut self, clock: &Clock, rng: &mut ChaCha8Rng) {
+    fn tick(&mut self, plan: &Plan, clock: &Clock, rng: &mut ChaCha8Rng) {
         let back: Vec<i32> = self.away.iter().filter(|(_, until)| clock.at() >= **until).map(|(partition, _)| *partition).collect();
         for partition in back {
             self.away.remove(&partition);
@@ -258,7 +258,8 @@ impl Process {
         if let Some(barrier) = line.barriers.pop_front() {
             line.worker.snapshot(barrier).unwrap();
         }
-        if clock.at() - line.ticked >= TICK {
+        // A worker whose messages find no room waits.
+        if clock.at() - line.ticked >= TICK && line.out.len() <= plan.inbox {
             line.ticked = clock.at();
             line.worker.tick().unwrap();
         }
@@ -315,6 +316,13 @@ impl Process {
             ended.iter().for_each(|(topic, _)| cursors[*topic].ended = true);
             line.worker.ended(&ended).unwrap();
         }
+    }
+
+    /// Whether every record has been taken, and what came of it has been heard.
+    pub fn has_read(&self, plan: &Plan) -> bool {
+        let end = |(partition, topic): (usize, usize)| self.cursors[partition][topic].next == plan.logs[topic][partition].len();
+        let mut places = (0..self.cursors.len()).flat_map(|partition| (0..TOPICS.len()).map(move |topic| (partition, topic)));
+        places.all(end) && self.lines.iter().all(|line| line.out.is_empty())
     }
 
     /// SIGTERM.

@@ -152,8 +152,11 @@ impl Track {
 /// `GET /api/v1/experiments/{id}/series`
 pub async fn series(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
-    let shown = || app.history().0.get(&id).and_then(|track| serde_json::to_vec(&track.shown(&id)).ok());
-    let packed = app.answers.get(format!("series {id}"), &app.api.live.get(), shown).ok_or_else(|| Failure::no_experiment(&id))?;
+    let view = app.api.live.get();
+    view.experiment(&id).ok_or_else(|| Failure::no_experiment(&id))?;
+    // An experiment of which nothing has been noted yet has a track without points.
+    let shown = || serde_json::to_vec(&app.history().0.get(&id).unwrap_or(&Track::default()).shown(&id)).ok();
+    let packed = app.answers.get(format!("series {id}"), &view, shown).ok_or_else(|| Failure::no_experiment(&id))?;
     Ok(packed.answer(&headers))
 }
 

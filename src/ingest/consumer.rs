@@ -54,6 +54,8 @@ pub struct Reader {
     ended: BTreeSet<Place>,
     /// Watermark of each partition number, and when it last moved.
     moved: BTreeMap<i32, (Mark, Instant)>,
+    /// Offsets are told to the group.
+    commits: bool,
     commit_at: Instant,
     skew_at: Instant,
 }
@@ -99,13 +101,14 @@ impl Reader {
         shared: Shared,
         workers: Vec<Sender<ToWorker>>,
         commands: Receiver<Command>,
+        commits: bool,
     ) -> Reader {
         let now = Instant::now();
         let workers = workers.into_iter().map(|sender| Outbox { sender, waiting: VecDeque::new() }).collect();
         let (assigned, paused, unproven, ended, moved) =
             (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         let (commit_at, skew_at) = (now + COMMIT, now);
-        Reader { consumer, queue, shared, workers, commands, assigned, paused, unproven, ended, moved, commit_at, skew_at }
+        Reader { consumer, queue, shared, workers, commands, assigned, paused, unproven, ended, moved, commits, commit_at, skew_at }
     }
 
     /// Reads until it is told to stop, or cannot go on; then ends the workers.
@@ -386,6 +389,9 @@ impl Reader {
 
     /// Tells the group how far we are; nothing waits for the answer.
     fn commit(&self) {
+        if !self.commits {
+            return;
+        }
         let mut tpl = TopicPartitionList::new();
         let state = self.consumer.context().state();
         for place in self.assigned.keys() {

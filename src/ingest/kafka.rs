@@ -215,7 +215,9 @@ impl Ingest {
             let name = format!("worker-{index}");
             threads.push(std::thread::Builder::new().name(name).spawn(move || worker.run(&from_reader))?);
         }
-        let reader = Reader::new(consumer, queue, shared, senders, inbox);
+        // A commit that a broker's restart has delayed comes under the identity of before: a static member would be fenced for it, by itself.
+        let commits = !config.properties.contains_key("group.instance.id");
+        let reader = Reader::new(consumer, queue, shared, senders, inbox, commits);
         let thread = std::thread::Builder::new().name("kafka".into()).spawn(move || reader.run(threads))?;
         Ok(Ingest { commands, rejects, schemas, thread: Some(thread) })
     }

@@ -74,7 +74,7 @@ async function open(browser, stage, options = {}) {
   const faults = (page.faults = []);
   page.away = false;
   page.bytes = 0;
-  page.on("console", (message) => message.type() === "error" && !page.away && faults.push(`console: ${message.text()}`));
+  page.on("console", (message) => message.type() === "error" && !page.away && faults.push(`console: ${message.text()} (${message.location().url})`));
   page.on("pageerror", (error) => faults.push(`error: ${error.stack}`));
   page.on("request", (request) => !request.url().startsWith(stage.base) && faults.push(`request to ${request.url()}`));
   if (process.env.ASSETS) await page.route((url) => url.pathname === "/" || url.pathname.startsWith("/assets/"), fromDisk);

@@ -6,7 +6,7 @@
 
 use guardraild::engine::plan::FieldTable;
 use guardraild::rules::codes::CODES;
-use guardraild::rules::{load, parse_str};
+use guardraild::rules::{load, parse_str, test_files};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::fs;
@@ -78,6 +78,21 @@ fn a_bad_file_leaves_the_others() {
     assert_eq!(plans, ["ant", "zebra"]);
     assert_eq!(loaded.rules.iter().map(|r| r.plan.experiment.as_str()).collect::<Vec<_>>(), plans);
     assert!(loaded.diagnostics.iter().all(|d| d.file.ends_with("b.yml")));
+}
+
+#[test]
+fn tests_of_rules_are_no_rule_files_wherever_they_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+    write("a.yaml", GOOD);
+    write("a_test.yaml", "test: v1\n");
+    write("b_test.yml", "test: v1\n");
+    let globbed: Vec<PathBuf> = ["a.yaml", "a_test.yaml", "b_test.yml"].map(|name| directory.path().join(name)).into();
+    for paths in [&globbed[..], &[directory.path().to_owned()]] {
+        let loaded = load(paths, None);
+        assert_eq!((loaded.files, loaded.rules.len(), loaded.diagnostics.len()), (1, 1, 0));
+        assert_eq!(test_files(paths), globbed[1..]);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::diagnostic::{Diagnostic, Faults, quote, sort};
 use super::sources::{self, Found};
 use super::yaml::{self, MAX_BYTES, Node};
-use super::{RuleSet, keys, lower, shape};
+use super::{RuleSet, find, keys, lower, shape};
 use crate::engine::plan::{Catalog, FieldTable};
 use crate::mapping::{Source, Sources};
 use std::collections::{BTreeMap, BTreeSet};
@@ -68,8 +68,6 @@ pub struct Parsed {
     pub(super) sources: Option<Vec<Found>>,
 }
 
-/// Directories inside directories at most.
-const MAX_DEPTH: usize = 16;
 /// Topics that all sources together read, at most: half of what one daemon can.
 const MAX_SOURCE_TOPICS: usize = 32;
 
@@ -106,7 +104,7 @@ impl Standby for Nothing {
     }
 }
 
-/// Reads files, and directories with all `*.yaml` and `*.yml` below them; hidden files and `*_test.yaml` are skipped.
+/// Reads files, and directories with all `*.yaml` and `*.yml` below them; hidden files are skipped, and tests of rules wherever they stand.
 /// A bad file is left out and the others stay. `endpoints` are the names that the configuration defines, if it is at hand.
 pub fn load(paths: &[PathBuf], endpoints: Option<&BTreeSet<String>>) -> Loaded {
     let (candidates, diagnostics) = candidates(paths);
@@ -124,7 +122,7 @@ pub fn candidates(paths: &[PathBuf]) -> (Vec<Candidate>, Vec<Diagnostic>) {
         let text = read(&path).map_err(|(code, message)| Diagnostic::file(&file, code, message));
         Candidate { file, text }
     };
-    (find(paths, &mut diagnostics).into_iter().map(candidate).collect(), diagnostics)
+    (find::rule_files(paths, &mut diagnostics).into_iter().map(candidate).collect(), diagnostics)
 }
 
 /// Makes one set of plans and sources of files. One that is bad, or does not go with those before it, is left out, unless `standby` has
@@ -277,55 +275,6 @@ fn duplicate(parsed: &Parsed, rules: &BTreeMap<String, Arc<RuleSet>>, name: &str
             .with_label(label)
             .with_help("one file per experiment: remove this one, or rename its experiment"),
     )
-}
-
-/// Rule files in the order of their paths, each once.
-fn find(paths: &[PathBuf], diagnostics: &mut Vec<Diagnostic>) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for path in paths {
-        if path.is_dir() {
-            let before = found.len();
-            walk(path, 0, &mut found, diagnostics);
-            if found.len() == before {
-                diagnostics.push(Diagnostic::file(&path.display().to_string(), "GR1012", "no rule files in this directory").as_warning());
-            }
-        } else {
-            found.push(path.clone());
-        }
-    }
-    let mut seen = BTreeSet::new();
-    found.retain(|file| seen.insert(fs::canonicalize(file).unwrap_or_else(|_| file.clone())));
-    found
-}
-
-fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>, diagnostics: &mut Vec<Diagnostic>) {
-    let mut entries: Vec<PathBuf> = match fs::read_dir(directory) {
-        Ok(entries) => entries.filter_map(|e| e.ok().map(|e| e.path())).collect(),
-        Err(error) => {
-            diagnostics.push(Diagnostic::file(&directory.display().to_string(), "GR1011", format!("cannot be read: {error}")));
-            return;
-        }
-    };
-    entries.sort();
-    for path in entries {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        // A mounted ConfigMap keeps its versions in `..data`, and links to them under the plain names.
-        if name.is_empty() || name.starts_with('.') {
-            continue;
-        }
-        if path.is_dir() {
-            if !path.is_symlink() && depth < MAX_DEPTH {
-                walk(&path, depth + 1, found, diagnostics);
-            }
-        } else if is_rule_file(name) {
-            found.push(path);
-        }
-    }
-}
-
-fn is_rule_file(name: &str) -> bool {
-    let stem = name.strip_suffix(".yaml").or_else(|| name.strip_suffix(".yml"));
-    stem.is_some_and(|s| !s.ends_with("_test"))
 }
 
 /// The text of a file; on failure a code and what is wrong.

@@ -10,6 +10,7 @@ pub mod codes;
 mod custom;
 pub mod diagnostic;
 mod eligibility;
+mod find;
 mod guardrails;
 pub(crate) mod keys;
 mod load;
@@ -30,6 +31,7 @@ pub(crate) mod shape;
 pub(crate) mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity};
+pub use find::{is_test, test_files};
 pub use load::{Candidate, Loaded, Parsed, Used, assemble_plain, candidates, load, parse_str};
 pub(crate) use metric::BUILT_IN;
 pub use planning::Planning;

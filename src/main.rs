@@ -59,10 +59,7 @@ fn main() -> ExitCode {
     let status = match Cli::parse().command {
         Command::Demo(args) => return demo::run(&args, app::start_for_demo),
         Command::Run(args) => run::run(&args),
-        Command::Check(args) => match args.config.as_deref().map(run::endpoint_names).transpose() {
-            Ok(endpoints) => check::run(&args, endpoints.as_ref()),
-            Err(errors) => run::refuse(&errors, 1),
-        },
+        Command::Check(args) => check::run(&args),
         Command::Backtest(args) => backtest::run(&args),
         Command::Map(args) => map::run(&args),
         Command::Simulate(args) => simulate::run(&args),

@@ -321,7 +321,8 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
     Ok(Dispatcher::start(store, endpoints, Arc::new(clock::moment), Arc::new(observe))?)
 }
 
-fn delivery_endpoint(name: &str, from: &config::Endpoint, within: &config::Delivery) -> delivery::Endpoint {
+/// What delivery needs to know of an endpoint.
+pub fn delivery_endpoint(name: &str, from: &config::Endpoint, within: &config::Delivery) -> delivery::Endpoint {
     let kind = match from.kind {
         config::EndpointKind::Webhook => delivery::Kind::Webhook,
         config::EndpointKind::CloudEvents => delivery::Kind::CloudEvents,
@@ -356,14 +357,16 @@ pub fn layouts(kafka: &config::Kafka, sources: Sources, metrics: &Metrics) -> an
             tracing::error!(source = source.name, "its records have a schema, and kafka.schema_registry is not set: they are refused");
             None
         }
-        (Some(config::SchemaRegistry { url, basic, token, timeout }), Some(_)) => {
-            let basic = basic.clone().map(|(user, password)| Login::Basic { user, password });
-            let login = basic.or(token.clone().map(Login::Bearer));
-            let registry = Registry::new(RegistryConfig { url: url.clone(), login, timeout: *timeout })?;
-            Some(Schemas::start(registry, metrics.clone())?)
-        }
+        (Some(settings), Some(_)) => Some(Schemas::start(Registry::new(registry_config(settings))?, metrics.clone())?),
     };
     Ok(Layouts { sources, schemas })
+}
+
+/// Where the schema registry is, and who asks.
+pub fn registry_config(settings: &config::SchemaRegistry) -> RegistryConfig {
+    let basic = settings.basic.clone().map(|(user, password)| Login::Basic { user, password });
+    let login = basic.or(settings.token.clone().map(Login::Bearer));
+    RegistryConfig { url: settings.url.clone(), login, timeout: settings.timeout }
 }
 
 /// What ingest needs to know of the `kafka` section, and which topics sources add.

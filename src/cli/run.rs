@@ -4,8 +4,7 @@
 use crate::app;
 use crate::config::{Config, ConfigErrors};
 use clap::Args;
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,16 +45,8 @@ pub fn run(args: &RunArgs) -> i32 {
     }
 }
 
-/// The endpoints that a configuration file defines.
-///
-/// # Errors
-/// What is wrong with the file.
-pub fn endpoint_names(path: &Path) -> Result<BTreeSet<String>, ConfigErrors> {
-    Ok(Config::load(Some(path), &[])?.endpoints.into_keys().collect())
-}
-
 /// Shows what is wrong with a configuration; returns `status`.
-pub fn refuse(errors: &ConfigErrors, status: i32) -> i32 {
+fn refuse(errors: &ConfigErrors, status: i32) -> i32 {
     eprintln!("{errors}");
     status
 }

@@ -10,12 +10,12 @@ use super::kafka::{AutoOffsetReset, KafkaConfig, StartError, client_config};
 use super::oauth::Oauth;
 use crate::engine::time::Millis;
 use crate::telemetry::Metrics;
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::Consumer as _;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::metadata::Metadata;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -97,6 +97,36 @@ struct Lane {
     payload: Vec<u8>,
 }
 
+/// What a cluster has.
+#[derive(Debug)]
+pub struct Cluster {
+    pub brokers: usize,
+    /// Number of partitions of each topic that may be seen, or why it cannot be read.
+    pub topics: BTreeMap<String, Result<usize, String>>,
+}
+
+/// Asks what there is. No group is joined, and nothing is read.
+///
+/// # Errors
+/// Where there is no answer for so long.
+pub fn look(kafka: KafkaConfig, patience: Duration, clock: fn() -> Millis) -> Result<Cluster, RangeError> {
+    let consumer = consumer(&client_config(&kafka)?, &kafka, clock)?;
+    let config = RangeConfig { kafka, optional: Vec::new(), since: None, until: None, patience };
+    let metadata = metadata(&consumer, &config)?;
+    let topic = |topic: &MetadataTopic| match topic.error() {
+        Some(error) => Err(KafkaError::MetadataFetch(error.into()).to_string()),
+        None => Ok(topic.partitions().len()),
+    };
+    let topics = metadata.topics().iter().map(|t| (t.name().to_owned(), topic(t))).collect();
+    Ok(Cluster { brokers: metadata.brokers().len(), topics })
+}
+
+fn consumer(client: &ClientConfig, kafka: &KafkaConfig, clock: fn() -> Millis) -> Result<Arc<Consumer>, KafkaError> {
+    let oauth = kafka.oauth.clone().map(|oauth| Oauth::new(oauth, clock));
+    let context = Context::new(kafka.brokers.clone(), Offset::Beginning, BTreeMap::new(), oauth, Metrics::default());
+    Ok(Arc::new(Consumer::from_config_and_context(client, context)?))
+}
+
 impl Range {
     /// Finds out what lies in the range, and begins to fetch it.
     ///
@@ -109,9 +139,7 @@ impl Range {
         }
         let mut client = client_config(&config.kafka)?;
         client.set("enable.partition.eof", "true");
-        let oauth = config.kafka.oauth.clone().map(|oauth| Oauth::new(oauth, clock));
-        let context = Context::new(config.kafka.brokers.clone(), Offset::Beginning, BTreeMap::new(), oauth, Metrics::default());
-        let consumer = Arc::new(Consumer::from_config_and_context(&client, context)?);
+        let consumer = consumer(&client, &config.kafka, clock)?;
         let metadata = metadata(&consumer, &config)?;
         let (topics, left_out) = topics(&metadata, &config)?;
         let mut range = Range { consumer, lanes: Vec::new(), config, topics, left_out, passed: 0, total: 0 };

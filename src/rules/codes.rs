@@ -1,63 +1,135 @@
-//! The closed list of fault codes of rule files. A code keeps its meaning for good.
+//! The closed list of fault codes of rule files. Each is a section of `docs/diagnostics.md`, which `check --explain` prints.
 
-/// Code and meaning: GR1xxx is about keys and values by themselves, GR2xxx about what they mean together.
-pub const CODES: &[(&str, &str)] = &[
-    ("GR1001", "unknown key"),
-    ("GR1002", "value of the wrong type"),
-    ("GR1003", "a required key is missing"),
-    ("GR1004", "a key or name is given twice"),
-    ("GR1005", "unknown word where one of a list is expected"),
-    ("GR1006", "not a quantity, time, share, frequency or timestamp"),
-    ("GR1007", "not YAML, or YAML that is not read here (tags, several documents)"),
-    ("GR1008", "too large, too deep, or too many of something"),
-    ("GR1009", "not a name: empty, too long, with control characters or outer spaces"),
-    ("GR1010", "unsupported version of the format"),
-    ("GR1011", "the file cannot be read, or is not UTF-8"),
-    ("GR1012", "a directory without rule files (warning)"),
-    ("GR2001", "no unit where one is needed"),
-    ("GR2002", "relative margin on a rare event (warning)"),
-    ("GR2003", "unit that does not fit the metric or field"),
-    ("GR2004", "negative number"),
-    (
-        "GR2005",
-        "no guardrails, one without a criterion, a check without fields, segments without attributes, a population without values, or `for` without `limit` (warning)",
-    ),
-    ("GR2101", "weights do not add to 100%, or only some buckets have one"),
-    ("GR2102", "no baseline bucket, or more than one"),
-    ("GR2103", "too many buckets, guardrails, funnels, steps or attributes of segments"),
-    ("GR2104", "fewer than two buckets"),
-    ("GR2105", "two phases of one name"),
-    ("GR2201", "not a probability"),
-    ("GR2203", "number out of range"),
-    ("GR2301", "endpoint that the configuration does not define"),
-    ("GR2302", "action without a receiver (a warning for page and notify, and in observe mode)"),
-    ("GR2303", "address or secret in a rule file"),
-    ("GR2304", "an action names no receiver, or more than one"),
-    ("GR2401", "window that is no whole number of panes"),
-    ("GR2402", "`for` longer than the window"),
-    ("GR2403", "the experiment ends before it starts"),
-    ("GR2404", "time out of range"),
-    ("GR2501", "unknown metric, or a funnel where a number is needed"),
-    ("GR2502", "not a JSON Pointer"),
-    ("GR2503", "key that this kind of metric or guardrail does not have"),
-    ("GR2504", "the same guardrail twice"),
-    ("GR2505", "a metric with the name of a built-in one"),
-    ("GR2507", "unknown bucket"),
-    ("GR2508", "not a field of a unit, or an override that names no unit"),
-    ("GR2601", "a method or correction that keeps no budget of false alarms (warning)"),
-    ("GR2602", "`fixed_horizon` without `overview.ends`"),
-    ("GR2603", "a latency quantile with nothing beside it that sees timeouts (warning)"),
-    ("GR2604", "`stop_on_negative` on a mean without a guardrail on a conversion rate (warning)"),
-    ("GR2605", "a mean of events that may be several of one user (warning)"),
-    ("GR2606", "no expected rate of a common outcome (note)"),
-    ("GR2607", "a full rollout without a holdback and without a limit: nothing can be watched (warning)"),
-    ("GR2608", "whole tenants are assigned (warning)"),
-    ("GR2609", "a population or exclusions without `quality.ineligible` (note)"),
-    ("GR2610", "segments without a comparison that they could be tested by (warning)"),
-    ("GR2701", "keys of a source that do not go together"),
-    ("GR2702", "not an expression in CEL"),
-    ("GR2801", "two files for one experiment"),
-    ("GR2802", "two definitions of a source, two sources of a topic, or too many of either"),
-    ("GR2803", "a live rule would be loosened without a new revision"),
-    ("GR2804", "a change of what is read from Kafka, which needs a restart"),
-];
+const WIDTH: usize = 100;
+const TEXT: &str = include_str!("../../docs/diagnostics.md");
+
+/// What there is to say about a code.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Page {
+    pub code: &'static str,
+    /// One line, without a full stop.
+    pub title: &'static str,
+    /// Markdown: what it is about, and examples.
+    pub text: &'static str,
+}
+
+/// All codes, in their order.
+pub fn pages() -> impl Iterator<Item = Page> {
+    let sections = TEXT.split("\n## ").skip(1);
+    sections.filter_map(|section| {
+        let (head, text) = section.split_once('\n')?;
+        let (code, title) = head.split_once(": ")?;
+        Some(Page { code, title, text: text.trim() })
+    })
+}
+
+/// The page of a code, however it is capitalised.
+pub fn page(code: &str) -> Option<Page> {
+    pages().find(|page| page.code.eq_ignore_ascii_case(code))
+}
+
+impl Page {
+    /// As text for a terminal: paragraphs are filled, examples set in.
+    pub fn plain(&self) -> String {
+        let mut out = format!("{}: {}\n", self.code, self.title);
+        for (i, part) in self.text.split("```").enumerate() {
+            if i % 2 == 1 {
+                // The first line of an example is the name of its language.
+                let lines = part.trim_end().lines().skip(1).map(|line| format!("    {line}").trim_end().to_owned() + "\n");
+                out.extend(std::iter::once("\n".to_owned()).chain(lines));
+                continue;
+            }
+            for paragraph in part.split("\n\n").map(str::trim).filter(|p| !p.is_empty()) {
+                out.push('\n');
+                out.push_str(&filled(&paragraph.replace("**", "")));
+            }
+        }
+        out
+    }
+
+    /// The examples of what is wrong, and of what would be right, where the page has them.
+    pub fn examples(&self) -> Option<(&'static str, &'static str)> {
+        let example = |word: &str| self.text.split_once(word)?.1.split_once("```yaml\n")?.1.split_once("\n```").map(|(text, _)| text);
+        Some((example("Wrong:")?, example("Right:")?))
+    }
+}
+
+/// Words in lines of up to [`WIDTH`] characters.
+fn filled(text: &str) -> String {
+    let (mut out, mut column) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let width = word.chars().count();
+        if column > 0 {
+            let breaks = column + 1 + width > WIDTH;
+            out.push(if breaks { '\n' } else { ' ' });
+            column = if breaks { 0 } else { column + 1 };
+        }
+        out.push_str(word);
+        column += width;
+    }
+    out + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::plan::Settings;
+    use crate::rules::{checked, diagnostic::Diagnostic};
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const WHOLE: &str = "guardrail: v1
+overview: {experiment: example, owner: checkout}
+buckets: {control: {baseline: true}, treatment: {}}
+guardrails: [{metric: error_rate, limit: 5%}]
+actions: {mode: enforce, rollback: {webhook: flag-service}, notify: {slack: checkout-exp}}
+";
+
+    /// The sections of a text by their key.
+    fn sections(text: &str) -> BTreeMap<&str, String> {
+        let mut out: BTreeMap<&str, String> = BTreeMap::new();
+        let mut key = "";
+        for line in text.lines() {
+            if !line.starts_with(' ') {
+                key = line.split(':').next().unwrap();
+            }
+            *out.entry(key).or_default() += &format!("{line}\n");
+        }
+        out
+    }
+
+    /// What is said of a whole file with the sections of an excerpt.
+    fn faults(excerpt: &str) -> Vec<Diagnostic> {
+        let mut whole = sections(WHOLE);
+        whole.extend(sections(excerpt));
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("example.yaml");
+        std::fs::write(&file, whole.into_values().collect::<String>()).unwrap();
+        let endpoints = BTreeSet::from(["flag-service".to_owned(), "checkout-exp".to_owned()]);
+        checked(&[file], Some(&endpoints), &Settings::default()).diagnostics
+    }
+
+    #[test]
+    fn examples_are_as_wrong_and_as_right_as_their_pages_say() {
+        for page in pages() {
+            let Some((wrong, right)) = page.examples() else { continue };
+            let found = faults(wrong);
+            assert!(!found.is_empty() && found.iter().all(|d| d.code == page.code), "{}: {found:#?}", page.code);
+            assert_eq!(faults(right), [], "{}", page.code);
+        }
+    }
+
+    #[test]
+    fn pages_are_whole_and_in_order() {
+        let codes: Vec<&str> = pages().map(|page| page.code).collect();
+        assert!(codes.len() > 50 && codes.is_sorted_by(|a, b| a < b), "{codes:?}");
+        for page in pages() {
+            assert!(
+                ["**Error**", "**Error.**", "**Warning.**", "**Note.**"].iter().any(|word| page.text.starts_with(word)),
+                "{}",
+                page.code
+            );
+            assert!(page.examples().is_some() || page.text.contains("```text\n"), "{} has no example", page.code);
+            assert!(!page.plain().contains("```") && !page.plain().contains("**"));
+        }
+    }
+}

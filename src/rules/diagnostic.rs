@@ -78,6 +78,12 @@ impl Diagnostic {
         }
     }
 
+    /// A fault of the text from 1-based line and column on, of which only that line is known.
+    pub fn on_line(file: &str, text: &str, (line, column): (usize, usize), code: &'static str, message: impl Into<String>) -> Diagnostic {
+        let start = text.char_indices().nth(column.saturating_sub(1)).map_or(text.len(), |(at, _)| at);
+        Diagnostic { line, end_line: line, ..Diagnostic::at(file, text, start..start + 1, code, message) }
+    }
+
     pub fn with_label(mut self, label: impl Into<String>) -> Diagnostic {
         self.label = clean(&label.into());
         self
@@ -132,6 +138,13 @@ impl Diagnostic {
         let mut out = serde_json::to_string(self).unwrap_or_default();
         out.push('\n');
         out
+    }
+
+    /// Message, label and help in one line.
+    pub fn told(&self) -> String {
+        let label = if self.label.is_empty() { String::new() } else { format!(": {}", self.label) };
+        let help = self.help.as_ref().map_or_else(String::new, |help| format!("; {help}"));
+        format!("{}{label}{help}", self.message)
     }
 
     /// `file:line:column: error[CODE]: message; label`, for logs.

@@ -91,7 +91,7 @@ impl Guardrails {
         let Some(metric) = metric(node, name_node, context, faults) else { return };
         let limit = node.get("limit").and_then(|n| fit(n, faults, |q| metric.measure.limit(q)));
         let max_increase = node.get("max_increase").and_then(|n| fit(n, faults, |q| metric.measure.margin(q)));
-        check_margin(node, name_node, max_increase, faults);
+        check_margin(node, name_node, &metric, max_increase, faults);
         let counted = matches!(metric.statistic, Statistic::Count | Statistic::PerUnit | Statistic::Exposures);
         if let Some(at) = node.get("limit").filter(|_| counted && !metric.higher_is_worse) {
             faults.error(&at.span, "GR2503", "a count has no floor", "use `max_increase`: it bounds a fall where more is better");
@@ -186,15 +186,23 @@ fn fit<T>(node: &Node, faults: &mut Faults, accept: impl Fn(Quantity) -> Result<
     }
 }
 
-fn check_margin(node: &Node, name: &Node, margin: Option<Margin>, faults: &mut Faults) {
+/// A rate below this is rare, where the file says what is expected of it.
+const RARE: f64 = 0.02;
+
+fn check_margin(node: &Node, name: &Node, metric: &Metric, margin: Option<Margin>, faults: &mut Faults) {
     let (Some(Margin::Relative(share)), Some(at)) = (margin, node.get("max_increase")) else { return };
     if name.text() == Some("compliance_flags") {
         let fault = faults.at(&at.span, "GR2003", "a relative margin on a count that should be zero");
         faults.push(fault.with_label("write `limit: 0`"));
-    } else if name.text() == Some("error_rate") && share > 0.0 {
+    } else if is_rare(name, metric) && share > 0.0 {
         let fault = faults.at(&at.span, "GR2002", "a relative margin on a rare event");
         faults.push(fault.with_label("a fraction of a small rate takes long to prove; write points: `0.5pp`").as_warning());
     }
+}
+
+fn is_rare(name: &Node, metric: &Metric) -> bool {
+    let expected = metric.expected.is_some_and(|rate| rate <= RARE) && metric.statistic == Statistic::Share;
+    metric.higher_is_worse && (name.text() == Some("error_rate") || expected)
 }
 
 fn window(node: &Node, faults: &mut Faults) -> Millis {

@@ -5,7 +5,7 @@ use super::metric::{BUILT_IN, Metric};
 use super::quantity::{duration, number, per_day, percent, rate};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
-use super::{RuleSet, custom, eligibility, guardrails, quality, rollout, segments, sense};
+use super::{RuleSet, custom, eligibility, guardrails, life, quality, reach, rollout, segments, sense};
 use crate::engine::decision::{Action, Mode};
 use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan, RateLimit};
 use crate::engine::time::Millis;
@@ -55,6 +55,10 @@ pub fn lower(
     let segments = segments::read(analysis, faults);
     sense::check(&context, ends, faults);
     sense::check_watch(&context, &rollout, faults);
+    reach::check(&context, &guardrails, faults);
+    let alpha = analysis.and_then(|a| a.get("alpha")).and_then(Node::text).and_then(number).unwrap_or(0.01);
+    let min_units = whole(analysis.and_then(|a| a.get("min_units"))).map_or(100, u64::from);
+    life::check(&context, &life::Given { guardrails: &guardrails, rollout: &rollout, alpha, min_units }, faults);
     if faults.has_errors() {
         return None;
     }
@@ -75,12 +79,12 @@ pub fn lower(
         funnels: custom.funnels,
         eligibility,
         assignment,
-        alpha: analysis.and_then(|a| a.get("alpha")).and_then(Node::text).and_then(number).unwrap_or(0.01),
+        alpha,
         correction: correction(analysis.and_then(|a| a.get("correction")).and_then(Node::text)),
         segments,
         method: method(analysis.and_then(|a| a.get("method")).and_then(Node::text)),
         cuped: analysis.and_then(|a| a.get("cuped")).and_then(Node::boolean) != Some(false),
-        min_units: whole(analysis.and_then(|a| a.get("min_units"))).map_or(100, u64::from),
+        min_units,
         mode: context.mode?,
         confirm_within: actions?.get("confirm_within").and_then(span).unwrap_or(120_000),
         unconfirmed,

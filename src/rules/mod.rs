@@ -2,7 +2,7 @@
 //!
 //! The way of a file: [`load`] finds and reads it; `yaml` makes a tree that knows its places; `shape` holds the tree against the
 //! tables of `keys`; `lower` and its parts (`custom` metrics, `routes`, `guardrails`, `eligibility`, `quality`) make the [`RuleSet`];
-//! `sources` makes what foreign layouts are read by; `sense` advises.
+//! `sources` makes what foreign layouts are read by; `sense`, `life` and `reach` advise, and `together` looks at all files.
 //! Every stage reports all it finds. [`schema`] prints the same tables as a JSON Schema for editors.
 
 mod change;
@@ -13,18 +13,21 @@ mod eligibility;
 mod find;
 mod guardrails;
 pub(crate) mod keys;
+mod life;
 mod load;
 mod lower;
 mod metric;
 mod planning;
 mod quality;
 pub(crate) mod quantity;
+mod reach;
 pub mod reload;
 mod rollout;
 mod routes;
 mod segments;
 mod sense;
 mod sources;
+mod together;
 
 pub mod schema;
 pub(crate) mod shape;
@@ -35,6 +38,7 @@ pub use find::{is_test, test_files};
 pub use load::{Candidate, Loaded, Parsed, Used, assemble_plain, candidates, load, parse_str};
 pub(crate) use metric::BUILT_IN;
 pub use planning::Planning;
+pub use together::checked;
 
 use crate::engine::decision::Action;
 use crate::engine::plan::Plan;

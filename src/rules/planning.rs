@@ -28,7 +28,10 @@ pub struct Planning {
 impl Planning {
     /// Of the text of a rule file that has been checked; of one that is no YAML, nothing.
     pub fn of(text: &str) -> Planning {
-        let Ok(root) = yaml::parse(text) else { return Planning::default() };
+        yaml::parse(text).map_or_else(|_| Planning::default(), |root| Planning::read(&root))
+    }
+
+    pub(super) fn read(root: &Node) -> Planning {
         let overview = root.get("overview");
         let primary = root.get("success").and_then(|s| s.get("primary"));
         let of_primary = |key: &str| primary.and_then(|p| p.get(key));

@@ -3,10 +3,14 @@
 use super::diagnostic::{Faults, quote};
 use super::lower::Context;
 use super::metric::{Measure, Metric, built_in};
+use super::quantity::number;
 use super::rollout::Rollout;
 use super::yaml::{Entry, Node};
 use crate::engine::plan::{Phase, Signal, Statistic, Unit};
 use crate::engine::time::Millis;
+
+/// A greater `alpha` is hardly a promise.
+const MUCH: f64 = 0.1;
 
 /// A metric that is compared with the baseline bucket or bounded, and where the file says so.
 struct Watched<'n> {
@@ -33,6 +37,12 @@ pub(super) fn check(context: &Context<'_>, ends: Option<Millis>, faults: &mut Fa
         let label = "acts as soon as harm is likely, however often it looks: more false alarms than `alpha`";
         let fault = faults.at(&method.span, "GR2601", "`bayesian` keeps no budget of false alarms").with_label(label);
         faults.push(fault.with_help("`method: sequential` stays within `alpha` under continuous looking").as_warning());
+    }
+    let much = |node: &&Node| node.text().and_then(number).is_some_and(|alpha| alpha > MUCH);
+    if let Some(alpha) = analysis("alpha").filter(much) {
+        let fault = faults.at(&alpha.span, "GR2616", "a budget of false alarms that promises little");
+        let fault = fault.with_label("the chance that a harmless experiment is stopped");
+        faults.push(fault.with_help("people stop believing alarms of which more than one in ten is false: 0.01 to 0.05").as_warning());
     }
     let hypotheses = watched.len() * context.buckets.len().saturating_sub(1);
     if let Some(correction) = analysis("correction").filter(|c| is(c, "none") && hypotheses > 1) {

@@ -24,6 +24,7 @@ pub mod numeric;
 pub mod posterior;
 pub mod quantiles;
 pub mod rates;
+pub mod size;
 pub mod srm;
 pub mod starts;
 pub mod zero_tolerance;

@@ -57,6 +57,11 @@ pub fn normal_tail(z: f64) -> f64 {
     0.5 * libm::erfc(z * std::f64::consts::FRAC_1_SQRT_2)
 }
 
+/// The value that a standard normal variable exceeds with probability `1 - p`; `p` in (0, 1).
+pub fn normal_quantile(p: f64) -> f64 {
+    crossing(-40.0, 40.0, |z| p - normal_tail(-z))
+}
+
 /// `ln(1 + u) - u` for `u > -1`, without cancellation near 0.
 pub fn ln_1p_minus(u: f64) -> f64 {
     if u.abs() > 0.3 {

@@ -8,7 +8,8 @@ use reqwest::StatusCode;
 use reqwest::blocking::Client;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use std::collections::VecDeque;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
@@ -116,8 +117,16 @@ impl Registry {
         }
     }
 
+    /// The names of all subjects.
+    ///
+    /// # Errors
+    /// Why the registry does not tell.
+    pub fn subjects(&self) -> Result<BTreeSet<String>, String> {
+        self.get(&["subjects"]).map_err(|(Failure::Unknown(why) | Failure::Down(why))| why)
+    }
+
     fn schema(&self, id: u32) -> Result<Schema, Failure> {
-        let found = self.get(&["schemas", "ids", &id.to_string()])?;
+        let found: Found = self.get(&["schemas", "ids", &id.to_string()])?;
         let mut references = Vec::new();
         self.references(&found.references, &mut references)?;
         let format = match found.kind.as_deref() {
@@ -139,7 +148,7 @@ impl Registry {
             if found.len() >= MAX_REFERENCES {
                 return Err(Failure::Unknown(format!("it refers to more than {MAX_REFERENCES} others")));
             }
-            let answer = self.get(&["subjects", &reference.subject, "versions", &reference.version.to_string()])?;
+            let answer: Found = self.get(&["subjects", &reference.subject, "versions", &reference.version.to_string()])?;
             // A place is kept before its own references come, so that a circle ends.
             let place = found.len();
             found.push((reference.name.clone(), String::new()));
@@ -150,7 +159,7 @@ impl Registry {
         Ok(())
     }
 
-    fn get(&self, path: &[&str]) -> Result<Found, Failure> {
+    fn get<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, Failure> {
         let down = |error: &dyn std::fmt::Display| Failure::Down(format!("{}: {error}", self.config.url));
         let mut url = reqwest::Url::parse(&self.config.url).map_err(|error| down(&error))?;
         url.path_segments_mut().map_err(|()| down(&"not an address"))?.pop_if_empty().extend(path);

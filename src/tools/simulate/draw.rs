@@ -79,14 +79,10 @@ pub fn normal_cdf(z: f64) -> f64 {
     0.5 * libm::erfc(-z * std::f64::consts::FRAC_1_SQRT_2)
 }
 
-/// The value that a standard normal one exceeds with probability `1 - p`; `p` in (0, 1).
-pub fn normal_quantile(p: f64) -> f64 {
-    crate::engine::stats::numeric::crossing(-40.0, 40.0, |z| p - normal_cdf(z))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::stats::numeric::normal_quantile;
 
     #[test]
     fn moments_are_those_of_the_distributions() {

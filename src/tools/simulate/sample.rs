@@ -1,9 +1,10 @@
 //! Values of single events and units, and what is known of them without drawing.
 
-use super::draw::{Draw, normal_cdf, normal_quantile};
+use super::draw::{Draw, normal_cdf};
 use super::traffic::{Latency, LogNormal, MetricTraffic, Model, Shape, Spread};
 use crate::engine::plan::Statistic;
 use crate::engine::stats::numeric::crossing;
+use crate::engine::stats::numeric::normal_quantile;
 
 /// A normal variable made of one of the unit and one of the event.
 pub fn mixed(icc: f64, of_unit: f64, draw: &mut Draw) -> f64 {

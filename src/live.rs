@@ -27,8 +27,8 @@ impl Live {
         Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).view)
     }
 
-    pub fn set(&self, view: View) {
-        self.0.write().unwrap_or_else(|e| e.into_inner()).view = Arc::new(view);
+    pub fn set(&self, view: impl Into<Arc<View>>) {
+        self.0.write().unwrap_or_else(|e| e.into_inner()).view = view.into();
     }
 
     /// How the rule files stand, by name.

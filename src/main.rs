@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{assignments, audit, backtest, check, client, demo, map, run, schema, simulate, stats};
+use guardraild::cli::{assignments, audit, backtest, check, client, demo, generate, map, run, schema, simulate, stats};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -45,6 +45,7 @@ enum Command {
     /// Pull the kill switch now
     Kill(client::ActArgs),
     Schema(schema::SchemaArgs),
+    Generate(generate::GenerateArgs),
     /// Recompute evidence: a test and its sufficient statistics per JSON line on standard input
     #[command(after_help = stats::EXAMPLES)]
     Stats,
@@ -72,6 +73,7 @@ fn main() -> ExitCode {
         Command::Rollback(args) => client::rollback(&args),
         Command::Kill(args) => client::kill(&args),
         Command::Schema(args) => schema::run(&args),
+        Command::Generate(args) => generate::run(&args),
         Command::Stats => match stats::run(std::io::stdin().lock(), std::io::stdout().lock()) {
             Ok(()) => 0,
             Err(_) => 1,

@@ -253,6 +253,8 @@ async fn metrics_come_in_the_format_that_is_asked_for() {
     assert_eq!(text.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
     let text = text.text().await.unwrap();
     assert!(text.contains("guardraild_experiments{verdict=\"breach\"} 1\n") && text.contains("guardraild_ready 1\n"), "{text}");
+    assert!(text.contains("guardraild_experiment_verdict{experiment=\"search\",verdict=\"breach\"} 1\n"), "{text}");
+    assert!(text.contains("guardraild_experiment_go{experiment=\"search\"} 0\n"), "{text}");
     assert!(text.contains("guardraild_http_requests_total{path=\"/api/v1/experiments/{id}\",status=\"200\"} 1\n"), "{text}");
     assert!(text.contains("guardraild_http_requests_total{path=\"other\",status=\"404\"} 1\n"), "{text}");
     let open = d.get("/metrics").header("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").send().await.unwrap();
@@ -322,6 +324,12 @@ async fn gates_never_say_go_without_fresh_data() {
     assert_eq!((flagger("rollback", "nope").await, flagger("confirm", "nope").await), (403, 403));
     let by_name = d.post("/hooks/flagger/rollback", None, json!({"name": "search"})).await;
     assert_eq!((by_name.status(), by_name.text().await.unwrap()), (StatusCode::OK, "search is Breach\n".to_owned()));
+    let metrics = d.get("/metrics").send().await.unwrap().text().await.unwrap();
+    for counted in
+        ["argo\",answer=\"go\"} 1", "argo\",answer=\"stop\"} 1", "argo\",answer=\"unknown\"} 1", "flagger_confirm\",answer=\"go\"} 1"]
+    {
+        assert!(metrics.contains(&format!("guardraild_gate_answers_total{{gate=\"{counted}\n")), "{counted}: {metrics}");
+    }
 
     let stale = View { at: clock::now() - 11_000, ..view(vec![state("checkout", Verdict::Safe), state("search", Verdict::Breach)]) };
     d.live.set(stale);

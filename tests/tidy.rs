@@ -356,18 +356,25 @@ fn the_unit_hands_over_the_credentials_of_the_example() {
 }
 
 #[test]
-fn alerts_ask_for_metrics_that_exist() {
+fn alerts_and_the_dashboard_ask_for_metrics_that_exist() {
     let telemetry: String = sources().iter().filter(|s| s.path.starts_with("src/telemetry")).map(|s| read(&root().join(&s.path))).collect();
-    let alerts = read(&root().join("deploy/prometheus/alerts.yaml"));
     let mut faults = String::new();
-    for (i, line) in alerts.lines().enumerate() {
+    let asking = ["deploy/prometheus/alerts.yaml", "deploy/prometheus/new-checkout.yaml"];
+    let lines: Vec<(String, String)> = asking
+        .iter()
+        .flat_map(|file| {
+            let text = read(&root().join(file));
+            text.lines().enumerate().map(|(i, line)| (format!("{file}:{}", i + 1), line.to_owned())).collect::<Vec<_>>()
+        })
+        .collect();
+    for (at, line) in &lines {
         for metric in words(line).filter_map(|w| w.strip_prefix("guardraild_")) {
             let name = ["_bucket", "_count", "_sum", "_total"].iter().find_map(|s| metric.strip_suffix(s)).unwrap_or(metric);
             let known = [metric, name]
                 .iter()
                 .any(|n| telemetry.contains(&format!("\"{n}\"")) || telemetry.contains(&format!("\"guardraild_{n}\"")));
             if !known {
-                let _ = writeln!(faults, "deploy/prometheus/alerts.yaml:{}: no metric guardraild_{metric} in src/telemetry", i + 1);
+                let _ = writeln!(faults, "{at}: no metric guardraild_{metric} in src/telemetry");
             }
         }
     }

@@ -302,8 +302,14 @@ impl Session {
         // The root of the trace that ends with the receivers' answers.
         let pane = match out.decisions.is_empty() && out.notices.is_empty() {
             true => Span::none(),
-            false => tracing::info_span!("pane", judged_to = self.court.fleet.judged_to(), decisions = out.decisions.len()),
+            false => tracing::info_span!(
+                "pane",
+                judged_to = self.court.fleet.judged_to(),
+                decisions = out.decisions.len(),
+                trace_id = tracing::field::Empty
+            ),
         };
+        telemetry::name_trace(&pane);
         let storing = if pane.is_none() { Span::none() } else { tracing::info_span!(parent: &pane, "commit") };
         let _pane = pane.entered();
         let commit = Commit { operation, ..self.commit_of(out) };
@@ -361,7 +367,9 @@ impl Session {
             guardrail = decision.guardrail,
             decision = decision.decision,
             action = decision.action.name(),
+            trace_id = tracing::field::Empty,
         );
+        telemetry::name_trace(&span);
         let entered = span.enter();
         match decision.action >= Action::Page {
             true => tracing::warn!(
@@ -524,7 +532,8 @@ impl Session {
         if view.checks.iter().all(|check| check.ok) {
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         }
-        self.court.metrics.view(&view);
+        let view = Arc::new(view);
+        self.court.metrics.view(Arc::clone(&view));
         self.court.live.set(view);
     }
 

@@ -312,9 +312,10 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
             DeliveryResult::Dead => "dead",
         };
         metrics.add(&names::DELIVERY_ATTEMPTS, &[&event.endpoint, result], 1.0);
-        metrics.observe(&names::DELIVERY_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0);
+        let trace = event.trace_id.as_deref();
+        metrics.observe_traced(&names::DELIVERY_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0, trace);
         if let Some(delay) = event.first_attempt_delay_ms {
-            metrics.observe(&names::DECISION_DELAY, &[], delay as f64 / 1_000.0);
+            metrics.observe_traced(&names::DECISION_DELAY, &[], delay as f64 / 1_000.0, trace);
         }
     };
     let _guard = runtime.enter();

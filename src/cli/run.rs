@@ -46,7 +46,7 @@ pub fn run(args: &RunArgs) -> i32 {
 }
 
 /// Shows what is wrong with a configuration; returns `status`.
-fn refuse(errors: &ConfigErrors, status: i32) -> i32 {
+pub fn refuse(errors: &ConfigErrors, status: i32) -> i32 {
     eprintln!("{errors}");
     status
 }

@@ -8,6 +8,7 @@ use super::schedule::wait;
 use crate::clock::Moment;
 use crate::engine::time::Millis;
 use crate::store::{AttemptEnd, Delivery, LIFETIME, Lane, NewDelivery, Next, Poll, Store, StoreError};
+use crate::telemetry;
 
 /// Interventions of one endpoint in flight at once, so that one that hangs does not hold up the next.
 pub const INTERVENTIONS: usize = 4;
@@ -25,6 +26,8 @@ pub struct DeliveryEvent {
     pub duration_ms: Millis,
     /// From the commit of the delivery to its first attempt; on first attempts only.
     pub first_attempt_delay_ms: Option<Millis>,
+    /// That of the decision, where it is traced.
+    pub trace_id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -94,6 +97,7 @@ fn give_up(store: &mut Store, delivery: &Delivery, fallback: Option<&str>, now: 
         attempt: 0,
         duration_ms: 0,
         first_attempt_delay_ms: None,
+        trace_id: None,
     })
 }
 
@@ -137,6 +141,7 @@ impl Made {
             attempt: n,
             duration_ms: end.duration_ms,
             first_attempt_delay_ms: (n == 1).then(|| (begun.steady - delivery.created_ms).max(0)),
+            trace_id: delivery.traceparent.as_deref().and_then(telemetry::trace_id),
         };
         let gone = answer.is_gone().then(|| (sender.name().to_owned(), sender.fingerprint()));
         Made { event, delivery, end, next, escalations, gone }

@@ -198,10 +198,12 @@ impl Shared {
             r#type = delivery.event_type,
             attempt = n,
             status = tracing::field::Empty,
+            trace_id = tracing::field::Empty,
         );
         if let Some(decided) = &delivery.traceparent {
             telemetry::set_parent(&span, decided);
         }
+        telemetry::name_trace(&span);
         let begun = (self.clock)();
         let (to, sent) = (Arc::clone(&sender), delivery.clone());
         let mut exchange: Exchange = Box::pin(async move { to.attempt(&sent, begun.wall).await }.instrument(span.clone()));

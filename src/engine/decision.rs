@@ -20,6 +20,18 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    pub const ALL: [Verdict; 4] = [Verdict::Safe, Verdict::Watching, Verdict::Breach, Verdict::NoData];
+
+    /// As it is serialised.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Safe => "safe",
+            Verdict::Watching => "watching",
+            Verdict::Breach => "breach",
+            Verdict::NoData => "no_data",
+        }
+    }
+
     /// Worst last: safe, watching, no_data, breach.
     pub fn badness(self) -> u8 {
         match self {

@@ -4,6 +4,7 @@ use super::App;
 use super::error::Failure;
 use super::operate;
 use crate::engine::decision::Verdict;
+use crate::telemetry::names;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -22,8 +23,20 @@ struct Gate {
     reason: String,
 }
 
-/// `None` for an experiment that nobody has heard of.
-fn gate(app: &App, experiment: &str) -> Option<Gate> {
+/// What `name` is told; `None` for an experiment that nobody has heard of.
+fn gate(app: &App, name: &str, experiment: &str) -> Option<Gate> {
+    let gate = look(app, experiment);
+    let answer = match &gate {
+        None => "unknown",
+        Some(Gate { stop: true, .. }) => "stop",
+        Some(Gate { go: true, .. }) => "go",
+        Some(_) => "wait",
+    };
+    app.api.metrics.add(&names::GATE_ANSWERS, &[name, answer], 1.0);
+    gate
+}
+
+fn look(app: &App, experiment: &str) -> Option<Gate> {
     let (view, fresh) = app.view();
     let state = view.experiment(experiment)?;
     let gate = Gate { verdict: state.verdict, go: state.go, stop: state.stop, reason: state.reason.clone() };
@@ -36,7 +49,7 @@ fn gate(app: &App, experiment: &str) -> Option<Gate> {
 /// For Argo Rollouts' `web` metric.
 pub async fn verdict(State(app): State<App>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
-    let Some(gate) = gate(&app, &id) else {
+    let Some(gate) = gate(&app, "argo", &id) else {
         let reason = format!("no experiment `{id}` in the loaded rules");
         let gate = Gate { verdict: Verdict::NoData, go: false, stop: false, reason };
         return Ok((StatusCode::NOT_FOUND, Json(gate)).into_response());
@@ -59,19 +72,25 @@ pub async fn flagger_rollback(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Failure> {
-    flagger(&app, &headers, body, |gate| gate.stop)
+    flagger(&app, "flagger_rollback", &headers, body, |gate| gate.stop)
 }
 
 /// 200 lets the rollout go on.
 pub async fn flagger_confirm(State(app): State<App>, headers: HeaderMap, body: Result<Bytes, BytesRejection>) -> Result<Response, Failure> {
-    flagger(&app, &headers, body, |gate| gate.go)
+    flagger(&app, "flagger_confirm", &headers, body, |gate| gate.go)
 }
 
-fn flagger(app: &App, headers: &HeaderMap, body: Result<Bytes, BytesRejection>, open: impl Fn(&Gate) -> bool) -> Result<Response, Failure> {
+fn flagger(
+    app: &App,
+    name: &str,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+    open: impl Fn(&Gate) -> bool,
+) -> Result<Response, Failure> {
     app.api.access.read(headers)?;
     let canary: Canary = operate::parse(headers, body)?;
     let experiment = canary.metadata.get("experiment").unwrap_or(&canary.name);
-    let (status, reason) = match gate(app, experiment) {
+    let (status, reason) = match gate(app, name, experiment) {
         Some(gate) if open(&gate) => (StatusCode::OK, gate.reason),
         Some(gate) => (StatusCode::FORBIDDEN, gate.reason),
         None => (StatusCode::FORBIDDEN, format!("no experiment `{experiment}` in the loaded rules")),

@@ -9,6 +9,7 @@ use crate::telemetry::{Format, names};
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use std::sync::Arc;
 
 /// A judge that has not shown itself for this long hangs, in ms.
 const DEAD: Millis = 60_000;
@@ -61,7 +62,8 @@ fn answer(app: &App, headers: &HeaderMap, query: Option<String>, checks: Vec<(&s
 pub async fn metrics(State(app): State<App>, headers: HeaderMap) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
     let (view, fresh) = app.view();
-    app.api.metrics.view(&view);
+    app.api.metrics.view(Arc::clone(&view));
+    app.api.metrics.refresh();
     let ready = checks(&view, fresh).iter().all(|(_, ok, _)| *ok);
     app.api.metrics.set(&names::READY, &[], f64::from(u8::from(ready)));
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or("");

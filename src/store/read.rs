@@ -40,7 +40,8 @@ impl Store {
 
     /// A page of the execution log, oldest first: entries with a sequence number above `after_seq`.
     pub fn log(&self, experiment: &str, after_seq: i64, limit: u32) -> Result<Vec<Logged>, StoreError> {
-        let sql = "SELECT * FROM log WHERE experiment = ? AND seq > ? ORDER BY seq LIMIT ?";
+        let sql = "SELECT *, (SELECT traceparent FROM outbox WHERE outbox.decision = log.decision ORDER BY seq LIMIT 1) AS traceparent
+                   FROM log WHERE experiment = ? AND seq > ? ORDER BY seq LIMIT ?";
         self.read(|c| all(c, sql, params![experiment, after_seq, limit], logged))
     }
 

@@ -174,6 +174,9 @@ pub struct Logged {
     pub seq: i64,
     #[serde(flatten)]
     pub entry: LogEntry,
+    /// W3C trace context in which the entry's decision was made, where something was sent for it and traces are on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// An operator's command, to be applied again after a crash.
@@ -221,7 +224,7 @@ pub(super) fn logged(row: &rusqlite::Row<'_>) -> rusqlite::Result<Logged> {
         text: row.get("text")?,
         decision: Some(decision).filter(|d| !d.is_empty()),
     };
-    Ok(Logged { seq: row.get("seq")?, entry })
+    Ok(Logged { seq: row.get("seq")?, entry, traceparent: row.get("traceparent")? })
 }
 
 pub(super) fn stored_decision(row: &rusqlite::Row<'_>) -> rusqlite::Result<StoredDecision> {

@@ -1,8 +1,8 @@
 //! The registry: one small table of numbers per metric of [`names`](super::names), read by scrapes and by OTLP.
 
 use super::names::{self, BOUNDS, Kind, Metric};
-use crate::engine::decision::Verdict;
-use crate::engine::outcome::{Counts, Reject};
+use crate::clock;
+use crate::engine::time::Millis;
 use crate::live::View;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// Series of one metric at most; what comes later is counted under `other` in every label, and as dropped.
 pub const MAX_SERIES: usize = 2_000;
+/// The same of a gauge whose series come from a view, and so from the rule files: traffic cannot add to them.
+pub const MAX_ROWS: usize = 20_000;
 
 type Series = BTreeMap<Vec<String>, Sample>;
 
@@ -22,6 +24,8 @@ struct Inner {
     table: Mutex<BTreeMap<&'static str, Series>>,
     /// Who else gets the observations of a histogram.
     mirrors: RwLock<BTreeMap<&'static str, Mirror>>,
+    /// The newest view, until it is in the table.
+    newest: Mutex<Option<Arc<View>>>,
 }
 
 /// Takes the values of the labels and the seconds observed.
@@ -30,8 +34,23 @@ pub type Mirror = Box<dyn Fn(&[String], f64) + Send + Sync>;
 #[derive(Clone, Debug)]
 enum Sample {
     Number(f64),
-    /// Observations per bound and beyond the last, and their sum.
-    Histogram(Box<[u64; BOUNDS.len() + 1]>, f64),
+    Histogram(Box<Histogram>),
+}
+
+/// Its rows: one for each bound, and one beyond the last.
+#[derive(Clone, Debug, Default)]
+struct Histogram {
+    counts: [u64; BOUNDS.len() + 1],
+    sum: f64,
+    exemplars: [Option<Exemplar>; BOUNDS.len() + 1],
+}
+
+/// The last observation of a row that a trace explains.
+#[derive(Clone, Debug)]
+struct Exemplar {
+    trace: String,
+    seconds: f64,
+    at: Millis,
 }
 
 /// How [`Metrics::text`] writes.
@@ -90,10 +109,19 @@ impl Metrics {
 
     /// Adds an observation, in seconds, to a histogram.
     pub fn observe(&self, metric: &'static Metric, labels: &[&str], seconds: f64) {
+        self.observe_traced(metric, labels, seconds, None);
+    }
+
+    /// [`Metrics::observe`], with the id of the trace in which it happened: OpenMetrics shows it as an exemplar.
+    pub fn observe_traced(&self, metric: &'static Metric, labels: &[&str], seconds: f64, trace: Option<&str>) {
         self.with(metric, labels, |sample| {
-            if let Sample::Histogram(counts, sum) = sample {
-                counts[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
-                *sum += seconds;
+            if let Sample::Histogram(histogram) = sample {
+                let row = BOUNDS.partition_point(|bound| *bound < seconds);
+                histogram.counts[row] += 1;
+                histogram.sum += seconds;
+                if let Some(trace) = trace {
+                    histogram.exemplars[row] = Some(Exemplar { trace: trace.to_owned(), seconds, at: clock::now() });
+                }
             }
         });
         if let Some(mirror) = self.0.mirrors.read().unwrap_or_else(|e| e.into_inner()).get(metric.name) {
@@ -113,65 +141,23 @@ impl Metrics {
         }
     }
 
-    /// Takes over everything that a view tells.
-    pub fn view(&self, view: &View) {
-        self.counts(&view.counts);
-        let watermarks = || view.partitions.iter().filter_map(|p| Some((p.partition, p.watermark?)));
-        self.replace(&names::WATERMARK, watermarks().map(|(partition, at)| (vec![partition.to_string()], seconds(at))));
-        let [ahead, behind] = [watermarks().map(|(_, at)| at).max(), watermarks().map(|(_, at)| at).min()];
-        self.set(&names::SKEW, &[], seconds(ahead.zip(behind).map_or(0, |(ahead, behind)| ahead - behind)));
-        self.data(view);
-        let judged = view.experiments.iter().filter_map(|e| e.judged_to).max();
-        self.set(&names::JUDGED_TO, &[], seconds(judged.unwrap_or(0)));
-        let verdicts =
-            [(Verdict::Safe, "safe"), (Verdict::Watching, "watching"), (Verdict::Breach, "breach"), (Verdict::NoData, "no_data")];
-        for (verdict, name) in verdicts {
-            let n = view.experiments.iter().filter(|e| e.verdict == verdict).count();
-            self.set(&names::EXPERIMENTS, &[name], n as f64);
-        }
-        let ready = !view.checks.is_empty() && view.checks.iter().all(|check| check.ok);
-        self.set(&names::READY, &[], f64::from(u8::from(ready)));
-        self.set(&names::JUDGE_HEARTBEAT, &[], seconds(view.at));
+    /// Keeps the newest view; [`Metrics::refresh`] takes over what it tells. Cheap: the judge calls it with every view.
+    pub fn view(&self, view: Arc<View>) {
+        *self.newest() = Some(view);
     }
 
-    /// What is wrong with the data of each experiment, and which checks say so.
-    fn data(&self, view: &View) {
-        let flaws = view.experiments.iter().flat_map(|e| {
-            let wrong = e.data.flaws().into_iter().filter(|(_, n)| *n > 0);
-            wrong.map(|(flaw, n)| (vec![e.experiment.clone(), flaw.to_owned()], n as f64))
-        });
-        self.replace(&names::FLAWS, flaws);
-        let checks = view.experiments.iter().flat_map(|e| &e.quality);
-        let mut failing: BTreeMap<&str, f64> = BTreeMap::new();
-        for check in checks {
-            *failing.entry(&check.check).or_default() += f64::from(u8::from(check.verdict == Verdict::Breach));
-        }
-        self.replace(&names::CHECKS_FAILING, failing.into_iter().map(|(check, n)| (vec![check.to_owned()], n)));
-    }
-
-    fn counts(&self, counts: &Counts) {
-        let plain = [
-            ("accepted", counts.accepted),
-            ("late", counts.late),
-            ("duplicate", counts.duplicate),
-            ("unattributed", counts.unattributed),
-            ("unknown_experiment", counts.unknown_experiment),
-            ("inactive", counts.inactive),
-            ("unmapped", counts.unmapped),
-        ];
-        for (outcome, n) in plain {
-            self.set(&names::RECORDS, &[outcome, ""], n as f64);
-        }
-        self.set(&names::WAITING, &[], counts.waiting as f64);
-        for reason in Reject::ALL {
-            self.set(&names::RECORDS, &["rejected", reason.name()], counts.rejected.get(reason) as f64);
+    /// Takes over what the newest view tells. To be called before the numbers are read.
+    pub fn refresh(&self) {
+        let newest = self.newest().take();
+        if let Some(view) = newest {
+            self.tell(&view);
         }
     }
 
     /// Replaces all series of a gauge; those for which there is no room count as dropped.
-    fn replace(&self, metric: &'static Metric, rows: impl Iterator<Item = (Vec<String>, f64)>) {
+    pub(super) fn replace(&self, metric: &'static Metric, rows: impl Iterator<Item = (Vec<String>, f64)>) {
         let mut rows = rows.map(|(labels, value)| (labels, Sample::Number(value)));
-        let kept = rows.by_ref().take(MAX_SERIES).collect();
+        let kept = rows.by_ref().take(MAX_ROWS).collect();
         let beyond = rows.count();
         self.table().insert(metric.name, kept);
         if beyond > 0 {
@@ -185,7 +171,7 @@ impl Metrics {
         let rows = table.get(metric.name).into_iter().flatten();
         rows.filter_map(|(labels, sample)| match sample {
             Sample::Number(n) => Some((labels.clone(), *n)),
-            Sample::Histogram(..) => None,
+            Sample::Histogram(_) => None,
         })
         .collect()
     }
@@ -224,6 +210,10 @@ impl Metrics {
         }
     }
 
+    fn newest(&self) -> MutexGuard<'_, Option<Arc<View>>> {
+        self.0.newest.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
     fn table(&self) -> MutexGuard<'_, BTreeMap<&'static str, Series>> {
         self.0.table.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -233,13 +223,9 @@ impl Sample {
     fn new(kind: Kind) -> Sample {
         match kind {
             Kind::Counter | Kind::Gauge => Sample::Number(0.0),
-            Kind::Histogram => Sample::Histogram(Box::new([0; BOUNDS.len() + 1]), 0.0),
+            Kind::Histogram => Sample::Histogram(Box::default()),
         }
     }
-}
-
-fn seconds(millis: i64) -> f64 {
-    millis as f64 / 1000.0
 }
 
 fn write_family(out: &mut String, metric: &Metric, series: &Series, format: Format) -> std::fmt::Result {
@@ -256,16 +242,21 @@ fn write_family(out: &mut String, metric: &Metric, series: &Series, format: Form
                 labels(out, metric, values, None)?;
                 writeln!(out, " {number}")?;
             }
-            Sample::Histogram(counts, sum) => {
+            Sample::Histogram(histogram) => {
                 let mut total = 0;
-                for (i, n) in counts.iter().enumerate() {
+                for (i, n) in histogram.counts.iter().enumerate() {
                     total += n;
                     let bound = BOUNDS.get(i).map_or("+Inf".to_owned(), |b| format!("{b:?}"));
                     write!(out, "{family}_bucket")?;
                     labels(out, metric, values, Some(&bound))?;
-                    writeln!(out, " {total}")?;
+                    write!(out, " {total}")?;
+                    if let Some(Exemplar { trace, seconds, at }) = histogram.exemplars[i].as_ref().filter(|_| format == Format::OpenMetrics)
+                    {
+                        write!(out, " # {{trace_id=\"{trace}\"}} {seconds} {}", *at as f64 / 1_000.0)?;
+                    }
+                    out.push('\n');
                 }
-                for (suffix, number) in [("sum", *sum), ("count", total as f64)] {
+                for (suffix, number) in [("sum", histogram.sum), ("count", total as f64)] {
                     write!(out, "{family}_{suffix}")?;
                     labels(out, metric, values, None)?;
                     writeln!(out, " {number}")?;
@@ -297,7 +288,8 @@ mod tests {
 
     fn sample() -> Metrics {
         let metrics = Metrics::default();
-        metrics.view(&View::default());
+        metrics.view(Arc::default());
+        metrics.refresh();
         metrics.add(&names::DECISIONS, &["rollback"], 2.0);
         metrics.set(&names::ENDPOINT_DISABLED, &["quote\" back\\ line\n"], 1.0);
         for seconds in [0.0005, 0.001, 0.3, 99.0] {
@@ -322,6 +314,20 @@ mod tests {
     }
 
     #[test]
+    fn openmetrics_names_the_last_trace_of_each_row() {
+        let metrics = Metrics::default();
+        let [old, new] = ["0af7651916cd43dd8448eb211c80319c", "4bf92f3577b34da6a3ce929d0e0e4736"];
+        for (seconds, trace) in [(0.2, Some(old)), (0.21, Some(new)), (0.22, None), (7.0, None)] {
+            metrics.observe_traced(&names::DECISION_DELAY, &[], seconds, trace);
+        }
+        let open = metrics.text(Format::OpenMetrics);
+        let row = open.lines().find(|line| line.contains("delay_seconds_bucket{le=\"0.25\"}")).unwrap();
+        assert!(row.contains(&format!("}} 3 # {{trace_id=\"{new}\"}} 0.21 1")), "{row}");
+        assert_eq!(open.matches("trace_id").count(), 1);
+        assert!(!metrics.text(Format::Prometheus).contains("trace_id"), "the older format has no exemplars");
+    }
+
+    #[test]
     fn counters_that_are_kept_elsewhere_never_go_down() {
         let metrics = Metrics::default();
         metrics.set(&names::RECORDS, &["accepted", ""], 10.0);
@@ -332,6 +338,9 @@ mod tests {
     #[test]
     fn series_are_bounded_and_the_overflow_is_counted() {
         let metrics = Metrics::default();
+        metrics.replace(&names::EXPERIMENT_GO, (0..MAX_ROWS + 5).map(|i| (vec![i.to_string()], 1.0)));
+        assert_eq!(metrics.numbers(&names::EXPERIMENT_GO).len(), MAX_ROWS);
+        assert_eq!(metrics.numbers(&names::DROPPED), [(vec!["metric_series".to_owned()], 5.0)]);
         for i in 0..MAX_SERIES + 5 {
             metrics.add(&names::KAFKA_ERRORS, &[&i.to_string()], 1.0);
         }

@@ -3,6 +3,7 @@
 pub mod metrics;
 pub mod names;
 mod otlp;
+mod view;
 
 pub use metrics::{Format, Metrics};
 
@@ -125,6 +126,19 @@ pub fn traceparent(span: &Span) -> Option<String> {
     id.is_valid().then(|| format!("00-{}-{}-{:02x}", id.trace_id(), id.span_id(), id.trace_flags()))
 }
 
+/// The id of the trace that a `traceparent` belongs to; `None` if that is malformed.
+pub fn trace_id(traceparent: &str) -> Option<String> {
+    parse(traceparent).map(|context| context.trace_id().to_string())
+}
+
+/// Notes the trace of a span in its field `trace_id`, which must be there: so each line of the log within it carries the id.
+/// Not before [`set_parent`].
+pub fn name_trace(span: &Span) {
+    if let Some(id) = traceparent(span).and_then(|it| trace_id(&it)) {
+        span.record("trace_id", id);
+    }
+}
+
 /// Makes `span` a child of the span with this `traceparent`; one that is malformed is ignored. To be called before the span is entered.
 pub fn set_parent(span: &Span, traceparent: &str) {
     if let Some(parent) = parse(traceparent) {
@@ -153,7 +167,7 @@ mod tests {
     #[test]
     fn a_traceparent_is_taken_only_if_it_is_well_formed() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert_eq!(parse(good).unwrap().trace_id().to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        assert_eq!(trace_id(good).as_deref(), Some("4bf92f3577b34da6a3ce929d0e0e4736"));
         assert!(parse(good).unwrap().is_sampled());
         for bad in [
             "",

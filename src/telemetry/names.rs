@@ -45,6 +45,14 @@ metrics! {
     LAG Gauge "guardraild_consumer_lag_records" ["topic", "partition"] "Records between the last one read and the end of the partition.";
     JUDGED_TO Gauge "guardraild_judged_to_seconds" [] "Event time up to which panes have been judged, in seconds since the epoch.";
     EXPERIMENTS Gauge "guardraild_experiments" ["verdict"] "Experiments by their worst verdict.";
+    EXPERIMENT_VERDICT Gauge "guardraild_experiment_verdict" ["experiment", "verdict"] "1 for the worst verdict that the experiment has now; the other verdicts have no series.";
+    EXPERIMENT_GO Gauge "guardraild_experiment_go" ["experiment"] "1 if rollout controllers are told to go on with the experiment, else 0.";
+    EXPERIMENT_HOLDS Gauge "guardraild_experiment_holds" ["experiment", "by"] "1 while the experiment is held: by operator, or by the check of the data that fails.";
+    EXPERIMENT_STOPPED Gauge "guardraild_experiment_stopped_buckets" ["experiment", "action", "confirmation"] "Buckets that are stopped, by action and what came of it: waiting, confirmed, unconfirmed, undone, observed (nothing was sent) or held (a limit keeps it back).";
+    EXPERIMENT_UNITS Gauge "guardraild_experiment_units" ["experiment", "bucket"] "Units exposed so far.";
+    EXPERIMENT_LAST Gauge "guardraild_experiment_last_record_timestamp_seconds" ["experiment"] "Event time of the experiment's last record, in seconds since the epoch.";
+    GUARDRAIL_VALUE Gauge "guardraild_guardrail_value" ["experiment", "guardrail", "bucket"] "Value of a guarded metric in its own unit (ms, a share of 1, a number), of the baseline bucket too.";
+    GUARDRAIL_EVIDENCE Gauge "guardraild_guardrail_evidence" ["experiment", "guardrail", "bucket"] "Evidence that the limit or margin does not hold, as a share of what the guardrail acts at: log e-value by its threshold, 1 acts.";
     CHECKS_FAILING Gauge "guardraild_quality_checks_failing" ["check"] "Experiments whose check of the data fails, by check.";
     FLAWS Gauge "guardraild_experiment_flaws" ["experiment", "flaw"] "Records or units of an experiment that something is wrong with, since it began; a series for what there is.";
     SKEW Gauge "guardraild_partition_skew_seconds" [] "Event time between the partition that is furthest ahead and the one furthest behind.";
@@ -70,12 +78,14 @@ metrics! {
     DROPPED Counter "guardraild_dropped_total" ["reason"] "What a bound made the daemon drop, by which bound.";
     SCHEMA_REQUESTS Counter "guardraild_schema_registry_requests_total" ["result"] "Schemas asked for, by result: known, unknown (its records are refused) or failed (asked again, partitions wait).";
     KAFKA_ERRORS Counter "guardraild_kafka_errors_total" ["code"] "Errors that the Kafka client reported, by librdkafka's code.";
+    GATE_ANSWERS Counter "guardraild_gate_answers_total" ["gate", "answer"] "Answers to rollout controllers, by gate (argo, flagger_rollback, flagger_confirm) and answer: go, stop, wait, or unknown (no such experiment).";
     HTTP_REQUESTS Counter "guardraild_http_requests_total" ["path", "status"] "Requests answered, by route and status.";
     BUILD_INFO Gauge "guardraild_build_info" ["version"] "1, labelled with the version that runs.";
 }
 
 /// The list as a Markdown table.
-pub fn markdown() -> String {
+#[cfg(test)]
+fn markdown() -> String {
     let mut table = String::from("| metric | kind | labels | meaning |\n|---|---|---|---|\n");
     for Metric { name, kind, labels, help } in ALL {
         table.push_str(&format!("| `{name}` | {} | {} | {help} |\n", kind.name(), labels.join(", ")));
@@ -98,6 +108,19 @@ mod tests {
             assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
             assert!(metric.help.ends_with('.') && !metric.help.contains(['\n', '\\', '|']), "{}", metric.name);
         }
-        assert_eq!(markdown().lines().count(), ALL.len() + 2);
+    }
+
+    /// `GUARDRAILD_UPDATE=1` writes the table anew.
+    #[test]
+    fn the_documentation_has_this_table() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = text.split_once("cargo test --lib telemetry -->\n").unwrap();
+        let (_, after) = rest.split_once("<!-- end -->").unwrap();
+        let wanted = format!("{before}cargo test --lib telemetry -->\n\n{}\n<!-- end -->{after}", markdown());
+        if std::env::var_os("GUARDRAILD_UPDATE").is_some() {
+            std::fs::write(path, &wanted).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(path).unwrap(), wanted);
     }
 }

@@ -1,6 +1,6 @@
 //! OTLP over HTTP: exporters on threads of their own, with bounded queues, so that no collector can hold the daemon up.
 
-use super::metrics::Metrics;
+use super::metrics::{MAX_ROWS, Metrics};
 use super::names::{self, BOUNDS, Kind, Metric};
 use crate::config::Otlp;
 use opentelemetry::KeyValue;
@@ -8,7 +8,7 @@ use opentelemetry::metrics::{AsyncInstrument, Meter, MeterProvider};
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{ExporterBuildError, MetricExporter, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::metrics::{Instrument, InstrumentKind, PeriodicReader, SdkMeterProvider, Stream};
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider};
 use secrecy::ExposeSecret;
 use std::time::Duration;
@@ -32,7 +32,12 @@ pub fn meter(endpoint: &str, otlp: &Otlp, metrics: &Metrics) -> Result<SdkMeterP
     let url = format!("{endpoint}/v1/metrics");
     let exporter = MetricExporter::builder().with_http().with_endpoint(url).with_timeout(TIMEOUT).with_headers(headers(otlp)).build()?;
     let reader = PeriodicReader::builder(exporter).with_interval(otlp.interval).build();
-    let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource()).build();
+    // The registry bounds the series already; the exporter would fold those beyond 2,000 into one.
+    let all_rows = |instrument: &Instrument| {
+        let gauge = instrument.kind() == InstrumentKind::ObservableGauge;
+        Stream::builder().with_cardinality_limit(MAX_ROWS).build().ok().filter(|_| gauge)
+    };
+    let provider = SdkMeterProvider::builder().with_reader(reader).with_resource(resource()).with_view(all_rows).build();
     let meter = provider.meter(NAME);
     for metric in names::ALL {
         bridge(&meter, metric, metrics);
@@ -44,6 +49,7 @@ fn bridge(meter: &Meter, metric: &'static Metric, metrics: &Metrics) {
     let read = {
         let metrics = metrics.clone();
         move |observer: &dyn AsyncInstrument<f64>| {
+            metrics.refresh();
             for (values, number) in metrics.numbers(metric) {
                 observer.observe(number, &attributes(metric, &values));
             }

@@ -335,7 +335,12 @@ impl Daemon {
 
     /// Status and body.
     pub fn get(&mut self, path: &str) -> (u16, String) {
-        self.request("GET", path, Some(OPERATOR), "")
+        self.request("GET", path, &authorization(OPERATOR), "")
+    }
+
+    /// The metrics as OpenMetrics.
+    pub fn open_metrics(&mut self) -> String {
+        self.request("GET", "/metrics", &format!("{}accept: application/openmetrics-text\r\n", authorization(OPERATOR)), "").1
     }
 
     pub fn json(&mut self, path: &str) -> Value {
@@ -345,16 +350,15 @@ impl Daemon {
     }
 
     pub fn post(&mut self, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
-        let (status, body) = self.request("POST", path, token, body);
+        let (status, body) = self.request("POST", path, &token.map(authorization).unwrap_or_default(), body);
         (status, serde_json::from_str(&body).unwrap_or_default())
     }
 
-    fn request(&mut self, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, String) {
+    fn request(&mut self, method: &str, path: &str, headers: &str, body: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.address()).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let token = token.map(|t| format!("authorization: Bearer {t}\r\n")).unwrap_or_default();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{token}content-type: application/json\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{headers}content-type: application/json\r\n\
              content-length: {}\r\n\r\n",
             body.len()
         );
@@ -430,6 +434,10 @@ impl Drop for Daemon {
             eprintln!("--- the daemon's log ---\n{}", self.log().join("\n"));
         }
     }
+}
+
+fn authorization(token: &str) -> String {
+    format!("authorization: Bearer {token}\r\n")
 }
 
 fn dechunked(body: &str) -> String {

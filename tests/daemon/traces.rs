@@ -1,6 +1,6 @@
 //! One trace from the pane that tripped to the answer to the webhook.
 
-use super::harness::{Hook, Kafka, Site, holds, one_topic, read_message};
+use super::harness::{Hook, Kafka, Site, holds, one_topic, read_message, until};
 use super::stream::{EXPERIMENT, Service, rule};
 use std::io::{BufReader, Write};
 use std::net::TcpListener;
@@ -106,8 +106,14 @@ fn one_trace_leads_from_the_pane_that_tripped_to_the_webhooks_answer() {
     let service = Service { slow_from: 10_000, ..Service::healthy(guardraild::clock::now() - 60_000) };
     kafka.write("all", &service.records(0, 25_000));
     holds("the rollback is received", || hook.of("guardrail.rollback").iter().any(|hit| hit.status == 200));
+    let traceparent = until("the log names the trace", || {
+        let entries = daemon.log_of(EXPERIMENT);
+        entries.iter().find(|entry| entry["kind"] == "decision")?["traceparent"].as_str().map(str::to_owned)
+    });
+    let exemplars = daemon.open_metrics();
     // The end sends what is left.
-    assert_eq!(daemon.terminate().0.code(), Some(0));
+    let (status, lines) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
 
     let spans = collected.lock().unwrap().clone();
     let named = |name: &str| spans.iter().filter(|s| s.name == name).cloned().collect::<Vec<_>>();
@@ -118,6 +124,18 @@ fn one_trace_leads_from_the_pane_that_tripped_to_the_webhooks_answer() {
     let pane = named("pane").into_iter().find(|s| s.id == decide.parent);
     let pane = pane.unwrap_or_else(|| panic!("no pane above the decision: {spans:#?}"));
     assert!(pane.parent.is_empty() && pane.trace == decide.trace, "{spans:#?}");
+    // The trace is named wherever one would look for it.
+    let id: String = decide.trace.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert!(traceparent.contains(&id), "{traceparent}");
+    for what in ["\"name\":\"decide\"", "\"name\":\"delivery\""] {
+        assert!(lines.iter().any(|line| line.contains(what) && line.contains(&id)), "no line {what} names {id}");
+    }
+    for metric in ["guardraild_decision_delay_seconds_bucket", "guardraild_delivery_attempt_seconds_bucket"] {
+        assert!(
+            exemplars.lines().any(|l| l.starts_with(metric) && l.contains(&format!("# {{trace_id=\"{id}\"}} "))),
+            "{metric}:\n{exemplars}"
+        );
+    }
     let commit = named("commit").into_iter().find(|s| s.trace == pane.trace);
     assert_eq!(commit.map(|c| c.parent), Some(pane.id), "{spans:#?}");
 }

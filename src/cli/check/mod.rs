@@ -177,7 +177,7 @@ fn reach(config: &Config, sources: &Sources, out: &mut impl Write) -> bool {
     found.iter().any(|finding| matches!(finding.result, online::Found::Bad(..)))
 }
 
-fn plural(n: usize, noun: &str) -> String {
+pub(super) fn plural(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 

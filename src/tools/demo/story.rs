@@ -56,7 +56,7 @@ impl Story {
         if !self.healthy {
             return None;
         }
-        let verdict = word(guardrail.verdict);
+        let verdict = guardrail.verdict.name();
         line("healthy", format!("latency p95 {treatment:.0} ms, control {control:.0} ms: {verdict}, limit {}", limit(guardrail)))
     }
 
@@ -191,7 +191,7 @@ impl Story {
 pub fn glance(view: &View) -> String {
     let latency = guardrail(view).map(|g| {
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.0}"));
-        format!("p95 {BUCKET} {} ms, control {} ms, {}", ms(g.bucket_value), ms(g.baseline_value), word(g.verdict))
+        format!("p95 {BUCKET} {} ms, control {} ms, {}", ms(g.bucket_value), ms(g.baseline_value), g.verdict.name())
     });
     let rate = bucket(view).map_or(0.0, |b| b.exposure_rate);
     format!("{}; {BUCKET} {rate:.0} exposures/s; {} records", latency.unwrap_or_else(|| "waiting for data".into()), view.counts.records())
@@ -211,15 +211,6 @@ fn guardrail(view: &View) -> Option<&GuardrailState> {
 
 fn limit(guardrail: &GuardrailState) -> String {
     guardrail.limit.map_or_else(|| "none".to_owned(), |limit| format!("{limit:.0} ms"))
-}
-
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Safe => "safe",
-        Verdict::Watching => "watching",
-        Verdict::Breach => "breach",
-        Verdict::NoData => "no_data",
-    }
 }
 
 #[cfg(test)]

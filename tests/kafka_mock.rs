@@ -83,6 +83,7 @@ impl Bench {
             properties: properties.map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             workers: 2,
             max_future: 300_000,
+            merge_wait: 250,
             oauth: None,
         }
     }

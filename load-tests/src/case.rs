@@ -5,6 +5,7 @@ use guardraild::engine::plan::{Catalog, FieldTable};
 use guardraild::rules;
 use guardraild::tools::traffic::Case;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,6 +25,11 @@ pub struct LoadCase {
     /// How long the traffic of `latency` runs, s.
     #[serde(default)]
     pub seconds: u64,
+    /// What the daemon's sections say that is not said by the command.
+    #[serde(default)]
+    pub engine: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    pub kafka: BTreeMap<String, serde_json::Value>,
     pub traffic: Case,
     /// What the rule file of every experiment says after its `overview` and `buckets`. `sink` is an endpoint.
     pub rule: String,

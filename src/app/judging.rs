@@ -262,7 +262,8 @@ impl Session {
                 self.court.fleet.revoked(partition, &mut out);
             }
             FromIngest::Idle(partition) => self.court.fleet.empty(partition, &mut out),
-            FromIngest::Progress { partition, watermark, counts, dropped } => {
+            FromIngest::Progress { partition, watermark, counts, dropped, overtaken } => {
+                self.court.metrics.add(&names::OVERTAKEN, &[], overtaken as f64);
                 self.dropped.insert(partition, dropped);
                 self.progress(partition, watermark, counts);
             }

@@ -45,8 +45,8 @@ use turn::{Holder, Turn};
 #[error("{0}")]
 pub struct BadConfig(String);
 
-/// Messages between ingest and judge at most; beyond it, reading waits.
-const INBOX: usize = 4_096;
+/// Messages between ingest and judge at most; beyond it, reading waits. Most are panes: what waits here is memory, and a checkpoint waits behind it.
+const INBOX: usize = 256;
 /// What deliveries in flight may take at the end; the rest is attempted at the next start.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -388,6 +388,7 @@ pub fn kafka_config(kafka: &config::Kafka, sources: &Sources) -> KafkaConfig {
         properties: kafka.properties.iter().map(|(name, value)| (name.clone(), plain(value))).collect(),
         workers: if kafka.workers == 0 { cores } else { kafka.workers },
         max_future: kafka.max_future,
+        merge_wait: kafka.merge_wait,
         oauth: kafka.oauth.clone().map(|oauth| match oauth {
             OAuth::TokenFile(path) => OauthConfig::TokenFile(path),
             OAuth::ClientCredentials { token_url: url, client_id, client_secret, scope } => {

@@ -17,6 +17,8 @@ pub struct Kafka {
     pub workers: usize,
     /// ms that a record may be ahead of the wall clock.
     pub max_future: i64,
+    /// ms that a record waits at the end of another topic for one that belongs before it.
+    pub merge_wait: i64,
     /// librdkafka's settings by name.
     pub properties: BTreeMap<String, Property>,
     pub oauth: Option<OAuth>,
@@ -112,6 +114,7 @@ pub fn read(mut s: Section<'_>) -> Kafka {
         auto_offset_reset: s.need("auto_offset_reset", reader::choice(words)),
         workers: s.need("workers", reader::whole(0..=1024)) as usize,
         max_future: s.need("max_future", reader::span("0", "365d")).as_millis() as i64,
+        merge_wait: s.need("merge_wait", reader::span("0", "30s")).as_millis() as i64,
         properties: properties(s.map("properties")),
         oauth: if s.has("oauth") { oauth(s.section("oauth")) } else { s.opt("oauth", |_| Ok(None)).flatten() },
         schema_registry: match s.has("schema_registry") {

@@ -53,6 +53,8 @@ pub struct KafkaConfig {
     pub workers: usize,
     /// Records whose event time is further ahead of the clock are `future_timestamp`. Milliseconds, usually 300,000.
     pub max_future: Millis,
+    /// How long a record waits at the end of another topic for one that belongs before it. Milliseconds, usually 250.
+    pub merge_wait: Millis,
     /// Needed with `sasl.mechanism` OAUTHBEARER.
     pub oauth: Option<OauthConfig>,
 }
@@ -125,6 +127,8 @@ pub enum FromIngest {
         counts: Counts,
         /// What bounds made the partition forget: name of the bound, and how often.
         dropped: Dropped,
+        /// Records since the last time that came after others had passed that belong behind them.
+        overtaken: u64,
     },
     /// One from every worker for every barrier; behind everything that it reflects. [`STOPPED`] is the barrier of the last one.
     Snapshot {
@@ -197,6 +201,7 @@ impl Ingest {
             settings: engine.settings,
             limits: engine.limits,
             max_future: config.max_future,
+            merge_wait: config.merge_wait,
             clock: clock::with_wall(clock),
             sender,
             rejects: Rejects::default(),

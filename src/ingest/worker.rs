@@ -18,6 +18,10 @@ use std::time::{Duration, Instant};
 
 /// How often quiet partitions are moved on, and progress is reported.
 const TICK: Duration = Duration::from_millis(250);
+/// A record of this long ago, ms, is of a backlog, unless clocks may differ by more.
+const FRESH: u64 = 60_000;
+/// Records that wait are not looked at more often.
+const SHORTEST: Duration = Duration::from_millis(5);
 /// Refused records sampled by one worker in one tick at most: a flood must not cost more than it tells.
 const SAMPLES_PER_TICK: u32 = 20;
 
@@ -66,6 +70,8 @@ pub struct Shared {
     pub settings: Settings,
     pub limits: Limits,
     pub max_future: Millis,
+    /// ms that a record may be in coming when its topic was at its end: see [`super::align`].
+    pub merge_wait: Millis,
     pub clock: Clock,
     pub sender: Sender<FromIngest>,
     pub rejects: Rejects,
@@ -150,13 +156,38 @@ struct Chance {
 }
 
 impl Chance {
-    /// Milliseconds so far. `now` and `held` by the steady clock: now, and the time in which nothing could be taken.
-    fn had(&mut self, now: Duration, held: Duration, paused: bool) -> u64 {
-        if !paused {
-            self.had += now.saturating_sub(self.looked).saturating_sub(held.saturating_sub(self.held));
+    /// Milliseconds so far.
+    fn had(&mut self, now: &Moment, partition: i32) -> u64 {
+        if !now.ahead.contains(&partition) {
+            self.had += now.steady.saturating_sub(self.looked).saturating_sub(now.held.saturating_sub(self.held));
         }
-        (self.looked, self.held) = (now, held);
+        (self.looked, self.held) = (now.steady, now.held);
         self.had.as_millis() as u64
+    }
+}
+
+/// Now, as far as it matters to what is booked.
+struct Moment {
+    /// By the wall clock.
+    wall: Millis,
+    /// The latest event time that is not of the future.
+    latest: Millis,
+    steady: Duration,
+    /// See [`Board`].
+    held: Duration,
+    ahead: BTreeSet<i32>,
+}
+
+impl Moment {
+    fn of(shared: &Shared) -> Moment {
+        let (wall, board) = (shared.clock.now(), &shared.board);
+        Moment {
+            wall,
+            latest: wall.saturating_add(shared.max_future),
+            steady: shared.clock.steady(),
+            held: Duration::from_millis(board.held.load(Ordering::Relaxed)),
+            ahead: board.ahead.lock().unwrap_or_else(|e| e.into_inner()).clone(),
+        }
     }
 }
 
@@ -174,7 +205,7 @@ impl Part {
         Part {
             time: aggregator.watermark(),
             aggregator,
-            aligner: Aligner::new(topics.len()),
+            aligner: Aligner::new(topics.len(), shared.merge_wait),
             next: topics.iter().map(|t| offsets.remove(t)).collect(),
             others: offsets,
             quiet_since: shared.clock.steady(),
@@ -217,7 +248,7 @@ impl Worker {
     fn work(&mut self, inbox: &Receiver<ToWorker>) -> Sent {
         let mut tick = Instant::now() + TICK;
         loop {
-            match inbox.recv_deadline(tick) {
+            match inbox.recv_deadline(self.due().map_or(tick, |wait| tick.min(Instant::now() + wait))) {
                 Ok(ToWorker::Batch(batch)) => self.batch(&batch)?,
                 Ok(ToWorker::Ended(places)) => self.ended(&places)?,
                 Ok(ToWorker::Assigned(places)) => self.assigned(&places)?,
@@ -228,7 +259,7 @@ impl Worker {
                     self.reload(rules)?;
                 }
                 Ok(ToWorker::Stop(n)) => return self.snapshot(n),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.release_all()?,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             if Instant::now() >= tick {
@@ -238,21 +269,32 @@ impl Worker {
         }
     }
 
-    /// These topics' partitions are at their end.
-    pub fn ended(&mut self, places: &[(usize, i32)]) -> Sent {
-        let latest = self.latest();
-        for &(topic, partition) in places {
-            let Some(part) = self.parts.get_mut(&partition) else { continue };
-            part.aligner.end(topic);
-            self.release(partition, latest)?;
+    /// How long nothing of what is held will have waited for long enough.
+    fn due(&self) -> Option<Duration> {
+        let of = |part: &Part| Some(Duration::from_millis(part.aligner.due()?.saturating_sub(part.chance.had.as_millis() as u64)));
+        self.parts.values().filter_map(of).min().map(|wait| wait.max(SHORTEST))
+    }
+
+    fn release_all(&mut self) -> Sent {
+        let now = Moment::of(&self.shared);
+        let partitions: BTreeSet<i32> = self.parts.iter().filter(|(_, part)| part.aligner.due().is_some()).map(|(p, _)| *p).collect();
+        for partition in &partitions {
+            self.release(*partition, &now)?;
         }
-        self.post(places.iter().map(|p| p.1).collect());
+        self.post(partitions);
         Ok(())
     }
 
-    /// The latest event time that is not of the future.
-    fn latest(&self) -> Millis {
-        self.shared.clock.now().saturating_add(self.shared.max_future)
+    /// These topics' partitions are at their end.
+    pub fn ended(&mut self, places: &[(usize, i32)]) -> Sent {
+        let now = Moment::of(&self.shared);
+        for &(topic, partition) in places {
+            let Some(part) = self.parts.get_mut(&partition) else { continue };
+            part.aligner.end(topic);
+            self.release(partition, &now)?;
+        }
+        self.post(places.iter().map(|p| p.1).collect());
+        Ok(())
     }
 
     pub fn assigned(&mut self, places: &[(usize, i32)]) -> Sent {
@@ -301,7 +343,7 @@ impl Worker {
 
     /// Books records, each with the index of its topic.
     pub fn records(&mut self, records: impl Iterator<Item = (usize, impl Record)>) -> Sent {
-        let latest = self.latest();
+        let now = Moment::of(&self.shared);
         let mut touched = BTreeSet::new();
         let mut last = None;
         for (lane, message) in records {
@@ -309,27 +351,24 @@ impl Worker {
             if last != Some(message.partition()) {
                 last = Some(message.partition());
                 touched.insert(message.partition());
+                part.chance.had(&now, message.partition());
             }
-            let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
+            let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, now: &now };
             booking.arrived(part, lane, message);
         }
         for partition in &touched {
-            self.release(*partition, latest)?;
+            self.release(*partition, &now)?;
         }
         self.post(touched);
         Ok(())
     }
 
     /// Books the held records whose turn has come, and hands on what the partition has emitted.
-    fn release(&mut self, partition: i32, latest: Millis) -> Sent {
-        let now = self.shared.clock.steady();
+    fn release(&mut self, partition: i32, now: &Moment) -> Sent {
         let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
-        let board = &self.shared.board;
-        let held = Duration::from_millis(board.held.load(Ordering::Relaxed));
-        let paused = board.ahead.lock().unwrap_or_else(|e| e.into_inner()).contains(&partition);
-        let chance = part.chance.had(now, held, paused);
+        let chance = part.chance.had(now, partition);
         let stalls = part.aligner.stalls();
-        let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, latest };
+        let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, now };
         while let Some((lane, held)) = part.aligner.pop(chance) {
             if !booking.book_held(part, partition, lane, held) {
                 break;
@@ -339,7 +378,7 @@ impl Worker {
             tracing::warn!(partition, "a topic that brings no records has kept the others waiting for too long");
         }
         if std::mem::take(&mut part.booked) {
-            (part.quiet_since, part.time) = (now, part.aggregator.watermark());
+            (part.quiet_since, part.time) = (now.steady, part.aggregator.watermark());
             (part.idle, part.moved) = (false, true);
         }
         hand_on(part, partition, &self.shared.sender)
@@ -348,12 +387,12 @@ impl Worker {
     /// Quiet partitions move on with the clock; progress is reported.
     pub fn tick(&mut self) -> Sent {
         self.samples = 0;
-        let latest = self.latest();
+        let now = Moment::of(&self.shared);
         let partitions: Vec<i32> = self.parts.keys().copied().collect();
         for partition in partitions {
-            self.release(partition, latest)?;
+            self.release(partition, &now)?;
             let Some(part) = self.parts.get_mut(&partition) else { continue };
-            let since = self.shared.clock.steady().saturating_sub(part.quiet_since);
+            let since = now.steady.saturating_sub(part.quiet_since);
             let quiet = since.as_millis() as Millis - self.shared.settings.idle_after;
             if quiet > 0 && part.aligner.caught_up() {
                 match part.time {
@@ -371,8 +410,8 @@ impl Worker {
             hand_on(part, partition, &self.shared.sender)?;
             if std::mem::take(&mut part.moved) {
                 let (watermark, counts) = (part.aggregator.watermark(), part.aggregator.counts().clone());
-                let dropped = part.aggregator.dropped();
-                self.shared.sender.send(FromIngest::Progress { partition, watermark, counts, dropped })?;
+                let (dropped, overtaken) = (part.aggregator.dropped(), part.aligner.take_overtaken());
+                self.shared.sender.send(FromIngest::Progress { partition, watermark, counts, dropped, overtaken })?;
             }
         }
         self.post(self.parts.keys().copied().collect());
@@ -395,7 +434,7 @@ impl Worker {
     }
 
     /// Goes on by other rules. Records that wait for other topics are read by the new ones.
-    fn reload(&mut self, Rules { catalog, layouts }: Rules) -> Sent {
+    pub fn reload(&mut self, Rules { catalog, layouts }: Rules) -> Sent {
         (self.shared.catalog, self.shared.layouts) = (catalog, layouts);
         self.reader = Reader::new(&self.shared.topics, &self.shared.layouts, &self.shared.catalog.fields, self.shared.limits);
         for part in self.parts.values_mut() {
@@ -439,21 +478,24 @@ struct Booking<'a> {
     shared: &'a Shared,
     reader: &'a mut Reader,
     samples: &'a mut u32,
-    latest: Millis,
+    now: &'a Moment,
 }
 
 impl Booking<'_> {
     /// Books a record that comes now, behind those held that belong before it; or holds it.
     fn arrived(&mut self, part: &mut Part, lane: usize, message: impl Record) {
         let (partition, offset, at) = (message.partition(), message.offset(), message.timestamp());
+        // Clocks that differ by more are wrong.
+        let fresh = at.abs_diff(self.now.wall) < self.shared.max_future.unsigned_abs().max(FRESH);
         loop {
-            let goes_on = match part.aligner.turn(lane, at) {
+            let goes_on = match part.aligner.turn(lane, at, fresh) {
                 Turn::Pass if self.book(part, partition, lane, offset, message.payload()) => return,
                 Turn::Pass | Turn::Wait => false,
                 Turn::After(other, held) => self.book_held(part, partition, other, held),
             };
             if !goes_on {
-                return part.aligner.push(lane, at, Held { offset, at, payload: message.payload().into() });
+                let now = fresh.then_some(part.chance.had.as_millis() as u64);
+                return part.aligner.push(lane, at, now, Held { offset, at, payload: message.payload().into() });
             }
         }
     }
@@ -469,7 +511,7 @@ impl Booking<'_> {
 
     /// Books a record; `false` if it must wait for its schema, and those behind it.
     fn book(&mut self, part: &mut Part, partition: i32, lane: usize, offset: i64, payload: &[u8]) -> bool {
-        match self.reader.book(lane, payload, self.latest, &mut part.aggregator) {
+        match self.reader.book(lane, payload, self.now.latest, &mut part.aggregator) {
             Booked::Taken => {}
             Booked::Waits => return false,
             Booked::Refused(reason, why) if *self.samples < SAMPLES_PER_TICK => {
@@ -491,10 +533,17 @@ mod tests {
     #[test]
     fn only_time_in_which_a_topic_could_bring_records_tries_the_patience() {
         let s = Duration::from_secs;
+        let at = |steady, held, ahead: &[i32]| Moment {
+            wall: 0,
+            latest: 0,
+            steady: s(steady),
+            held: s(held),
+            ahead: ahead.iter().copied().collect(),
+        };
         let mut chance = Chance { looked: s(100), ..Chance::default() };
-        assert_eq!(chance.had(s(101), s(0), false), 1_000);
-        assert_eq!(chance.had(s(191), s(87), false), 4_000, "87 s of it a worker was behind");
-        assert_eq!(chance.had(s(791), s(87), true), 4_000, "paused: too far ahead");
-        assert_eq!(chance.had(s(792), s(87), false), 5_000);
+        assert_eq!(chance.had(&at(101, 0, &[4]), 3), 1_000);
+        assert_eq!(chance.had(&at(191, 87, &[]), 3), 4_000, "87 s of it a worker was behind");
+        assert_eq!(chance.had(&at(791, 87, &[3]), 3), 4_000, "paused: too far ahead");
+        assert_eq!(chance.had(&at(792, 87, &[]), 3), 5_000);
     }
 }

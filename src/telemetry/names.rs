@@ -41,6 +41,7 @@ macro_rules! metrics {
 metrics! {
     RECORDS Counter "guardraild_records_total" ["outcome", "reason"] "Records read, by what became of them; reason is empty unless the outcome is rejected.";
     WAITING Gauge "guardraild_waiting_records" [] "Records read that wait for their unit's exposure, and have no outcome yet.";
+    OVERTAKEN Counter "guardraild_records_overtaken_total" [] "Records that came after records of another topic that belong behind them had been counted (kafka.merge_wait): a backtest has them in order.";
     WATERMARK Gauge "guardraild_partition_watermark_seconds" ["partition"] "Largest event time seen in the partition, in seconds since the epoch.";
     LAG Gauge "guardraild_consumer_lag_records" ["topic", "partition"] "Records between the last one read and the end of the partition.";
     JUDGED_TO Gauge "guardraild_judged_to_seconds" [] "Event time up to which panes have been judged, in seconds since the epoch.";

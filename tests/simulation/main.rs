@@ -107,7 +107,7 @@ fn a_doubled_a_lost_and_an_unknown_webhook_are_noticed() {
         let id = "d-1-rollback".to_owned();
         let seen = seen.map(|(requests, acknowledged)| (id.clone(), Seen { requests, acknowledged, ..Seen::default() }));
         let mut faults = Vec::new();
-        received(&row.map(|row| (id, row)).into_iter().collect(), &seen.into_iter().collect(), false, &mut faults);
+        received(&row.map(|row| (id, row)).into_iter().collect(), &seen.into_iter().collect(), &mut faults);
         faults.len()
     };
     assert_eq!(faults(Some(row(2)), Some((2, 1))), 0, "an answer was lost: the second attempt is a repeat");

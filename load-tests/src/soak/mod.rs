@@ -1,5 +1,6 @@
 //! `soak`: more traffic than the daemon can take, then less. Its memory must stay flat, nothing may be lost, and it must recover by itself.
 
+mod bounds;
 mod picture;
 mod sample;
 mod throttle;
@@ -9,6 +10,7 @@ use crate::rig::Rig;
 use crate::side;
 use crate::table::{self, median, mib};
 use anyhow::{Context, bail, ensure};
+use bounds::Bounds;
 use guardraild::clock;
 use guardraild::tools::broker::Feed;
 use guardraild::tools::traffic::{Record, Traffic};
@@ -89,6 +91,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     drop(daemon);
 
     course.print();
+    let memory = |samples: &[Sample]| samples.iter().map(|s| s.memory as f64).fold(0.0, f64::max);
+    let rate = course.samples.windows(2).map(|pair| slope(pair, |s| s.sent as f64)).fold(0.0, f64::max);
+    Bounds::of(&case, &config, rate)?.print(memory(course.samples.get(..1).unwrap_or_default()), memory(&course.samples));
     if let Some(path) = &args.svg {
         std::fs::write(path, picture::svg(&course.samples)).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -189,13 +194,16 @@ impl Course {
                 format!("{:.1} k/s", slope(&span, |s| s.counted as f64) / 1e3),
                 last.lag.to_string(),
                 format!("{:.0} s", last.behind),
+                format!("{:.0} s", window.iter().map(|s| s.skew).fold(0.0, f64::max)),
                 mib(last.memory as f64),
                 mib(last.disk as f64),
                 last.dropped.to_string(),
+                checkpoints(&span),
                 format!("{:.0} ms", 1e3 * window.iter().map(|s| s.answer.as_secs_f64()).fold(0.0, f64::max)),
             ]);
         }
-        let head = ["minute", "produced", "taken", "lag", "behind", "resident", "state on disk", "dropped", "slowest /metrics"];
+        let head =
+            ["minute", "produced", "taken", "lag", "behind", "skew", "resident", "on disk", "dropped", "checkpoints", "slowest /metrics"];
         table::print("A daemon that gets more than it can take", &head, &rows);
         println!();
     }
@@ -246,6 +254,13 @@ impl Course {
             ),
         )
     }
+}
+
+/// How many there were, and what each took.
+fn checkpoints(span: &[Sample]) -> String {
+    let change = |of: fn(&Sample) -> f64| span.last().map_or(0.0, of) - span.first().map_or(0.0, of);
+    let n = change(|s| s.checkpoints as f64);
+    if n > 0.0 { format!("{n:.0} of {:.1} s", change(|s| s.checkpointing) / n) } else { "0".to_owned() }
 }
 
 /// Change a second from the first to the last sample; 0 of fewer than two.

@@ -22,6 +22,11 @@ pub struct Sample {
     /// Event time between what has been judged and now, s.
     pub behind: f64,
     pub dropped: u64,
+    /// Event time between the partition that is furthest ahead and the one furthest behind, s.
+    pub skew: f64,
+    /// Checkpoints so far, and what they took together, s.
+    pub checkpoints: u64,
+    pub checkpointing: f64,
     /// Whether `/readyz?verbose` says that it is behind.
     pub warned: bool,
     /// Whether a gate lets a rollout go on.
@@ -59,6 +64,9 @@ impl Probe {
             lag: sum(&metrics, "guardraild_consumer_lag_records") as u64,
             behind,
             dropped: sum(&metrics, "guardraild_dropped_total") as u64,
+            skew: sum(&metrics, "guardraild_partition_skew_seconds"),
+            checkpoints: sum(&metrics, "guardraild_checkpoint_seconds_count") as u64,
+            checkpointing: sum(&metrics, "guardraild_checkpoint_seconds_sum"),
             warned: get(&self.http, "/readyz?verbose")?.lines().any(|line| line.contains("lag: ") && line.contains("behind")),
             go: get(&self.http, &format!("/api/v1/experiments/{}/verdict", self.experiment))?.contains("\"go\":true"),
             memory: usage::memory_of(self.pid),

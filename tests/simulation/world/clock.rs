@@ -75,6 +75,10 @@ impl Clock {
         *outage = Some(Outage { until, database: database.to_owned() });
     }
 
+    pub fn disk_fails(&self) -> bool {
+        self.outage.lock().unwrap().is_some()
+    }
+
     pub fn crash_at(&self, at: Millis) {
         self.crash_at.store(at, Relaxed);
     }

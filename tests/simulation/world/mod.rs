@@ -9,14 +9,12 @@ mod process;
 
 use clock::{Clock, Crash};
 use guardraild::clock::Time as _;
-use guardraild::engine::plan::{Catalog, FieldTable};
 use guardraild::engine::time::Millis;
 use guardraild::fail::{self, POINTS};
-use guardraild::rules::parse_str;
 use guardraild::store::Store;
 use network::Receivers;
 use plan::{Fault, Plan, START};
-use process::{Process, Rules};
+use process::{File, Process};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -59,10 +57,13 @@ struct World {
     rng: ChaCha8Rng,
     clock: Arc<Clock>,
     directory: tempfile::TempDir,
-    rules: Rules,
+    /// Rule files, by number of the experiment.
+    files: Vec<File>,
     process: Option<Process>,
     /// When the daemon is started again.
     down_until: Millis,
+    /// One that stands still, and when it wakes up, to find that another has taken over.
+    asleep: Option<(Process, Millis)>,
     /// Faults that have happened.
     done: usize,
     receivers: Receivers,
@@ -90,19 +91,6 @@ pub fn run(seed: u64) -> Outcome {
     })
 }
 
-fn rules(texts: impl Iterator<Item = String>) -> Rules {
-    let mut fields = FieldTable::default();
-    let rules = texts.map(|text| {
-        let parsed = parse_str("rule.yaml", &text, &mut fields, None);
-        let faults: String = parsed.diagnostics.iter().filter(|d| d.is_error()).map(|d| d.human(false)).collect();
-        let rule = parsed.rule.unwrap_or_else(|| panic!("{faults}"));
-        (rule.plan.experiment.clone(), Arc::new(rule))
-    });
-    let rules: BTreeMap<_, _> = rules.collect();
-    let plans = rules.values().map(|rule| Arc::clone(&rule.plan)).collect();
-    Rules { catalog: Arc::new(Catalog::new(plans, fields)), rules }
-}
-
 impl World {
     fn new(seed: u64) -> World {
         let plan = Plan::of(seed);
@@ -113,9 +101,10 @@ impl World {
             rng: ChaCha8Rng::seed_from_u64(seed ^ 0x5EED),
             clock: Arc::new(Clock::new(START)),
             directory: directory.unwrap(),
-            rules: rules(plan.rules.iter().map(|rule| rule.text.clone())),
+            files: plan.rules.iter().map(|rule| (format!("{}.yaml", rule.name), rule.text.clone())).collect(),
             process: None,
             down_until: 0,
+            asleep: None,
             done: 0,
             receivers: Receivers::default(),
             steps: Rc::default(),
@@ -146,7 +135,7 @@ impl World {
             let process = self.process.as_ref().unwrap();
             let evidence = oracle::Evidence {
                 plan: &self.plan,
-                rules: &self.rules,
+                rules: &process.in_force.rules,
                 store: &store,
                 view: &process.live.get(),
                 seen: &self.receivers.seen,
@@ -199,17 +188,40 @@ impl World {
             self.start();
         }
         self.with(|process, world| process.step(&world.plan, &world.clock, &mut world.receivers, &mut world.rng));
-        if self.rng.random_bool(0.02)
-            && let Some(process) = &self.process
-        {
-            let fault = oracle::looks_safe_without_data(&process.live.get(), &self.rules);
-            fault.into_iter().for_each(|fault| self.violated(fault));
+        self.wake_up();
+        if self.rng.random_bool(0.02) {
+            // As often as anybody looks at the files.
+            if let Some(true) = self.with(|process, world| process.reload(&world.files)) {
+                self.count("rules changed while it runs");
+            }
+            if let Some(process) = &self.process {
+                let fault = oracle::looks_safe_without_data(&process.live.get(), &process.in_force.rules);
+                fault.into_iter().for_each(|fault| self.violated(fault));
+            }
+        }
+    }
+
+    /// Lets the daemon that stood still do a few steps beside the one that has taken over, if it is time: nothing of that may be seen.
+    fn wake_up(&mut self) {
+        let Some((mut woken, until)) = self.asleep.take() else { return };
+        if self.clock.at() < until || self.process.is_none() {
+            return self.asleep = Some((woken, until));
+        }
+        self.count("woken after another took over");
+        for _ in 0..self.rng.random_range(1..200) {
+            let step = AssertUnwindSafe(|| woken.step(&self.plan, &self.clock, &mut self.receivers, &mut self.rng));
+            match catch_unwind(step) {
+                Ok(()) => {}
+                Err(panic) if panic.is::<Crash>() => return,
+                Err(panic) => resume_unwind(panic),
+            }
+            self.with(|process, world| process.step(&world.plan, &world.clock, &mut world.receivers, &mut world.rng));
         }
     }
 
     fn start(&mut self) {
         let database = self.database();
-        let started = catch_unwind(AssertUnwindSafe(|| Process::start(&self.plan, &self.rules, &database, &self.clock)));
+        let started = catch_unwind(AssertUnwindSafe(|| Process::start(&self.plan, &self.files, &database, &self.clock)));
         match started {
             Ok(Ok(process)) => self.process = Some(process),
             // As a supervisor does: it tries again.
@@ -249,13 +261,20 @@ impl World {
                 Fault::NewRule { experiment, down } => {
                     self.count("restart with a new rule");
                     self.stop(self.rng.clone().random_bool(0.5), down);
-                    let new = |n: usize| if n == experiment { self.plan.new_rule(self.seed, n) } else { self.plan.rules[n].text.clone() };
-                    self.rules = rules((0..self.plan.rules.len()).map(new));
+                    self.files[experiment].1 = self.plan.new_rule(self.seed, experiment);
+                }
+                Fault::Reload { experiment, renewed: true } => self.files[experiment].1 = self.plan.new_rule(self.seed, experiment),
+                Fault::Reload { experiment, renewed: false } => self.files[experiment].1 += "# looked at once more\n",
+                Fault::TakeOver { down, span } => {
+                    if let Some(process) = self.process.take() {
+                        self.asleep = Some((process, until(down + span)));
+                        self.down_until = until(down);
+                    }
                 }
                 Fault::BrokerLost { partition, span } => {
                     let until = until(span);
                     self.count("broker lost");
-                    self.with(|process, _| process.lose_broker(partition, until));
+                    self.with(|process, world| process.lose_broker(&world.plan, &world.clock, partition, until));
                 }
                 Fault::Rebalance { partition, span } => {
                     let until = until(span);
@@ -319,12 +338,13 @@ impl World {
         let wanted = START + self.plan.end + AFTERMATH;
         // One whose rule is new, and that has had no record since, is judged to no time at all.
         let renewed: Vec<bool> = self.plan.rules.iter().map(|rule| !self.plan.unchanged(&rule.name)).collect();
-        let judged = |process: &Process, plan: &Plan| {
+        let judged = |process: &Process, plan: &Plan, files: &[File]| {
             let view = process.live.get();
             let mut experiments = view.experiments.iter().zip(&renewed);
-            process.has_read(plan) && experiments.all(|(e, renewed)| e.judged_to.map_or(*renewed, |to| to >= wanted))
+            let settled = process.has_read(plan) && process.goes_by(files);
+            settled && experiments.all(|(e, renewed)| e.judged_to.map_or(*renewed, |to| to >= wanted))
         };
-        while !self.process.as_ref().is_some_and(|process| judged(process, &self.plan)) {
+        while !self.process.as_ref().is_some_and(|process| judged(process, &self.plan, &self.files)) {
             if self.clock.at() > self.plan.end + PATIENCE {
                 let to = self.process.as_ref().map(|process| process.live.get().experiments.iter().filter_map(|e| e.judged_to).min());
                 return self.violated(format!("stuck: judged to {to:?}, wanted {wanted}"));

@@ -54,6 +54,8 @@ pub struct Seen {
     pub requests: u32,
     /// Answered with 2xx.
     pub acknowledged: u32,
+    /// Those of attempts whose begin the disk did not take: what is decided does not wait for it.
+    pub unrecorded: u32,
 }
 
 impl Receivers {
@@ -217,15 +219,22 @@ impl Line {
 
     fn begin(&mut self, delivery: Delivery, n: u32, store: &Store, receivers: &mut Receivers, clock: &Clock) {
         let request = self.sender.request(&delivery, clock.now()).build().unwrap();
-        if let Err(fault) = self.allowed(&delivery, store, clock.moment().steady) {
+        let recorded = self.allowed(&delivery, store, clock.moment().steady).unwrap_or_else(|fault| {
             receivers.violations.push(fault);
+            n
+        });
+        if recorded < n {
+            receivers.seen.entry(delivery.id.clone()).or_default().unrecorded += 1;
+            if !clock.disk_fails() {
+                receivers.violations.push(format!("{} is sent, and its attempt {n} is not recorded", delivery.id));
+            }
         }
         let (takes, answer) = receivers.take(self.sender.name(), &delivery, &request, clock);
         self.flights.push(Flight { delivery, n, begun: clock.moment(), lands: clock.at() + takes, answer, made: None });
     }
 
-    /// What is sent has been stored before, with its decision and its log entry; and nothing more urgent is due and waits.
-    fn allowed(&self, delivery: &Delivery, store: &Store, now: Millis) -> Result<(), String> {
+    /// What is sent has been stored before, with its decision and its log entry; and nothing more urgent is due and waits. The attempts recorded.
+    fn allowed(&self, delivery: &Delivery, store: &Store, now: Millis) -> Result<u32, String> {
         let id = &delivery.id;
         let stored = |e: StoreError| format!("{id} is sent and the store cannot say why: {e}");
         let row = store.delivery(id).map_err(stored)?.ok_or_else(|| format!("{id} is sent without a row"))?;
@@ -247,7 +256,7 @@ impl Line {
                 return Err(format!("{id} is sent while {} waits", other.id));
             }
         }
-        Ok(())
+        Ok(row.history.last().map_or(0, |attempt| attempt.n))
     }
 
     /// Takes answers that have come, or whose time is up, and writes them down; whether others may have something to do now.

@@ -1,9 +1,9 @@
 //! What must have come of a world.
 
 use super::network::Seen;
-use super::plan::{Answer, Fault, MAX_FUTURE, Plan, Promise, START, TOPICS};
-use super::process::{Rules, settings};
-use super::{AFTERMATH, Outcome, rules};
+use super::plan::{Answer, MAX_FUTURE, Plan, Promise, START, TOPICS};
+use super::process::settings;
+use super::{AFTERMATH, Outcome};
 use guardraild::delivery::Router;
 use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{Decision, LogKind, Output, Verdict};
@@ -13,6 +13,7 @@ use guardraild::engine::time::Millis;
 use guardraild::ingest::decode::Limits;
 use guardraild::ingest::mapped::{Layouts, Reader};
 use guardraild::live::View;
+use guardraild::rules::{Candidate, Loaded, RuleSet, assemble_plain};
 use guardraild::store::{DeliveryRecord, DeliveryState, Store};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 /// What is left of a world.
 pub struct Evidence<'a> {
     pub plan: &'a Plan,
-    pub rules: &'a Rules,
+    pub rules: &'a BTreeMap<String, Arc<RuleSet>>,
     pub store: &'a Store,
     pub view: &'a View,
     pub seen: &'a BTreeMap<String, Seen>,
@@ -38,9 +39,11 @@ struct Expected {
 }
 
 fn expected(plan: &Plan) -> Expected {
-    let Rules { catalog, .. } = rules(plan.rules.iter().map(|rule| rule.text.clone()));
-    let settings = settings(plan);
-    let mut fleet = Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause);
+    let candidates = plan.rules.iter().map(|rule| Candidate { file: format!("{}.yaml", rule.name), text: Ok(rule.text.clone()) });
+    let Loaded { catalog, diagnostics, refused, .. } = assemble_plain(candidates.collect());
+    assert!(refused == 0, "{diagnostics:?}");
+    let (catalog, settings) = (Arc::new(catalog), settings(plan));
+    let mut fleet = Fleet::new(&catalog, settings.pane).sharing(&settings.shared_cause).braking(&settings.blast_radius);
     (0..plan.partitions).for_each(|partition| fleet.assigned(partition));
     let (mut out, mut counts) = (Output::default(), BTreeMap::new());
     for partition in 0..plan.partitions {
@@ -85,8 +88,7 @@ pub fn check(evidence: &Evidence<'_>, outcome: &mut Outcome) {
     for id in evidence.accepted.iter().filter(|id| !stored.iter().any(|d| d.decision == **id)) {
         faults.push(format!("an operator was told of {id}, and it is lost"));
     }
-    let unheard = evidence.plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::DiskFails { .. }));
-    received(&rows, evidence.seen, unheard, faults);
+    received(&rows, evidence.seen, faults);
     outcome.records = evidence.plan.logs.iter().flatten().map(|log| log.len() as u64).sum();
     (outcome.decisions, outcome.deliveries) = (stored.len() as u64, rows.len() as u64);
     outcome.requests = evidence.seen.values().map(|seen| u64::from(seen.requests)).sum();
@@ -108,14 +110,14 @@ fn counted(evidence: &Evidence<'_>, faults: &mut Vec<String>) {
 fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, faults: &mut Vec<String>) {
     let plan = evidence.plan;
     let bytes = plan.promise == Promise::Bytes;
-    let renewed = plan.rules.iter().any(|rule| !plan.unchanged(&rule.name));
-    // A shared cause hangs on all experiments. A flag overtakes its pane, and what hangs on when it came is all but limits: cohorts of a bucket
-    // that was stopped count for no comparison.
-    let exact = bytes && !renewed;
+    // What hangs on all experiments, too: a shared cause, and the blast radius. A flag overtakes its pane, and what hangs on when it came is all
+    // but limits: cohorts of a bucket that was stopped count for no comparison.
+    let exact = bytes && !plan.renews();
     let meant = |d: &Decision| plan.unchanged(&d.experiment) && (exact || !d.experiment.is_empty()) && (bytes || d.criterion == "limit");
     let text = |d: &Decision| {
-        let shared_cause = d.shared_cause.clone().filter(|_| exact);
-        serde_json::to_string(&Decision { shared_cause, ..d.clone() }).unwrap()
+        let (shared_cause, held_by) = (d.shared_cause.clone().filter(|_| exact), d.held_by.filter(|_| exact));
+        let reason = if exact { d.reason.clone() } else { d.reason.split("; held back").next().unwrap_or_default().to_owned() };
+        serde_json::to_string(&Decision { shared_cause, held_by, reason, ..d.clone() }).unwrap()
     };
     let cutoff = START + plan.end + AFTERMATH;
     let mut found = BTreeSet::new();
@@ -135,7 +137,8 @@ fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, fa
         return;
     }
     for rule in &plan.rules {
-        let kinds = [LogKind::Delivery, LogKind::Decision];
+        // A change of words that changes nothing is in the log, too.
+        let kinds = [LogKind::Delivery, LogKind::Decision, LogKind::Rules];
         let log = evidence
             .store
             .log(&rule.name, 0, 100_000)
@@ -170,7 +173,7 @@ fn told(evidence: &Evidence<'_>, decision: &Decision, rows: &[DeliveryRecord], f
     if entries != 1 {
         faults.push(format!("{id} has {entries} entries in the log"));
     }
-    let rules = &evidence.rules.rules;
+    let rules = evidence.rules;
     let wanted = match rules.get(&decision.experiment) {
         Some(rule) if rule.plan.revision == decision.revision => Router::default().decision(rule, decision, None),
         Some(_) => Vec::new(),
@@ -194,13 +197,12 @@ fn told(evidence: &Evidence<'_>, decision: &Decision, rows: &[DeliveryRecord], f
     }
 }
 
-/// What receivers know against what the store knows. `unheard`: attempts may have gone unrecorded, as what is decided does not wait for a
-/// disk that fails.
-pub fn received(rows: &BTreeMap<String, DeliveryRecord>, seen: &BTreeMap<String, Seen>, unheard: bool, faults: &mut Vec<String>) {
+/// What receivers know against what the store knows.
+pub fn received(rows: &BTreeMap<String, DeliveryRecord>, seen: &BTreeMap<String, Seen>, faults: &mut Vec<String>) {
     for (id, seen) in seen {
         match rows.get(id) {
             None => faults.push(format!("{id} was received {} times, and has no row", seen.requests)),
-            Some(row) if !unheard && u64::from(seen.requests) > row.history.len() as u64 => {
+            Some(row) if u64::from(seen.requests) > row.history.len() as u64 + u64::from(seen.unrecorded) => {
                 faults.push(format!("{id} was received {} times in {} attempts", seen.requests, row.history.len()));
             }
             Some(_) => {}
@@ -214,9 +216,9 @@ pub fn received(rows: &BTreeMap<String, DeliveryRecord>, seen: &BTreeMap<String,
 }
 
 /// Missing or stale data is never safe.
-pub fn looks_safe_without_data(view: &View, rules: &Rules) -> Option<String> {
+pub fn looks_safe_without_data(view: &View, rules: &BTreeMap<String, Arc<RuleSet>>) -> Option<String> {
     view.experiments.iter().find_map(|experiment| {
-        let silence = rules.rules.get(&experiment.experiment)?.plan.quality.iter().any(|check| check.kind.name() == "silence");
+        let silence = rules.get(&experiment.experiment)?.plan.quality.iter().any(|check| check.kind.name() == "silence");
         let stale = match (experiment.last_record, experiment.judged_to) {
             (Some(last), Some(judged)) => silence && judged - last > 25_000,
             _ => true,

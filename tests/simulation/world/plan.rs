@@ -11,6 +11,8 @@ pub const START: Millis = 1_764_666_000_000;
 pub const TOPICS: [&str; 2] = ["exposures", "events"];
 /// Further ahead of the clock is the future.
 pub const MAX_FUTURE: Millis = 900_000;
+/// At the head, records of two topics come in the order of their times but for this much.
+pub const MERGE_WAIT: Millis = 3_000;
 /// Endpoints, as the rules name them: interventions, pages, notifications.
 pub const ENDPOINTS: [&str; 3] = ["flags", "pager", "chat"];
 
@@ -41,6 +43,16 @@ pub enum Fault {
     NewRule {
         experiment: usize,
         down: Millis,
+    },
+    /// This experiment's file changes while the daemon runs: it says something else, or the same in other words.
+    Reload {
+        experiment: usize,
+        renewed: bool,
+    },
+    /// It stands still, another one takes over, and then it wakes up.
+    TakeOver {
+        down: Millis,
+        span: Millis,
     },
     /// No records come, of one partition or of all.
     BrokerLost {
@@ -134,6 +146,8 @@ pub struct Plan {
     pub checkpoint_every: Millis,
     /// Small bounds on what a partition remembers.
     pub cramped: bool,
+    /// Experiments that are rolled back without a person in a minute, at most; 0: all.
+    pub radius: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +164,7 @@ fn rule(rng: &mut ChaCha8Rng, name: &str, revision: u32) -> String {
         _ => "",
     };
     let quality = if rng.random_bool(0.5) { "quality: {silence: {after: 20s, do: hold}}\n" } else { "quality: {silence: off}\n" };
+    let limited = if rng.random_bool(0.3) { "  rate_limit: {rollbacks: 1/h}\n" } else { "" };
     let segments = if rng.random_bool(0.2) { "analysis: {min_units: 20, segments: {by: [region], top: 2}}\n" } else { "" };
     format!(
         "guardrail: v1
@@ -171,7 +186,7 @@ guardrails:
   notify: {{webhook: chat}}
   confirm_within: {confirm}s
   unconfirmed: [kill, page]
-{quality}",
+{limited}{quality}",
         window = [5, 10, 30].choose(rng).unwrap(),
         on_errors = ["rollback", "pause", "page", "hold"].choose(rng).unwrap(),
         confirm = rng.random_range(5..25),
@@ -221,6 +236,7 @@ impl Plan {
         let harm: Vec<Harm> = rules.iter().map(|_| Harm::draw(&mut rng, end, promise != Promise::Bytes)).collect();
         let logs = records(&mut rng, partitions, &rules, &harm, end);
         let faults = faults(&mut rng, promise, end, partitions, workers, experiments);
+        let radius = *[0, 0, 1, 2].choose(&mut rng).unwrap();
         Plan {
             partitions,
             workers,
@@ -234,17 +250,27 @@ impl Plan {
             inbox: *[1, 5, 50, 4_096].choose(&mut rng).unwrap(),
             checkpoint_every: rng.random_range(1_000..30_000),
             cramped: rng.random_bool(0.2),
+            radius,
         }
     }
 
-    /// The rule of an experiment after [`Fault::NewRule`].
+    /// The rule of an experiment after [`Fault::NewRule`], and a [`Fault::Reload`] that is one.
     pub fn new_rule(&self, seed: u64, experiment: usize) -> String {
         rule(&mut ChaCha8Rng::seed_from_u64(!seed), &self.rules[experiment].name, 2)
     }
 
     /// Experiments whose rule stays as it is.
     pub fn unchanged(&self, experiment: &str) -> bool {
-        !self.faults.iter().any(|(_, fault)| matches!(fault, Fault::NewRule { experiment: n, .. } if self.rules[*n].name == experiment))
+        let renews = |fault: &Fault| match fault {
+            Fault::NewRule { experiment: n, .. } | Fault::Reload { experiment: n, renewed: true } => self.rules[*n].name == experiment,
+            _ => false,
+        };
+        !self.faults.iter().any(|(_, fault)| renews(fault))
+    }
+
+    /// A rule becomes another one at some time.
+    pub fn renews(&self) -> bool {
+        self.rules.iter().any(|rule| !self.unchanged(&rule.name))
     }
 }
 
@@ -321,7 +347,7 @@ fn faults(
     let mut faults = Vec::new();
     for _ in 0..rng.random_range(0..16) {
         let span = rng.random_range(100..12_000);
-        let fault = match rng.random_range(0..20) {
+        let fault = match rng.random_range(0..24) {
             0 => Fault::Crash { down: span, at_step: None },
             1..4 => Fault::Crash { down: span, at_step: Some((rng.random_range(0..12), rng.random_range(0..4))) },
             4 => Fault::Restart { down: span },
@@ -357,6 +383,8 @@ fn faults(
             15 => Fault::Redeliver,
             16 if promise == Promise::None => Fault::Rebalance { partition: rng.random_range(0..partitions), span },
             16 => Fault::NewRule { experiment: rng.random_range(0..experiments), down: span },
+            17..19 => Fault::Reload { experiment: rng.random_range(0..experiments), renewed: rng.random_bool(0.3) },
+            19 | 20 => Fault::TakeOver { down: rng.random_range(0..6_000), span },
             _ if promise == Promise::None => {
                 let verb = ["hold", "resume", "rollback", "kill", "annotate", "phase"].choose(rng).unwrap();
                 Fault::Operator { experiment: rng.random_range(0..experiments), verb }

@@ -4,6 +4,7 @@
 //! the inbox fills, reading stops, and `/readyz` says why.
 
 mod barrier;
+mod told;
 
 pub use barrier::entries;
 
@@ -14,11 +15,11 @@ use crate::engine::decision::{Action, Decision, Output};
 use crate::engine::fleet::Fleet;
 use crate::engine::judge::Operator;
 use crate::engine::outcome::Counts;
-use crate::engine::state::ExperimentState;
+use crate::engine::pane::Emission;
 use crate::engine::time::Millis;
 use crate::ingest::kafka::{FromIngest, Ingest, Rules, way};
 use crate::ingest::schemas::Schemas;
-use crate::live::{Accepted, Check, Command, Live, PartitionView, Refusal, Reload, Request, View};
+use crate::live::{Accepted, Command, Live, PartitionView, Refusal, Reload, Request};
 use crate::mapping::Sources;
 use crate::rules::RuleSet;
 use crate::store::{Commit, NewOperation, RuleText, Store};
@@ -34,6 +35,8 @@ use tracing::Span;
 
 /// How long the thread waits for a message before it looks after its other duties.
 const TICK: Duration = Duration::from_millis(50);
+/// Messages taken at once at most, before panes are judged.
+const TOGETHER: usize = 256;
 /// A new view is made this often, and at once after a decision.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
 /// Outbox and bounds are counted this often.
@@ -43,8 +46,6 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Pause between checkpoints at least, in times of what it took to write the last one: judging waits meanwhile, and that must stay a
 /// small part. Waiting for a database that is locked does not count: afterwards the next checkpoint is all the more due.
 const CHECKPOINT_PAUSE: u32 = 20;
-/// Event time between the wall clock and what has been judged, beyond the allowed lateness, in ms: data older than that is stale.
-const BEHIND: Millis = 60_000;
 /// What the last records may take at the end.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -211,7 +212,11 @@ impl Session {
 
     fn step(&mut self, inbox: &Receiver<FromIngest>) {
         match inbox.recv_timeout(TICK) {
-            Ok(message) => self.receive(message),
+            Ok(message) => {
+                self.receive(message);
+                // What waits already is judged together with it, which costs less than one after the other.
+                inbox.try_iter().take(TOGETHER).for_each(|message| self.receive(message));
+            }
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 self.stopped = true;
@@ -241,15 +246,23 @@ impl Session {
         self.stop.fail(reason);
     }
 
-    /// Judges what a worker sends.
+    /// Takes in what a worker sends. Panes that are ready are judged with the next duties, or before whatever else depends on them.
     pub fn receive(&mut self, message: FromIngest) {
         if self.barrier.pending && self.worker_of(&message).is_some_and(|worker| self.barrier.reported.contains(&worker)) {
             self.barrier.held.push(message);
             return;
         }
+        let waits = match &message {
+            FromIngest::Emission { emission, .. } => matches!(emission, Emission::Pane(_)),
+            FromIngest::Progress { .. } | FromIngest::Lag { .. } => true,
+            _ => false,
+        };
+        if !waits {
+            self.settle();
+        }
         let mut out = Output::default();
         match message {
-            FromIngest::Emission { emission, .. } => self.court.fleet.take(emission, &mut out),
+            FromIngest::Emission { emission, .. } => self.court.fleet.hear(emission, &mut out),
             FromIngest::Assigned(partition) => {
                 self.assigned.insert(partition);
                 self.court.fleet.assigned(partition);
@@ -275,6 +288,15 @@ impl Session {
             FromIngest::Fatal(reason) => self.give_up(reason),
             FromIngest::Stopped => self.stopped = true,
         }
+        if !out.is_empty() {
+            self.say(out, None);
+        }
+    }
+
+    /// Judges the panes that are ready.
+    fn settle(&mut self) {
+        let mut out = Output::default();
+        self.court.fleet.settle(&mut out);
         if !out.is_empty() {
             self.say(out, None);
         }
@@ -432,6 +454,7 @@ impl Session {
 
     /// Carries out what an operator asks for.
     pub fn command(&mut self, command: Command) {
+        self.settle();
         match command {
             Command::Operate(request) => self.operate(request),
             Command::Reload(reload) => self.reload = Some(reload),
@@ -476,8 +499,9 @@ impl Session {
         let _ = reply.send(answer);
     }
 
-    /// What is due by the clock.
+    /// Judges what is ready, and does what is due by the clock.
     pub fn duties(&mut self) {
+        self.settle();
         let now = self.court.clock.steady();
         if now.saturating_sub(self.viewed) >= VIEW_EVERY {
             self.publish();
@@ -499,94 +523,7 @@ impl Session {
         }
     }
 
-    /// Numbers that nobody tells as they change.
-    fn count_kept(&self) {
-        let metrics = &self.court.metrics;
-        for (index, (reason, _)) in self.dropped.values().next().into_iter().flatten().enumerate() {
-            let sum: u64 = self.dropped.values().map(|bounds| bounds[index].1).sum();
-            metrics.set(&names::DROPPED, &[reason], sum as f64);
-        }
-        // While the store cannot be read, the last numbers stay; `/readyz` tells of it.
-        let (Ok(pending), Ok(disabled)) = (self.court.store.pending(), self.court.store.disabled_endpoints()) else { return };
-        for name in &self.court.endpoints {
-            let n = pending.iter().find(|(endpoint, _)| endpoint == name).map_or(0, |(_, n)| *n);
-            metrics.set(&names::DELIVERIES_PENDING, &[name], n as f64);
-            metrics.set(&names::ENDPOINT_DISABLED, &[name], f64::from(u8::from(disabled.contains(name))));
-        }
-    }
-
     fn since(&self, instant: Duration) -> Duration {
         self.court.clock.steady().saturating_sub(instant)
-    }
-
-    /// Replaces the live view.
-    fn publish(&mut self) {
-        self.viewed = self.court.clock.steady();
-        let mut counts = Counts::default();
-        self.partitions.values().for_each(|p| counts.merge(&p.counts));
-        let at = self.court.clock.now();
-        let mut experiments = self.court.fleet.views();
-        experiments.iter_mut().for_each(|state| self.doubt(state, at));
-        let partitions = self.partitions.values().cloned().collect();
-        let view = View { at, experiments, counts, partitions, checks: self.checks(), unavailable: None };
-        self.tell_backlog(at);
-        if view.checks.iter().all(|check| check.ok) {
-            let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        }
-        let view = Arc::new(view);
-        self.court.metrics.view(Arc::clone(&view));
-        self.court.live.set(view);
-    }
-
-    /// Takes back what a state says of now where it is of long ago: while there is more than can be judged, or nothing comes.
-    fn doubt(&self, state: &mut ExperimentState, now: Millis) {
-        if let Some(behind) = state.judged_to.map(|to| now - to).filter(|behind| *behind > BEHIND + self.court.lateness) {
-            state.outdate(format!("judged only up to {} s ago: what was known is stale", behind / 1_000));
-        }
-    }
-
-    /// Records that are still to be read.
-    fn lag(&self) -> i64 {
-        self.partitions.values().flat_map(|p| p.lag.values()).sum()
-    }
-
-    /// Logs when judging falls behind, and when it is abreast again.
-    fn tell_backlog(&mut self, now: Millis) {
-        let seconds = self.court.fleet.judged_to().map_or(0, |to| (now - to) / 1_000);
-        let records = self.lag();
-        let behind = seconds * 1_000 > BEHIND + self.court.lateness;
-        match (self.behind, behind) {
-            (false, true) => tracing::warn!(seconds, records, "judging is behind: verdicts are late, and no gate says go"),
-            (true, false) => tracing::info!("judging is abreast of the records again"),
-            _ => {}
-        }
-        self.behind = behind;
-    }
-
-    fn checks(&self) -> Vec<Check> {
-        let kafka = match self.assigned.len() {
-            0 => Check {
-                name: "kafka",
-                ok: false,
-                detail: "no partition assigned yet: is the broker reachable, do the topics exist?".into(),
-            },
-            n => Check { name: "kafka", ok: true, detail: format!("{n} partitions assigned") },
-        };
-        let store = match &self.store_error {
-            Some(error) => Check { name: "store", ok: false, detail: error.clone() },
-            None => Check { name: "store", ok: true, detail: "decisions can be written".into() },
-        };
-        let schemas = self.ingest.schemas().map(|schemas| match schemas.trouble() {
-            Some(detail) => Check { name: "schemas", ok: false, detail },
-            None => Check { name: "schemas", ok: true, detail: "the registry answers, or has not been asked".into() },
-        });
-        // Late verdicts are better than none: being behind is told, and does not make the daemon unready.
-        let detail = match (self.lag(), self.court.fleet.judged_to()) {
-            (0, _) | (_, None) => "every record has been read".to_owned(),
-            (records, Some(to)) => format!("{records} records behind, judged up to {} s ago", (self.court.clock.now() - to) / 1_000),
-        };
-        let lag = Check { name: "lag", ok: true, detail };
-        let rules = Check { name: "rules", ok: true, detail: super::reload::told(&self.court.live.files()) };
-        [kafka, store, lag, rules].into_iter().chain(schemas).collect()
     }
 }

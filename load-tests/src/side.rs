@@ -2,11 +2,13 @@
 
 use crate::{assignments, crash, rig, usage};
 use anyhow::{Context, ensure};
+use guardraild::ingest::kafka::{AutoOffsetReset, KafkaConfig, client_config};
 use guardraild::tools::demo::Daemon;
+use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::{ClientConfig, Message};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -71,19 +73,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
 }
 
-/// The daemon's own settings of librdkafka where they matter for speed, so that only the work differs.
+/// The daemon's own settings of librdkafka, so that only the work differs.
 fn poll(brokers: &str, topics: &[String], records: u64) -> anyhow::Result<()> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("group.id", rig::group())
-        .set("auto.offset.reset", "earliest")
-        .set("enable.auto.commit", "false")
-        .set("enable.auto.offset.store", "false")
-        .set("fetch.queue.backoff.ms", "5")
-        .set("fetch.wait.max.ms", "50")
-        .set("fetch.max.bytes", "2097152")
-        .set("queued.max.messages.kbytes", "32768")
-        .create()?;
+    let config = KafkaConfig {
+        brokers: brokers.to_owned(),
+        group: rig::group(),
+        topics: topics.to_vec(),
+        auto_offset_reset: AutoOffsetReset::Earliest,
+        properties: BTreeMap::new(),
+        workers: 1,
+        max_future: 0,
+        merge_wait: 0,
+        oauth: None,
+    };
+    let consumer: BaseConsumer = client_config(&config)?.create()?;
     consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>())?;
     let meter = Meter::start();
     let (mut read, mut touched, mut last) = (0, 0_u64, Instant::now());

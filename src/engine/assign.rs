@@ -155,7 +155,7 @@ mod tests {
             user_id: Some(user.into()),
             experiment: None,
             bucket: None,
-            attributes: SmallVec::new(),
+            attributes: Vec::new(),
             kind: Kind::Exposure,
             fields: SmallVec::new(),
         }

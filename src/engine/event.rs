@@ -21,8 +21,9 @@ pub struct Event<'a> {
     pub experiment: Option<Text<'a>>,
     /// Present on exposures and stamped events.
     pub bucket: Option<Text<'a>>,
+    /// Of records that name their bucket: nothing else is asked for them.
     #[serde(skip)]
-    pub attributes: SmallVec<[(Text<'a>, Text<'a>); 4]>,
+    pub attributes: Vec<(Text<'a>, Text<'a>)>,
     pub kind: Kind<'a>,
     /// Values of the fields that live rules ask for by JSON Pointer, in the order of [`super::plan::FieldTable`] ids;
     /// a field that the record lacks, or that is an object, array or null, is absent.
@@ -67,7 +68,7 @@ pub enum Kind<'a> {
     },
     Phase {
         phase: PhaseRef<'a>,
-        weights: SmallVec<[(Text<'a>, f64); 4]>,
+        weights: Vec<(Text<'a>, f64)>,
     },
     Annotation {
         text: Text<'a>,

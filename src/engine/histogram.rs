@@ -124,13 +124,22 @@ impl SparseBins {
 }
 
 /// Running total of a window: dense inside pages of 64 bins that have seen a value.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(into = "Vec<(u16, u32)>", from = "Vec<(u16, u32)>")]
 pub struct Bins {
-    pages: Vec<Option<Box<[u32; PAGE]>>>,
+    /// By number of the page: its place from 1, or 0. Small, since it is read with every value.
+    places: Vec<u16>,
+    /// By place, which is that of the page's first value in time.
+    pages: Vec<[u32; PAGE]>,
     /// Of each page: they are read far more often than the pages, and lie together.
     sums: Vec<u64>,
     count: u64,
+}
+
+impl PartialEq for Bins {
+    fn eq(&self, other: &Bins) -> bool {
+        self.filled().eq(other.filled())
+    }
 }
 
 impl From<Bins> for Vec<(u16, u32)> {
@@ -165,23 +174,41 @@ impl Bins {
     /// Adds `count` values of one bin.
     pub fn count_in(&mut self, bin: u16, count: u64) {
         let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
-        if page >= self.pages.len() {
-            self.pages.resize(page + 1, None);
-            self.sums.resize(page + 1, 0);
-        }
-        let counts = self.pages[page].get_or_insert_with(|| Box::new([0; PAGE]));
-        counts[slot] = counts[slot].saturating_add(count as u32);
-        self.sums[page] += count;
+        let place = self.place(page).unwrap_or_else(|| self.open(page));
+        let counts = &mut self.pages[place][slot];
+        *counts = counts.saturating_add(count as u32);
+        self.sums[place] += count;
         self.count += count;
+    }
+
+    /// Where a page is that has seen a value.
+    fn place(&self, page: usize) -> Option<usize> {
+        usize::from(*self.places.get(page)?).checked_sub(1)
+    }
+
+    #[cold]
+    fn open(&mut self, page: usize) -> usize {
+        self.places.resize(self.places.len().max(page + 1), 0);
+        self.pages.push([0; PAGE]);
+        self.sums.push(0);
+        self.places[page] = self.pages.len() as u16;
+        self.pages.len() - 1
+    }
+
+    /// Numbers and places of the pages that have seen a value, by number.
+    fn seen(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let places = self.places.iter().enumerate();
+        places.filter_map(|(page, place)| Some((page, usize::from(*place).checked_sub(1)?)))
     }
 
     /// Takes out bins that were added before.
     pub fn subtract(&mut self, bins: &SparseBins) {
         for (bin, count) in bins.iter() {
             let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
-            if let Some(Some(counts)) = self.pages.get_mut(page) {
-                counts[slot] = counts[slot].saturating_sub(count as u32);
-                self.sums[page] = self.sums[page].saturating_sub(count);
+            if let Some(place) = self.place(page) {
+                let counts = &mut self.pages[place][slot];
+                *counts = counts.saturating_sub(count as u32);
+                self.sums[place] = self.sums[place].saturating_sub(count);
                 self.count = self.count.saturating_sub(count);
             }
         }
@@ -204,16 +231,15 @@ impl Bins {
         }
         let wanted = ((u128::from(self.count) * u128::from(ppm)).div_ceil(1_000_000) as u64).max(1);
         let mut below = 0;
-        for (index, (page, sum)) in self.pages.iter().zip(&self.sums).enumerate() {
-            if below + sum < wanted {
-                below += sum;
+        for (page, place) in self.seen() {
+            if below + self.sums[place] < wanted {
+                below += self.sums[place];
                 continue;
             }
-            let Some(page) = page else { continue };
-            for (slot, &count) in page.iter().enumerate() {
+            for (slot, &count) in self.pages[place].iter().enumerate() {
                 below += u64::from(count);
                 if below >= wanted {
-                    return Some((index * PAGE + slot) as u16);
+                    return Some((page * PAGE + slot) as u16);
                 }
             }
         }
@@ -223,17 +249,16 @@ impl Bins {
     /// Number of values in bins wholly above the bin that holds `value` (thousandths).
     pub fn above(&self, value: u64) -> u64 {
         let bin = usize::from(bin_of(value.min(HIGHEST)));
-        let whole: u64 = self.sums.iter().skip(bin / PAGE + 1).sum();
-        let part = self.pages.get(bin / PAGE).and_then(Option::as_ref);
-        whole + part.map_or(0, |page| page[bin % PAGE + 1..].iter().map(|&c| u64::from(c)).sum())
+        let later = self.places.iter().skip(bin / PAGE + 1).filter_map(|place| usize::from(*place).checked_sub(1));
+        let whole: u64 = later.map(|place| self.sums[place]).sum();
+        whole + self.place(bin / PAGE).map_or(0, |place| self.pages[place][bin % PAGE + 1..].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Number of values in bins below this one.
     pub fn below(&self, bin: u16) -> u64 {
         let bin = usize::from(bin);
-        let whole: u64 = self.sums.iter().take(bin / PAGE).sum();
-        let part = self.pages.get(bin / PAGE).and_then(Option::as_ref);
-        whole + part.map_or(0, |page| page[..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
+        let whole: u64 = self.seen().take_while(|(page, _)| *page < bin / PAGE).map(|(_, place)| self.sums[place]).sum();
+        whole + self.place(bin / PAGE).map_or(0, |place| self.pages[place][..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Upper edge (thousandths) and count of each bin that is not empty, by edge.
@@ -243,8 +268,9 @@ impl Bins {
 
     /// Each bin that is not empty, and its count, by index.
     fn filled(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
-        let pages = self.pages.iter().enumerate().filter_map(|(i, page)| Some((i, page.as_ref()?)));
-        let bins = pages.flat_map(|(i, page)| page.iter().enumerate().map(move |(slot, &count)| ((i * PAGE + slot) as u16, count)));
+        let bins = self
+            .seen()
+            .flat_map(|(page, place)| self.pages[place].iter().enumerate().map(move |(slot, &count)| ((page * PAGE + slot) as u16, count)));
         bins.filter(|(_, count)| *count > 0)
     }
 }

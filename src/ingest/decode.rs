@@ -21,7 +21,6 @@ use crate::engine::plan::{FieldTable, MAX_BUCKETS};
 use fields::{Pointers, members};
 use guess::{Guesses, SLOTS, START, Slot};
 use json::{Fault, Scanner, Value, named_experiment, number};
-use smallvec::SmallVec;
 use std::borrow::Cow;
 
 /// Bounds on one record.
@@ -61,10 +60,23 @@ pub struct Decoder {
 /// What the pass over a record noted.
 struct Noted<'a> {
     values: [Value<'a>; SLOTS],
-    attributes: SmallVec<[(Text<'a>, Text<'a>); 4]>,
-    /// Why `attributes` cannot be accepted.
-    fault: Option<Reject>,
+    attributes: Attributes<'a>,
 }
+
+/// What stands at `attributes`.
+#[derive(Clone, Copy)]
+enum Attributes<'a> {
+    Absent,
+    /// An object of strings, few and short enough.
+    Plain(&'a str),
+    /// One that must be looked at more closely.
+    Odd(&'a str),
+    /// No object.
+    Wrong,
+}
+
+/// Attributes by name, in the order of their first mention.
+type Pairs<'a> = Vec<(Text<'a>, Text<'a>)>;
 
 impl Decoder {
     /// A decoder that also reads the `fields` that live rules ask for.
@@ -84,7 +96,7 @@ impl Decoder {
             return Err(self.broken(bytes, Reject::TooLarge));
         }
         let Ok(text) = std::str::from_utf8(bytes) else { return Err(self.broken(bytes, Reject::NotJson)) };
-        let mut noted = Noted { values: [Value::Absent; SLOTS], attributes: SmallVec::new(), fault: None };
+        let mut noted = Noted { values: [Value::Absent; SLOTS], attributes: Attributes::Absent };
         if let Err(reason) = self.note(text, &mut noted) {
             return Err(self.broken(bytes, reason));
         }
@@ -132,7 +144,7 @@ impl Decoder {
                 slot
             };
             if slot == Slot::Attributes {
-                self.attributes(scan, noted)?;
+                noted.attributes = self.attributes(scan)?;
             } else {
                 scan.value_into(1, &mut noted.values[slot as usize])?;
             }
@@ -144,45 +156,55 @@ impl Decoder {
         }
     }
 
-    /// The value of `attributes`: its faults wait until the whole record has proved to be JSON.
-    fn attributes<'a>(&self, scan: &mut Scanner<'a>, noted: &mut Noted<'a>) -> Result<(), Fault> {
-        let Noted { attributes: pairs, fault, .. } = noted;
-        pairs.clear();
-        *fault = None;
+    /// Passes over the value of `attributes`.
+    #[inline]
+    fn attributes<'a>(&self, scan: &mut Scanner<'a>) -> Result<Attributes<'a>, Fault> {
         scan.space();
         if scan.peek() != b'{' {
-            if scan.value(1)? != Value::Absent {
-                *fault = Some(Reject::WrongType);
-            }
-            return Ok(());
+            return Ok(if scan.value(1)? == Value::Absent { Attributes::Absent } else { Attributes::Wrong });
         }
-        let limits = self.limits;
+        let (from, longest) = (scan.pos(), self.limits.max_text);
+        let (mut members, mut plain) = (0, true);
         scan.object(1, |key, value| {
+            members += 1;
+            plain &= matches!(value, Value::String(raw) if raw.text.len() <= longest) && key.text.len() <= longest;
+        })?;
+        let text = scan.text(from);
+        Ok(if plain && members <= self.limits.max_attributes { Attributes::Plain(text) } else { Attributes::Odd(text) })
+    }
+
+    /// The attributes of an object that has been passed over, or why they cannot be accepted.
+    fn pairs<'a>(&self, text: &'a str) -> Result<Pairs<'a>, Reject> {
+        let (limits, mut pairs, mut fault) = (self.limits, Pairs::new(), None);
+        members(text, |key, value| {
             let name = key.decode();
             let at = pairs.iter().position(|(k, _)| *k == name);
             match value {
                 Value::String(raw) if name.len() <= limits.max_text && raw.text.len() <= limits.max_text => match at {
                     Some(at) => pairs[at].1 = raw.decode(),
                     None if pairs.len() < limits.max_attributes => pairs.push((name, raw.decode())),
-                    None => *fault = fault.or(Some(Reject::TooManyAttributes)),
+                    None => fault = fault.or(Some(Reject::TooManyAttributes)),
                 },
-                Value::String(_) => *fault = fault.or(Some(Reject::TooLarge)),
+                Value::String(_) => fault = fault.or(Some(Reject::TooLarge)),
                 Value::Absent => {
                     if let Some(at) = at {
                         pairs.remove(at);
                     }
                 }
-                _ => *fault = fault.or(Some(Reject::WrongType)),
+                _ => fault = fault.or(Some(Reject::WrongType)),
             }
-        })
+        });
+        fault.map_or(Ok(pairs), Err)
     }
 
     /// Checks the noted fields and makes the event of them.
     #[inline(always)]
     fn event<'a>(&self, text: &'a str, noted: Noted<'a>) -> Result<Event<'a>, Reject> {
-        if let Some(fault) = noted.fault {
-            return Err(fault);
-        }
+        let odd = match noted.attributes {
+            Attributes::Wrong => return Err(Reject::WrongType),
+            Attributes::Odd(text) => Some(self.pairs(text)?),
+            Attributes::Plain(_) | Attributes::Absent => None,
+        };
         let v = &noted.values;
         let name = self.required(v, Slot::Event)?;
         let ts = timestamp(v[Slot::Ts as usize])?;
@@ -206,7 +228,12 @@ impl Decoder {
         if !complete {
             return Err(Reject::MissingField);
         }
-        Ok(Event { ts, id, tenant_id, user_id, experiment, bucket, attributes: noted.attributes, kind, fields })
+        let attributes = match (noted.attributes, odd) {
+            _ if !stamp => Pairs::new(),
+            (Attributes::Plain(text), _) => self.pairs(text)?,
+            (_, odd) => odd.unwrap_or_default(),
+        };
+        Ok(Event { ts, id, tenant_id, user_id, experiment, bucket, attributes, kind, fields })
     }
 
     /// What the event's name makes of the further fields.
@@ -268,13 +295,13 @@ impl Decoder {
 
     /// The shares of a phase: finite, not negative, of no more buckets than an experiment may have. None are given where the rule says them, or
     /// they stay.
-    fn weights<'a>(&self, value: Value<'a>) -> Result<SmallVec<[(Text<'a>, f64); 4]>, Reject> {
+    fn weights<'a>(&self, value: Value<'a>) -> Result<Vec<(Text<'a>, f64)>, Reject> {
         let text = match value {
             Value::Object(text) => text,
-            Value::Absent => return Ok(SmallVec::new()),
+            Value::Absent => return Ok(Vec::new()),
             _ => return Err(Reject::WrongType),
         };
-        let mut weights: SmallVec<[(Text<'a>, f64); 4]> = SmallVec::new();
+        let mut weights = Vec::new();
         let mut fault = None;
         members(text, |key, value| {
             let share = match finite(value) {

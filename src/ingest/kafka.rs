@@ -312,9 +312,11 @@ pub fn client_config(config: &KafkaConfig) -> Result<ClientConfig, StartError> {
         ("fetch.queue.backoff.ms", "5"),
         ("queued.min.messages", "100000"),
         ("queued.max.messages.kbytes", "32768"),
-        ("fetch.message.max.bytes", "1048576"),
+        // Little of a partition at a time: what comes ahead of the others, and of the other topics, must wait for them in memory.
+        ("fetch.message.max.bytes", "262144"),
         // An answer is unpacked as a whole: with the default of 50 MiB, memory that has left the caches before a record is looked at.
-        ("fetch.max.bytes", "2097152"),
+        // librdkafka takes no less.
+        ("fetch.max.bytes", "1048576"),
         ("fetch.wait.max.ms", "100"),
         ("fetch.min.bytes", "1"),
         // A daemon that was killed keeps its partitions from the next one for this long.

@@ -169,7 +169,7 @@ mod tests {
             user_id: Some(Text::Borrowed(name)),
             experiment: None,
             bucket: None,
-            attributes: smallvec![],
+            attributes: Vec::new(),
             kind: Kind::Other { name: Text::Borrowed(name) },
             fields: smallvec![(3, Scalar::Text(Text::Borrowed(name))), (4, Scalar::Number(0.1)), (5, Scalar::Bool(true))],
         }

@@ -93,6 +93,12 @@ impl<'a> Scanner<'a> {
         self.pos == self.text.len()
     }
 
+    /// The text from a position behind which a value begins to this one, behind its end.
+    #[inline]
+    pub fn text(&self, from: usize) -> &'a str {
+        self.text.get(from..self.pos).unwrap_or_default()
+    }
+
     fn slice(&self, from: usize, to: usize) -> Result<&'a str, Fault> {
         self.text.get(from..to).ok_or(Fault::Syntax)
     }

@@ -3,6 +3,7 @@ use super::*;
 use crate::engine::event::Scalar;
 use proptest::prelude::*;
 use serde_json::Value as Json;
+use smallvec::SmallVec;
 
 const REQUEST: &str =
     r#"{"event":"request","ts":1764666000431,"tenant_id":"t-17","user_id":"u-90210","latency_ms":183.4,"error":false,"route":"/checkout"}"#;
@@ -35,7 +36,7 @@ fn the_examples_of_the_contract_decode() {
     assert_eq!(request.kind, Kind::Request { latency_ms: Some(183.4), error: false });
     let phase = r#"{"event":"phase","ts":1764666002000,"experiment":"x","phase":1,"weights":{"control":0.75,"treatment":0.25}}"#;
     let phase = d.decode(phase.as_bytes()).unwrap();
-    let weights = smallvec::smallvec![("control".into(), 0.75), ("treatment".into(), 0.25)];
+    let weights = vec![("control".into(), 0.75), ("treatment".into(), 0.25)];
     assert_eq!(phase.kind, Kind::Phase { phase: PhaseRef::Index(1), weights });
     let bare = r#"{"event":"phase","ts":1764666002000,"experiment":"x","phase":"canary"}"#;
     assert_eq!(
@@ -268,7 +269,7 @@ fn oracle<'x>(bytes: &[u8]) -> Result<Event<'x>, Reject> {
         return Err(Reject::MissingField);
     }
     let attributes = match map.get("attributes") {
-        None | Some(Json::Null) => SmallVec::new(),
+        None | Some(Json::Null) => Vec::new(),
         Some(Json::Object(map)) => map
             .iter()
             .filter(|(_, v)| !v.is_null())
@@ -277,6 +278,7 @@ fn oracle<'x>(bytes: &[u8]) -> Result<Event<'x>, Reject> {
             .ok_or(Reject::WrongType)?,
         Some(_) => return Err(Reject::WrongType),
     };
+    let attributes = if stamp { attributes } else { Vec::new() };
     Ok(Event { ts, id, tenant_id, user_id, experiment, bucket, attributes, kind, fields: SmallVec::new() })
 }
 

@@ -403,7 +403,7 @@ fn blank<'a>(ts: Millis) -> Event<'a> {
         user_id: None,
         experiment: None,
         bucket: None,
-        attributes: SmallVec::new(),
+        attributes: Vec::new(),
         kind: Kind::Exposure,
         fields: SmallVec::new(),
     }

@@ -7,11 +7,9 @@
 mod support;
 
 use guardraild::engine::decision::{Action, Decision, Verdict};
-use guardraild::engine::plan::Settings;
 use guardraild::engine::state::Stage;
-use guardraild::ingest::decode::Limits;
 use guardraild::rules;
-use guardraild::tools::backtest::{self, Summary};
+use guardraild::tools::backtest::{Outcome, Side, Summary};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use support::{bucket_of, control, exposure, request, unit_event, workflow};
@@ -39,10 +37,8 @@ fn golden(name: &str, recording: &[String]) -> (Vec<Decision>, Summary) {
     let loaded = rules::load(&[file(name, "rules.yaml")], None);
     let shown: Vec<String> = loaded.diagnostics.iter().map(|d| d.human(false)).collect();
     assert!(shown.is_empty(), "{}", shown.join("\n"));
-    let mut decisions = Vec::new();
-    let decided = |d: &Decision| decisions.push(d.clone());
-    let events = [file(name, "ndjson")];
-    let summary = backtest::run(loaded.catalog, &Settings::default(), Limits::default(), (&events, None), decided, |_, _| ()).unwrap();
+    let side = Side { label: name.to_owned(), catalog: loaded.catalog, text: String::new() };
+    let Outcome { decisions, summary, .. } = support::backtest(side, &[file(name, "ndjson")]);
     let mut text: String = decisions.iter().map(|d| serde_json::to_string(d).unwrap() + "\n").collect();
     text += &(json!({ "summary": summary }).to_string() + "\n");
     holds(&file(name, "decisions.jsonl"), &text);

@@ -1,6 +1,8 @@
 //! Ingest against librdkafka's in-process mock cluster: real sockets and groups, injected faults, no broker to install.
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use crossbeam_channel::{Receiver, bounded};
 use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{Decision, Output};
@@ -14,7 +16,7 @@ use guardraild::ingest::range::{Range, RangeConfig, RangeError};
 use guardraild::ingest::schemas::{Registry, RegistryConfig, Schemas};
 use guardraild::rules;
 use guardraild::telemetry::Metrics;
-use guardraild::tools::backtest::{self, Summary};
+use guardraild::tools::backtest::{self, Heard, Outcome, Side, Summary, Terms};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
@@ -385,6 +387,10 @@ fn catalog() -> Catalog {
     rules::load(&[golden("rules.yaml")], None).catalog
 }
 
+fn side() -> Side {
+    Side { label: "rules".to_owned(), catalog: catalog(), text: String::new() }
+}
+
 impl Bench {
     /// Produces a recording, each record of the time that it names, its unit's records to one partition; `turn` of two says which topic
     /// comes first as a whole.
@@ -412,23 +418,20 @@ impl Bench {
     fn backtest(&self, until: Option<i64>) -> (Vec<Decision>, Summary) {
         let range = Range::open(self.range(until), || NOW).unwrap();
         assert_eq!(range.left_out(), ["not-there"]);
-        let mut decisions = Vec::new();
-        let decided = |d: &Decision| decisions.push(d.clone());
-        let mut passed = 0;
-        let progress = |now, total| {
-            assert!(passed <= now && now <= total);
-            passed = now;
+        let (mut decisions, mut passed) = (Vec::new(), 0);
+        let hear = |heard: Heard<'_>| match heard {
+            Heard::Decided(_, decision) => decisions.push(decision.clone()),
+            Heard::Progress(now, total) => {
+                assert!(passed <= now && now <= total.unwrap());
+                passed = now;
+            }
         };
-        let summary = backtest::run_range(
-            (catalog(), &Layouts::default()),
-            &Settings::default(),
-            Limits::default(),
-            (range, 300_000),
-            decided,
-            progress,
-        )
-        .unwrap();
-        (decisions, summary)
+        let (settings, stop) = (Settings::default(), AtomicBool::new(false));
+        let terms = Terms { settings: &settings, drawn: false, state: None, stop: &stop };
+        let input = (vec![side()], &Layouts::default());
+        let outcome = backtest::run_range(input, (range, 300_000), Limits::default(), &terms, hear).unwrap().remove(0);
+        assert_eq!(outcome.decisions, decisions);
+        (decisions, outcome.summary)
     }
 
     /// What a daemon's ingest and judges decide of `records` records; the last pane stays open.
@@ -457,9 +460,7 @@ impl Bench {
 
 #[test]
 fn a_backtest_of_a_range_decides_as_one_of_a_file_and_as_the_daemon() {
-    let mut decisions = Vec::new();
-    let decided = |d: &Decision| decisions.push(d.clone());
-    let file = backtest::run(catalog(), &Settings::default(), Limits::default(), (&[golden("ndjson")], None), decided, |_, _| ()).unwrap();
+    let Outcome { decisions, summary: file, .. } = support::backtest(side(), &[golden("ndjson")]);
     assert_eq!(decisions.len(), 1);
     for turn in 0..2 {
         let bench = Bench::new();

@@ -38,10 +38,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut case = LoadCase::read(&args.case)?;
     case.records = args.records.unwrap_or(case.records);
     if let Some(dir) = &args.rules {
-        std::fs::create_dir_all(dir)?;
-        for (name, text) in case.rules() {
-            std::fs::write(dir.join(format!("{name}.yaml")), text)?;
-        }
+        rules(&case, dir)?;
     }
     let mut traffic = Traffic::new(case.traffic.clone(), args.start.map_or_else(|| start_to_end_now(&case), Ok)?)?;
     let started = Instant::now();
@@ -52,6 +49,20 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("{} records in {seconds:.1} s, {:.0} a second", case.records, case.records as f64 / seconds);
     Ok(())
+}
+
+fn rules(case: &LoadCase, dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for (name, text) in case.rules() {
+        std::fs::write(dir.join(format!("{name}.yaml")), text)?;
+    }
+    Ok(())
+}
+
+/// The case's traffic in a file, and its rules in a directory.
+pub fn files(case: &LoadCase, events: &Path, dir: &Path) -> anyhow::Result<()> {
+    rules(case, dir)?;
+    write(&mut Traffic::new(case.traffic.clone(), 1_764_666_000_000)?, case.records, events)
 }
 
 /// Event time at which the case's traffic must begin for its last record to be of about now.

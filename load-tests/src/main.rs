@@ -1,6 +1,7 @@
 //! Traffic generator and benchmarks of guardraild. See README.md beside this crate.
 
 mod assignments;
+mod backtest;
 mod bare;
 mod bench;
 mod calibrate;
@@ -37,6 +38,8 @@ enum Command {
     Generate(generate::Args),
     /// Compare a bare poll loop with the whole daemon on the same topics: CPU and memory
     Bench(bench::Args),
+    /// A recording in a file through the engine, beside a bare scan of the same file: CPU and rate
+    Backtest(backtest::Args),
     /// Memory of the daemon per exposed unit
     Units(bench::UnitsArgs),
     /// Memory and CPU of remembering who saw what: tens of millions of users, a thousand experiments
@@ -66,6 +69,7 @@ fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Backtest(args) => backtest::run(&args),
         Command::Units(args) => bench::units(&args),
         Command::Assignments(args) => assignments::run(&args),
         Command::Latency(args) => latency::run(&args),

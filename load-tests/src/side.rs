@@ -1,6 +1,6 @@
 //! One side of a comparison, in a process of its own, so that its CPU and memory are its own.
 
-use crate::{assignments, crash, rig, usage};
+use crate::{assignments, backtest, crash, rig, usage};
 use anyhow::{Context, ensure};
 use guardraild::ingest::kafka::{AutoOffsetReset, KafkaConfig, client_config};
 use guardraild::tools::demo::Daemon;
@@ -43,6 +43,8 @@ enum Side {
     },
     /// Aggregators and checkpoints alone
     Assignments(assignments::SideArgs),
+    /// A file through the engine, or without rules a bare scan
+    Replay(backtest::SideArgs),
 }
 
 /// What a side used from the moment it was ready to read.
@@ -70,6 +72,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             daemon(config, *records)
         }
         Side::Assignments(args) => assignments::measured(args),
+        Side::Replay(args) => backtest::measured(args),
     }
 }
 
@@ -132,18 +135,18 @@ fn daemon(config: &Path, records: Option<u64>) -> anyhow::Result<()> {
     Ok(())
 }
 
-struct Meter {
+pub struct Meter {
     cpu: Duration,
     wall: Instant,
     before: u64,
 }
 
 impl Meter {
-    fn start() -> Meter {
+    pub fn start() -> Meter {
         Meter { cpu: usage::cpu(), wall: Instant::now(), before: usage::memory() }
     }
 
-    fn report(&self, records: u64, accepted: u64) -> anyhow::Result<()> {
+    pub fn report(&self, records: u64, accepted: u64) -> anyhow::Result<()> {
         let used = Used {
             records,
             accepted,

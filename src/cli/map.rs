@@ -4,7 +4,7 @@
 use super::check;
 use crate::engine::plan::FieldTable;
 use crate::ingest::decode::{Decoder, Limits};
-use crate::ingest::file::FileSource;
+use crate::ingest::file::Recording;
 use crate::mapping::{Source, Sources};
 use crate::rules;
 use crate::rules::diagnostic::nearest;
@@ -78,7 +78,8 @@ fn map(source: &Arc<Source>, files: &[PathBuf], mut out: impl Write) -> io::Resu
     let limits = Limits::default();
     let mut decoder = Decoder::new(&FieldTable::default(), limits);
     let (mut events, mut refused) = (0u64, 0u64);
-    let unmapped = FileSource::open(files, Some(source), limits)?.each(|event| match decoder.decode(event) {
+    let recording = Recording { files, source: Some(source), limits };
+    let unmapped = recording.each(|event| match decoder.decode(event) {
         Ok(_) => {
             events += 1;
             out.write_all(event)?;

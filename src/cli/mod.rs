@@ -13,9 +13,10 @@ pub mod schema;
 mod show;
 pub mod simulate;
 pub mod stats;
-pub mod test;
 
 use crate::engine::time::Millis;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Parses a span of time such as `500ms`, `1s`, `10m`, `2h` or `1d`, at least one millisecond.
 fn span(text: &str) -> Result<Millis, String> {
@@ -25,4 +26,24 @@ fn span(text: &str) -> Result<Millis, String> {
         Some(ms) => Ok(ms),
         None => Err("write a span of time such as 500ms, 1s, 10m, 2h or 1d".into()),
     }
+}
+
+/// Set at the first Ctrl-C; the second ends the process.
+fn interrupted() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = Arc::clone(&flag);
+    // Where no signal can be waited for, Ctrl-C ends the process at once, as it does by default.
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        std::thread::spawn(move || {
+            runtime.block_on(async {
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    set.store(true, Ordering::Relaxed);
+                }
+                if tokio::signal::ctrl_c().await.is_ok() {
+                    std::process::exit(130);
+                }
+            });
+        });
+    }
+    flag
 }

@@ -14,7 +14,6 @@ use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const EXAMPLES: &str = "\
@@ -261,7 +260,7 @@ fn length(args: &SimulateArgs, plan: &Plan, planning: &Planning) -> Result<Milli
 }
 
 fn play(args: &SimulateArgs, prepared: &Prepared) -> Result<(), Refusal> {
-    let cancelled = interrupted();
+    let cancelled = super::interrupted();
     let mut bar = Meter::new(&prepared.questions);
     bar.estimate(prepared);
     let Prepared { spec, planning, questions, options } = prepared;
@@ -342,24 +341,4 @@ impl Meter {
     fn end(&self) {
         self.bar.finish_and_clear();
     }
-}
-
-/// Set at the first Ctrl-C; the second ends the process.
-fn interrupted() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let set = Arc::clone(&flag);
-    // Where no signal can be waited for, Ctrl-C ends the process at once, as it does by default.
-    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        std::thread::spawn(move || {
-            runtime.block_on(async {
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    set.store(true, Ordering::Relaxed);
-                }
-                if tokio::signal::ctrl_c().await.is_ok() {
-                    std::process::exit(130);
-                }
-            });
-        });
-    }
-    flag
 }

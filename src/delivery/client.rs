@@ -35,24 +35,8 @@ pub struct Answer {
 
 impl Answer {
     /// There is none yet.
-    pub fn overdue() -> Answer {
-        Answer::none("no answer in time")
-    }
-
-    /// None will come, and why.
-    pub fn none(why: impl Into<String>) -> Answer {
-        Answer { status: None, error: Some(why.into()), retry_after: None }
-    }
-
-    /// What a status says, and the text of one that is no success.
-    pub fn of(status: u16, retry_after: Option<Millis>, text: &str) -> Answer {
-        let error = match status {
-            200..=299 => return Answer { status: Some(status), error: None, retry_after: None },
-            300..=399 => format!("HTTP {status}, and redirects are not followed"),
-            _ => format!("HTTP {status}"),
-        };
-        let error = if text.is_empty() { error } else { format!("{error}: {text}") };
-        Answer { status: Some(status), error: Some(error), retry_after }
+    pub(super) fn overdue() -> Answer {
+        Answer { status: None, error: Some("no answer in time".to_owned()), retry_after: None }
     }
 
     /// 410: the endpoint wants no more.
@@ -108,16 +92,17 @@ impl Sender {
 
     /// Posts the delivery once, and waits for the endpoint's timeout and [`LATE`]. `now` is the wall clock, ms since the epoch.
     pub(super) async fn attempt(&self, delivery: &Delivery, now: Millis) -> Answer {
+        let unanswered = |why: String| Answer { status: None, error: Some(why), retry_after: None };
         if let Err(e) = fail::at(Point::Send) {
-            return Answer::none(e.to_string());
+            return unanswered(e.to_string());
         }
         let answer = match self.request(delivery, now).send().await {
             Ok(response) => self.judge(response, now).await,
-            Err(e) => Answer::none(describe(e)),
+            Err(e) => unanswered(describe(e)),
         };
         match fail::at(Point::Answer) {
             Ok(()) => answer,
-            Err(e) => Answer::none(e.to_string()),
+            Err(e) => unanswered(e.to_string()),
         }
     }
 
@@ -146,12 +131,14 @@ impl Sender {
         if status.is_success() {
             // Accepted is accepted: what the rest of the answer says, or whether it ever ends, changes nothing.
             read(&mut response).await;
-            return Answer::of(status.as_u16(), None, "");
+            return Answer { status: Some(status.as_u16()), error: None, retry_after: None };
         }
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| retry_after(v, now));
         let text = self.endpoint.redact(&String::from_utf8_lossy(&read(&mut response).await));
         let text: String = text.trim().chars().take(KEPT).collect();
-        Answer::of(status.as_u16(), retry_after, &text)
+        let redirect = if status.is_redirection() { ", and redirects are not followed" } else { "" };
+        let error = format!("HTTP {}{redirect}{}{text}", status.as_u16(), if text.is_empty() { "" } else { ": " });
+        Answer { status: Some(status.as_u16()), error: Some(error), retry_after }
     }
 }
 

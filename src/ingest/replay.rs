@@ -121,7 +121,7 @@ impl Replay {
 }
 
 impl Replayed {
-    fn add(&mut self, aggregator: &Aggregator) {
+    pub fn add(&mut self, aggregator: &Aggregator) {
         self.counts.merge(aggregator.counts());
         if let Some((first, last)) = aggregator.span() {
             self.span = Some(self.span.map_or((first, last), |(a, b)| (a.min(first), b.max(last))));

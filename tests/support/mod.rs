@@ -10,8 +10,12 @@ use guardraild::engine::outcome::Outcome;
 use guardraild::engine::pane::Emission;
 use guardraild::engine::plan::{Catalog, FieldTable, Settings};
 use guardraild::ingest::decode::{Decoder, Limits};
+use guardraild::ingest::file::Recording;
 use guardraild::rules::parse_str;
+use guardraild::tools::backtest::{self, Side, Terms};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A catalog from rule texts. Panics with their diagnostics if they are bad.
 pub fn catalog(rules: &[&str]) -> Catalog {
@@ -24,6 +28,14 @@ pub fn catalog(rules: &[&str]) -> Catalog {
     }
     plans.sort_by(|a, b| a.experiment.cmp(&b.experiment));
     Catalog::new(plans, fields)
+}
+
+/// Runs files through one rule set.
+pub fn backtest(side: Side, files: &[PathBuf]) -> backtest::Outcome {
+    let (settings, stop) = (Settings::default(), AtomicBool::new(false));
+    let terms = Terms { settings: &settings, drawn: false, state: None, stop: &stop };
+    let recording = Recording { files, source: None, limits: Limits::default() };
+    backtest::run(vec![side], &recording, &terms, |_| ()).unwrap().remove(0)
 }
 
 /// One partition: a decoder and an aggregator.

@@ -1,7 +1,8 @@
 use super::*;
-use crate::engine::plan::{Catalog, FieldTable, Settings};
-use proptest::prelude::*;
+use crate::engine::outcome::Counts;
+use crate::engine::plan::{Catalog, Settings};
 use std::io::Write;
+use std::path::Path;
 
 const T0: Millis = 1_764_666_000_000;
 
@@ -15,17 +16,32 @@ fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     path
 }
 
-fn count(paths: &[PathBuf], limits: Limits) -> io::Result<Counts> {
-    let mut decoder = Decoder::new(&FieldTable::default(), limits);
-    let mut aggregator = Aggregator::new(0, Arc::new(Catalog::default()), Settings::default());
-    let (mut last, total) = (0, paths.iter().map(|p| std::fs::metadata(p).unwrap().len()).sum());
-    let source = FileSource::open(paths, None, limits)?;
-    let counts = pump(source, &mut decoder, &mut aggregator, drop, |read, of| {
-        assert!(read >= last && of == Some(total));
-        last = read;
-    })?;
-    assert_eq!(last, total);
-    Ok(counts)
+fn recording(files: &[PathBuf], limits: Limits) -> Recording<'_> {
+    Recording { files, source: None, limits }
+}
+
+/// Books files into an aggregator, `pause` being asked as [`Feed::pump`] asks.
+fn pump(
+    recording: &Recording<'_>,
+    from: (&mut Aggregator, Option<&Position>),
+    pause: impl FnMut(&Feed, &mut Aggregator) -> io::Result<bool>,
+) -> io::Result<()> {
+    let (mut feeds, progress) = recording.open(&[(&FieldTable::default(), from.1)])?;
+    let whole = feeds.remove(0).pump(from.0, drop, pause)?;
+    let stored = recording.files.iter().map(|p| std::fs::metadata(p).unwrap().len()).sum();
+    assert_eq!(progress.total, Some(stored));
+    assert!(!whole || progress.read() == stored, "{} of {stored}", progress.read());
+    Ok(())
+}
+
+fn aggregator() -> Aggregator {
+    Aggregator::new(0, Arc::new(Catalog::default()), Settings::default())
+}
+
+fn count(files: &[PathBuf], limits: Limits) -> io::Result<Counts> {
+    let mut aggregator = aggregator();
+    pump(&recording(files, limits), (&mut aggregator, None), |_, _| Ok(true))?;
+    Ok(aggregator.counts().clone())
 }
 
 fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -34,14 +50,15 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     e.finish().unwrap()
 }
 
-/// Order of arrival at the aggregator, as `pump` merges the files.
-fn merged(paths: &[PathBuf]) -> Vec<String> {
-    let mut source = FileSource::open(paths, None, Limits::default()).unwrap();
-    let mut decoder = Decoder::new(&FieldTable::default(), Limits::default());
-    let mut merge = Merge::start(&mut source.files, &mut decoder).unwrap();
-    let (mut out, mut line) = (Vec::new(), Vec::new());
-    while merge.next(&mut source.files, &mut decoder, &mut line).unwrap() {
-        out.push(String::from_utf8(line.clone()).unwrap());
+/// Order in which the files' events are taken.
+fn merged(files: &[PathBuf]) -> Vec<Millis> {
+    let mut feed = recording(files, Limits::default()).open(&[(&FieldTable::default(), None)]).unwrap().0.remove(0);
+    let mut out = Vec::new();
+    feed.files.iter_mut().for_each(|stream| stream.fill(0).unwrap());
+    while let Some(file) = feed.first() {
+        out.push(feed.files[file].head(0).unwrap());
+        feed.files[file].take(1);
+        feed.files[file].fill(0).unwrap();
     }
     out
 }
@@ -68,11 +85,12 @@ fn a_line_without_end_is_refused_and_not_held() {
     assert_eq!(fit(100).len(), 100);
     let text = format!("{}\n{}\r\n{}\n{}\n{}\n", fit(100), fit(100), fit(101), fit(102), "x".repeat(1_000_000)) + &line(T0);
     let path = write(dir.path(), "long", text.as_bytes());
-    let mut source = FileSource::open(std::slice::from_ref(&path), None, limits).unwrap();
     let mut longest = 0;
-    while source.files[0].advance().unwrap() {
-        longest = longest.max(source.files[0].line.len());
-    }
+    let lines = recording(std::slice::from_ref(&path), limits).each(|line| {
+        longest = longest.max(line.len());
+        Ok(())
+    });
+    lines.unwrap();
     assert_eq!(longest, 102);
     let counts = count(&[path], limits).unwrap();
     assert_eq!((counts.records(), counts.rejected.get(Reject::TooLarge)), (6, 3));
@@ -85,8 +103,8 @@ fn a_broken_file_is_an_error_with_its_name() {
     bytes.truncate(bytes.len() - 9);
     let error = count(&[write(dir.path(), "cut.gz", &bytes)], Limits::default()).unwrap_err();
     assert!(error.to_string().contains("cut.gz"), "{error}");
-    assert!(FileSource::open(&[dir.path().join("none")], None, Limits::default()).err().unwrap().to_string().contains("none"));
-    assert!(FileSource::open(&[dir.path().to_owned()], None, Limits::default()).is_err());
+    assert!(count(&[dir.path().join("none")], Limits::default()).unwrap_err().to_string().contains("none"));
+    assert!(count(&[dir.path().to_owned()], Limits::default()).is_err());
 }
 
 #[test]
@@ -96,95 +114,92 @@ fn files_are_merged_by_time_and_keep_their_order() {
     let a = file("a", &[T0 + 1, T0 + 5, T0 + 3, T0 + 9]);
     let b = file("b", &[T0, T0 + 4, T0 + 6]);
     let empty = file("c", &[]);
-    let expected: Vec<String> = [0, 1, 4, 5, 3, 6, 9].iter().map(|t| line(T0 + t)).collect();
-    assert_eq!(merged(&[a, empty, b]), expected);
-    assert_eq!(merged(&[]), Vec::<String>::new());
+    assert_eq!(merged(&[a, empty, b]), [0, 1, 4, 5, 3, 6, 9].map(|t| T0 + t));
+    assert_eq!(merged(&[]), [0; 0]);
 }
 
-/// Runs event times through the gate: accepted ones, and those of the future.
-fn gated(times: &[Millis]) -> (Vec<Millis>, Vec<Millis>) {
-    let (mut gate, mut accepted, mut future) = (Gate::default(), Vec::new(), Vec::new());
-    let mut out = |bytes: &[u8], fate| {
-        let ts = Millis::from_le_bytes(bytes.try_into().unwrap());
-        if fate == Fate::Accepted { accepted.push(ts) } else { future.push(ts) }
-    };
-    for ts in times {
-        if gate.passes(*ts) {
-            out(&ts.to_le_bytes(), Fate::Accepted);
-        } else {
-            gate.offer(*ts, &ts.to_le_bytes(), &mut out);
+/// Files of many blocks each, of which one is compressed: lines of all lengths, refused ones, and ends of lines of both kinds.
+fn many_blocks(dir: &Path) -> Vec<PathBuf> {
+    let text = |file: Millis| {
+        let mut text = String::new();
+        for i in 0..30_000 {
+            let end = if i % 7 == 0 { "\r\n" } else { "\n" };
+            let shown = if i % 11 == 0 {
+                "not json".to_owned()
+            } else {
+                line(T0 + i * 20 + file * 5).replace("\"u\"", &format!("\"u{}\"", "x".repeat(i as usize % 40)))
+            };
+            text += &(shown + end);
         }
-        assert!(gate.held.len() <= CONFIRMED_BY);
-    }
-    gate.finish(&mut out);
-    (accepted, future)
-}
-
-#[test]
-fn records_of_the_future_are_told_from_a_gap() {
-    let day = 24 * JUMP;
-    let dense = |from: Millis, n: Millis| (0..n).map(move |i| from + i * 1000);
-    let year = T0 + 365 * day;
-    let check = |times: Vec<Millis>, future: &[Millis]| {
-        let kept: Vec<Millis> = times.iter().copied().filter(|t| !future.contains(t)).collect();
-        assert_eq!(gated(&times), (kept, future.to_vec()));
+        text
     };
-    check(dense(T0, 300).collect(), &[]);
-    check(dense(T0, 100).chain(dense(T0 + day, 100)).collect(), &[]);
-    check(dense(T0, 3).chain(dense(T0 + day, 3)).collect(), &[]);
-    check((0..200).map(|i| T0 + i * 2 * JUMP).collect(), &[]);
-    for place in [0, 1, 62, 63, 64, 65, 150, 199] {
-        let mut times: Vec<Millis> = dense(T0, 199).collect();
-        times.insert(place, year);
-        check(times, &[year]);
-    }
-    // In the very moment of a gap.
-    check(dense(T0, 100).chain([year, year + 1]).chain(dense(T0 + day, 100)).collect(), &[year, year + 1]);
-    // A straggler from before the gap costs the few records held just then, and no more.
-    let (accepted, future) = gated(&dense(T0, 100).chain(dense(T0 + day, 10)).chain([T0]).chain(dense(T0 + day, 100)).collect::<Vec<_>>());
-    assert_eq!((accepted.len(), future.len()), (201, 10));
-    // A record from long ago says nothing about what is held.
-    let (accepted, future) =
-        gated(&dense(T0, 100).chain(dense(T0 + day, 10)).chain([T0 - day]).chain(dense(T0 + day, 100)).collect::<Vec<_>>());
-    assert_eq!((accepted.len(), future.len()), (211, 0));
+    vec![write(dir, "a", text(0).as_bytes()), write(dir, "b.zst", &zstd::encode_all(text(1).as_bytes(), 1).unwrap())]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
-    /// Nothing is lost or doubled, and without jumps nothing is refused or moved.
-    #[test]
-    fn the_gate_lets_each_record_out_once(times in prop::collection::vec((0i64..6, 0i64..60_000), 0..300)) {
-        let times: Vec<Millis> = times.iter().map(|(jump, t)| T0 + jump / 5 * 50 * JUMP + t).collect();
-        let (accepted, future) = gated(&times);
-        let mut all = [accepted, future].concat();
-        let mut expected = times.clone();
-        all.sort_unstable();
-        expected.sort_unstable();
-        prop_assert_eq!(all, expected);
-        let calm: Vec<Millis> = times.iter().map(|t| T0 + t % 3_000_000).collect();
-        prop_assert_eq!(gated(&calm), (calm.clone(), vec![]));
-    }
-}
-
-/// Prints records per second: run with `--ignored --nocapture`.
 #[test]
-#[ignore = "a measurement"]
-fn file_speed() {
+fn a_feed_goes_on_from_any_of_its_positions() {
     let dir = tempfile::tempdir().unwrap();
-    let pad =
-        format!(r#","experiment":"new-checkout","bucket":"treatment","latency_ms":12.5,"error":false,"route":"/{}"}}"#, "x".repeat(80));
-    let text: String = (0..1_000_000).map(|i| line(T0 + i).replace('}', &pad) + "\n").collect();
-    for (name, bytes) in
-        [("plain", text.clone().into_bytes()), ("zstd", zstd::encode_all(text.as_bytes(), 3).unwrap()), ("gzip", gzip(text.as_bytes()))]
-    {
-        let path = write(dir.path(), name, &bytes);
-        let start = std::time::Instant::now();
-        let counts = count(&[path], Limits::default()).unwrap();
-        println!(
-            "{name}: {:.2} M records/s of {} bytes",
-            counts.records() as f64 / 1e6 / start.elapsed().as_secs_f64(),
-            text.len() / 1_000_000
-        );
+    let files = many_blocks(dir.path());
+    let recording = recording(&files, Limits::default());
+    let whole = count(&files, Limits::default()).unwrap();
+    assert_eq!(whole.records(), 60_000);
+    for stop in [1, 2, 30, 31, 90] {
+        let (mut aggregator, mut n, mut position) = (aggregator(), 0, None);
+        pump(&recording, (&mut aggregator, None), |feed, _| {
+            n += 1;
+            position = feed.position();
+            Ok(n < stop || position.is_none())
+        })
+        .unwrap();
+        let halfway = aggregator.counts().records();
+        assert!(position.is_some() && halfway > 0 && halfway < 60_000);
+        pump(&recording, (&mut aggregator, position.as_ref()), |_, _| Ok(true)).unwrap();
+        assert_eq!(*aggregator.counts(), whole, "after {halfway} records");
+    }
+}
+
+#[test]
+fn consumers_that_stand_at_different_places_each_hear_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = many_blocks(dir.path());
+    let recording = recording(&files, Limits::default());
+    let halfway = |stop| {
+        let (mut aggregator, mut n, mut position) = (aggregator(), 0, None);
+        pump(&recording, (&mut aggregator, None), |feed, _| {
+            n += 1;
+            position = feed.position();
+            Ok(n < stop || position.is_none())
+        })
+        .unwrap();
+        (aggregator, position)
+    };
+    let (early, late, fields) = (halfway(3), halfway(80), FieldTable::default());
+    let consumers = [(&fields, late.1.as_ref()), (&fields, early.1.as_ref()), (&fields, None)];
+    let feeds = recording.open(&consumers).unwrap().0;
+    let threads = feeds.into_iter().zip([late.0, early.0, aggregator()]).map(|(feed, mut aggregator)| {
+        std::thread::spawn(move || {
+            feed.pump(&mut aggregator, drop, |_, _| io::Result::Ok(true)).unwrap();
+            aggregator.counts().records()
+        })
+    });
+    let counted: Vec<u64> = threads.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect();
+    assert_eq!(counted, [60_000; 3]);
+}
+
+#[test]
+fn a_long_line_is_cut_the_same_wherever_blocks_end() {
+    let text = format!("{}\r\n{}\n\n \n{}", "a".repeat(50), "b".repeat(9), "c".repeat(30));
+    let whole: Vec<&[u8]> = lines(text.as_bytes(), 10).collect();
+    assert_eq!(whole.iter().map(|line| line.len()).collect::<Vec<_>>(), [12, 9, 12]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), "x", text.as_bytes());
+    for size in 1..=text.len() {
+        let mut blocks = Blocks::open(&path, 0, (size, 10), &Arc::default()).unwrap().0;
+        let mut found = Vec::new();
+        while let Some(raw) = blocks.next().unwrap() {
+            assert!(text.as_bytes()[raw.at as usize..].starts_with(&raw.text[..raw.text.len().min(12)]), "{size}: {}", raw.at);
+            found.extend(lines(&raw.text, 10).map(<[u8]>::to_vec));
+        }
+        assert_eq!(found, whole, "read {size} bytes at once");
     }
 }

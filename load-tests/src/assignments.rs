@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/cases/units.yaml"))]
     case: PathBuf,
     /// Users, experiments, and experiments that each user is in
-    #[arg(long, value_delimiter = ',', default_values = ["10000000x1x1", "1000000x1000x20"], value_parser = scale)]
+    #[arg(long, value_delimiter = ',', default_values = ["10000000x1x1", "10000000x1000x1", "1000000x1000x20"], value_parser = scale)]
     scale: Vec<Scale>,
     #[arg(long, default_value_t = 12)]
     partitions: i32,

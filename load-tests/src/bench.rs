@@ -26,6 +26,9 @@ pub struct Args {
     /// Runs of each side, instead of the case's
     #[arg(long)]
     repeats: Option<usize>,
+    /// Also runs the daemon without checkpoints, in turn with the others: give it records for a few times 10 s
+    #[arg(long)]
+    checkpoints: bool,
 }
 
 /// Medians of one side.
@@ -72,8 +75,8 @@ fn bench(path: &Path, args: &Args) -> anyhow::Result<Vec<(u32, f64)>> {
     let counts = if counts.is_empty() { vec![1] } else { counts };
     let (mut rows, mut daemon_cpu) = (Vec::new(), Vec::new());
     for &count in &counts {
-        let (poll, daemon) = compare(&case.with_experiments(count), args.brokers.as_deref())?;
-        rows.push(vec![
+        let Compared { poll, daemon, without } = compare(&case.with_experiments(count), args)?;
+        let mut row = vec![
             count.to_string(),
             format!("{:.3}", poll.cpu),
             format!("{:.3}", daemon.cpu),
@@ -83,14 +86,17 @@ fn bench(path: &Path, args: &Args) -> anyhow::Result<Vec<(u32, f64)>> {
             mib(poll.peak),
             mib(daemon.peak),
             format!("{:.1}%", daemon.accepted * 100.0),
-        ]);
+        ];
+        row.extend(without.map(|without| format!("{:.1}%", 100.0 * (1.0 - without.cpu / daemon.cpu))));
+        rows.push(row);
         daemon_cpu.push((count, daemon.cpu));
     }
     let cluster = if args.brokers.is_some() { "a cluster" } else { "the embedded broker" };
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let title = format!("{name}: {} records on {cluster}, medians of {} interleaved runs", case.records, case.repeats);
-    let head =
-        ["experiments", "poll CPU-s/M", "daemon CPU-s/M", "ratio", "poll rate", "daemon rate", "poll peak", "daemon peak", "accepted"];
+    let mut head =
+        vec!["experiments", "poll CPU-s/M", "daemon CPU-s/M", "ratio", "poll rate", "daemon rate", "poll peak", "daemon peak", "accepted"];
+    head.extend(args.checkpoints.then_some("of that checkpoints"));
     table::print(&title, &head, &rows);
     let cpu = || daemon_cpu.iter().map(|(_, cpu)| *cpu);
     if let (Some(least), Some(most)) = (cpu().reduce(f64::min), cpu().reduce(f64::max)) {
@@ -99,17 +105,29 @@ fn bench(path: &Path, args: &Args) -> anyhow::Result<Vec<(u32, f64)>> {
     Ok(daemon_cpu)
 }
 
-/// Both sides on the same topics, in turn, so that a drift of the machine meets both.
-fn compare(case: &LoadCase, brokers: Option<&str>) -> anyhow::Result<(Side, Side)> {
-    let rig = Rig::start(brokers, case.partitions)?;
+struct Compared {
+    poll: Side,
+    daemon: Side,
+    /// Without checkpoints.
+    without: Option<Side>,
+}
+
+/// All sides on the same topics, in turn, so that a drift of the machine meets each.
+fn compare(case: &LoadCase, args: &Args) -> anyhow::Result<Compared> {
+    let rig = Rig::start(args.brokers.as_deref(), case.partitions)?;
     rig.fill(case)?;
     let (records, topics) = (case.records.to_string(), rig.topics().join(","));
-    let (mut polls, mut daemons) = (Vec::new(), Vec::new());
+    // The longest interval there is: none falls due.
+    let rare = LoadCase { checkpoint: [("every".to_owned(), "10m".into())].into(), ..case.clone() };
+    let (mut polls, mut daemons, mut without) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..case.repeats {
         polls.push(side::measure(&["poll", "--brokers", &rig.servers, "--topics", &topics, "--records", &records])?);
         daemons.push(measure_daemon(&rig, case)?);
+        if args.checkpoints {
+            without.push(measure_daemon(&rig, &rare)?);
+        }
     }
-    Ok((Side::of(&polls), Side::of(&daemons)))
+    Ok(Compared { poll: Side::of(&polls), daemon: Side::of(&daemons), without: args.checkpoints.then(|| Side::of(&without)) })
 }
 
 /// A fresh daemon with a store of its own.

@@ -30,6 +30,8 @@ pub struct LoadCase {
     pub engine: BTreeMap<String, serde_json::Value>,
     #[serde(default)]
     pub kafka: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    pub checkpoint: BTreeMap<String, serde_json::Value>,
     pub traffic: Case,
     /// What the rule file of every experiment says after its `overview` and `buckets`. `sink` is an endpoint.
     pub rule: String,

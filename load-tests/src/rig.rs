@@ -117,11 +117,11 @@ impl Rig {
         std::fs::write(dir.join("sink.secret"), sink.1)?;
         let [exposures, events] = self.topics();
         // JSON is YAML.
-        let engine = serde_json::to_string(&case.engine)?;
+        let (engine, checkpoint) = (serde_json::to_string(&case.engine)?, serde_json::to_string(&case.checkpoint)?);
         let more: String = case.kafka.iter().map(|(key, value)| format!("  {key}: {value}\n")).collect();
         let text = format!(
             "state_dir: state\nrules: [rules]\nkafka:\n  brokers: [\"{}\"]\n  group: {}\n  auto_offset_reset: earliest\n  \
-             topics: {{exposures: [{exposures}], events: [{events}]}}\n{more}http: {{listen: \"127.0.0.1:0\", connections_per_address: 512}}\nengine: {engine}\n\
+             topics: {{exposures: [{exposures}], events: [{events}]}}\n{more}http: {{listen: \"127.0.0.1:0\", connections_per_address: 512}}\nengine: {engine}\ncheckpoint: {checkpoint}\n\
              endpoints:\n  sink: {{kind: webhook, url: \"{}\", secrets: [{{file: sink.secret}}]}}\n",
             self.servers,
             group(),

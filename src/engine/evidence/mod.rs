@@ -55,6 +55,14 @@ impl SignalEvidence {
         }
     }
 
+    /// Where limits alone ask: without what only comparisons need.
+    pub fn of_limit(self) -> SignalEvidence {
+        match self {
+            SignalEvidence::Share(shares) => SignalEvidence::Share(shares.of_limit()),
+            other => other,
+        }
+    }
+
     /// Adds a bucket's traffic and its cell of `pane`. `book` says where each cohort belongs.
     pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Cell<'_>, book: &Booking<'_>) {
         match self {

@@ -20,6 +20,9 @@ pub struct Shares {
     buckets: usize,
     /// The observation is the exposed unit.
     per_user: bool,
+    /// A limit on observations that are no units asks for batches alone, and nothing else is kept. A state of an earlier version has all.
+    #[serde(default = "all")]
+    compared: bool,
     periods: Periods<Period>,
     /// By bucket; of units, which are independent, none are kept.
     batches: Vec<Batches>,
@@ -32,6 +35,10 @@ pub struct Shares {
     maturing: Option<Maturing>,
     /// Units whose day is not over.
     ripening: Option<Ripening>,
+}
+
+fn all() -> bool {
+    true
 }
 
 /// Hits `x` among `n` observations.
@@ -119,6 +126,7 @@ impl Shares {
         Shares {
             buckets,
             per_user,
+            compared: true,
             periods: Periods::new(MAX_PERIODS),
             batches: vec![Batches::default(); buckets],
             ladder: Box::default(),
@@ -133,6 +141,11 @@ impl Shares {
     /// Of units that count when a day is over.
     pub fn ripening(self, ripening: Ripening) -> Shares {
         Shares { ripening: Some(ripening), ..self }
+    }
+
+    /// For limits, which no comparison stands beside.
+    pub fn of_limit(self) -> Shares {
+        Shares { compared: self.per_user, ..self }
     }
 
     pub(super) fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, cell: Cell<'_>, book: &Booking<'_>) {
@@ -175,6 +188,9 @@ impl Shares {
         for w in ripe {
             self.count_in_batch(w.bucket as usize, NO_UNIT, w.arm);
             self.count_events(pane, w.period as usize, w.bucket as usize, w.arm, book);
+        }
+        if !self.compared {
+            return;
         }
         if (pane.0 + 1) % book.slot == 0 {
             self.ladder.close(pane.0.div_euclid(book.slot), book.baseline);
@@ -223,13 +239,16 @@ impl Shares {
 
     fn count_in_batch(&mut self, bucket: usize, batch: u16, arm: Arm) {
         self.batches[bucket].add(batch, arm.n, arm.x);
-        if batch != NO_UNIT {
+        if batch != NO_UNIT && self.compared {
             self.ladder.add(self.buckets, bucket, usize::from(batch & !AGAIN), arm.n, arm.x);
         }
     }
 
     /// Events belong to the period of their unit's cohort, and in it to the stratum and the slot of now.
     fn count_events(&mut self, pane: Pane, period: usize, bucket: usize, arm: Arm, book: &Booking<'_>) {
+        if !self.compared {
+            return;
+        }
         let (expected, buckets) = (self.expected, self.buckets);
         let Some(period) = self.period(period) else { return };
         if let Some(stratum) = period.strata.last_mut() {
@@ -464,6 +483,27 @@ mod tests {
         assert_eq!(shares.total(1), Arm { n: 3, x: 1 });
         shares.close(Pane(13), &book(&allocation));
         assert_eq!(shares.total(1), Arm { n: 4, x: 1 });
+    }
+
+    #[test]
+    fn a_limit_on_events_keeps_the_same_batches_and_nothing_else() {
+        let allocation = Allocation::new(vec![0.5, 0.5]);
+        let o = |n: u16| Observation { cell: 0, age: 0, value: n % 2, batch: (n % 40) | AGAIN, profile: 0 };
+        let seen: Vec<Observation> = (0..200).map(o).collect();
+        for within in [None, Some(3)] {
+            let all = Shares::new(2, false, within, None);
+            let [all, mine] = [all.clone(), all.of_limit()].map(|mut shares| {
+                (0..20).for_each(|pane| {
+                    shares.add(Pane(pane), 1, &part(0), cell(&seen), &book(&allocation));
+                    shares.close(Pane(pane), &book(&allocation));
+                });
+                shares
+            });
+            assert_eq!(mine.batches, all.batches);
+            assert!(all.total(1).n > 0 && mine.total(1).n == 0 && all.short_effect(1, 1, 2.0, 1.0) != mine.short_effect(1, 1, 2.0, 1.0));
+        }
+        let units = Shares::new(2, true, None, None).of_limit();
+        assert!(units.compared, "their limit reads what comparisons do");
     }
 
     #[test]

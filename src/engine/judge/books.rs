@@ -42,10 +42,10 @@ pub fn begin(plan: &Plan, pane_ms: Millis) -> (Vec<Book>, Vec<Option<usize>>) {
 
 /// Statistics of a signal that these guardrails ask for.
 pub fn statistics(plan: &Plan, signal: usize, guardrails: &[usize], pane_ms: Millis) -> SignalEvidence {
-    let mut mine = guardrails.iter().map(|g| &plan.guardrails[*g]);
-    let compared = mine.clone().filter_map(Watched::of).collect();
-    let expected = mine.find_map(|g| g.expected);
-    SignalEvidence::new(&plan.signals[signal], plan.buckets.len(), compared, expected, pane_ms)
+    let mine = || guardrails.iter().map(|g| &plan.guardrails[*g]);
+    let (watched, expected) = (mine().filter_map(Watched::of).collect(), mine().find_map(|g| g.expected));
+    let all = SignalEvidence::new(&plan.signals[signal], plan.buckets.len(), watched, expected, pane_ms);
+    if mine().any(|g| g.max_increase.is_some()) { all } else { all.of_limit() }
 }
 
 /// Whether a test asks for a signal: a comparison with the baseline, or a limit on clustered observations. Retention is shown in any case.

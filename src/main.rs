@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{assignments, audit, backtest, check, client, demo, generate, map, run, schema, simulate, stats};
+use guardraild::cli::{assignments, audit, backtest, check, client, demo, generate, map, run, schema, simulate, stats, test_endpoint};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -46,6 +46,7 @@ enum Command {
     Kill(client::ActArgs),
     Schema(schema::SchemaArgs),
     Generate(generate::GenerateArgs),
+    TestEndpoint(test_endpoint::TestEndpointArgs),
     /// Recompute evidence: a test and its sufficient statistics per JSON line on standard input
     #[command(after_help = stats::EXAMPLES)]
     Stats,
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         Command::Kill(args) => client::kill(&args),
         Command::Schema(args) => schema::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::TestEndpoint(args) => test_endpoint::run(&args),
         Command::Stats => match stats::run(std::io::stdin().lock(), std::io::stdout().lock()) {
             Ok(()) => 0,
             Err(_) => 1,

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::PathBuf;
 
 /// Codes that need no fixture here: a test below or beside the code makes them.
-const ELSEWHERE: &[&str] = &["GR1008", "GR1011", "GR1012", "GR2801", "GR2803", "GR2804", "GR2805"];
+const ELSEWHERE: &[&str] = &["GR1008", "GR1011", "GR1012", "GR2305", "GR2801", "GR2803", "GR2804", "GR2805"];
 
 const GOOD: &str = "guardrail: v1
 overview: {experiment: NAME, owner: checkout}

@@ -230,6 +230,41 @@ fn what_escalates_ends_somewhere() {
 }
 
 #[test]
+fn each_kind_of_endpoint_has_its_settings_and_no_others() {
+    let env = [("T", "0123456789-0123456789-0123456789"), ("U", "https://hooks.example/x")];
+    let with = |settings: &str| format!("kafka: {{brokers: ['k:9092']}}\nendpoints:\n  e: {{{settings}}}\n");
+    for (settings, fault) in [
+        ("kind: slak, url: {env: U}", "3:13 GC1004 `endpoints.e.kind`: expected one of webhook"),
+        ("kind: unleash, url: 'https://u.example'", "3:3 GC1002 `endpoints.e.token` is missing"),
+        (
+            "kind: unleash, url: 'https://u.example', token: {env: T}, ramp: r",
+            "3:71 GC3001 `endpoints.e.ramp`: means nothing to kind `unleash`",
+        ),
+        ("kind: slack", "3:3 GC1002 needs an incoming webhook or a bot's token"),
+        ("kind: slack, token: {env: T}", "3:3 GC1002 `endpoints.e.channel` is missing"),
+        ("kind: slack, url: 'https://hooks.example/x'", "3:25 GC2001 `endpoints.e.url`: a secret is given by reference only"),
+        ("kind: alertmanager, url: 'http://a:9093'", "3:3 GC1002 `endpoints.e.urls` is missing"),
+        ("kind: alertmanager, urls: []", "3:33 GC1004 `endpoints.e.urls`: between 1 and 16 addresses"),
+        ("kind: flagd, file: f.json, headers: {x: y}", "3:43 GC3001 `endpoints.e.headers`: means nothing to kind `flagd`"),
+        ("kind: argo_rollouts, url: 'https://k:6443'", "3:3 GC1002 `endpoints.e.token_file` is missing"),
+        ("kind: template, url: 'https://x/{{ flag'", "3:28 GC1004 `endpoints.e.url`: is no template"),
+        ("kind: template, url: 'https://x/', body: '{% if %}'", "3:48 GC1004 `endpoints.e.body`: is no template"),
+        ("kind: template, url: 'https://x/', success: 'answer ='", "3:51 GC1004 `endpoints.e.success`: is no expression"),
+        ("kind: template, url: 'https://x/', method: GET", "3:50 GC1004 `endpoints.e.method`: expected one of POST, PUT, PATCH, DELETE"),
+        ("kind: statsig, token: {env: T}, ca_file: none.pem", "3:48 GC1004 `endpoints.e.ca_file`: cannot read"),
+    ] {
+        let found = faults(&with(settings), &env, &[]);
+        assert!(found.iter().any(|f| f.starts_with(fault)), "{settings}: {fault}\n{found:#?}");
+    }
+    let pod = sound(&with("kind: argo_rollouts, namespace: shop"), &env, &[]).endpoints.remove("e").unwrap();
+    assert_eq!((pod.host().as_str(), pod.texts["namespace"].as_str()), ("kubernetes.default.svc", "shop"));
+    let account = Path::new("/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!((pod.token_file, pod.ca_file), (Some(account.join("token")), Some(account.join("ca.crt"))));
+    let statsig = sound(&with("kind: statsig, token: {env: T}, timeout: 3s"), &env, &[]).endpoints.remove("e").unwrap();
+    assert_eq!(statsig.host(), "statsigapi.net");
+}
+
+#[test]
 fn a_literal_secret_is_refused_and_never_repeated() {
     let yaml = "\
 kafka: {brokers: ['k:1'], properties: {sasl.password: s3cr3t-kafka, ssl.key.pem: s3cr3t-pem}, oops: 1}

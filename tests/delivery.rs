@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Response, Uri};
 use guardraild::clock::Moment;
 use guardraild::delivery::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Endpoint, Kind};
-use guardraild::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Verdict};
+use guardraild::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, Verdict};
 use guardraild::store::{Commit, DeliveryRecord, DeliveryState, LIFETIME, NewDelivery, Priority, Store};
 use std::future::Future;
 use std::path::PathBuf;
@@ -20,6 +20,12 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 #[path = "delivery/faults.rs"]
 mod faults;
+#[path = "delivery/messages.rs"]
+mod messages;
+#[path = "delivery/products.rs"]
+mod products;
+#[path = "delivery/real.rs"]
+mod real;
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 const OLD_SECRET: &str = "whsec_QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=";
@@ -53,6 +59,13 @@ impl Receiver {
     where
         A: Future<Output = (u16, Header)> + Send,
     {
+        Receiver::with_body("answered", answer).await
+    }
+
+    async fn with_body<A>(says: &'static str, answer: impl Fn(Hit) -> A + Clone + Send + Sync + 'static) -> Receiver
+    where
+        A: Future<Output = (u16, Header)> + Send,
+    {
         let (report, hits) = unbounded_channel();
         let count = Arc::new(AtomicUsize::new(0));
         let handler = move |uri: Uri, headers: HeaderMap, body: Bytes| {
@@ -66,13 +79,17 @@ impl Receiver {
                 if let Some((name, value)) = header {
                     response = response.header(HeaderName::from_static(name), value);
                 }
-                response.body(Body::from("answered")).unwrap()
+                response.body(Body::from(says)).unwrap()
             }
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(handler)).await.unwrap() });
         Receiver { url, hits }
+    }
+
+    async fn saying(status: u16, body: &'static str) -> Receiver {
+        Receiver::with_body(body, move |_| async move { (status, None) }).await
     }
 
     async fn always(status: u16) -> Receiver {
@@ -86,6 +103,16 @@ impl Receiver {
     async fn hit(&mut self) -> Hit {
         soon(self.hits.recv()).await.unwrap()
     }
+}
+
+/// The file says `text`; or, when asked to, it does from now on.
+fn holds(path: &str, text: &str) {
+    if std::env::var_os("GUARDRAILD_UPDATE").is_some() {
+        std::fs::write(path, text).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap_or_default();
+    let differs = kept.lines().zip(text.lines()).find(|(a, b)| a != b);
+    assert!(kept == text, "{path} differs, first {differs:?}; now it would be\n{text}");
 }
 
 /// Fails the test rather than hanging it.
@@ -127,7 +154,11 @@ impl Bench {
 
     fn commit(&mut self, rows: Vec<(String, Vec<NewDelivery>)>) {
         let decisions = rows.into_iter().map(|(id, deliveries)| (decision(&id), deliveries)).collect();
-        self.store.commit(&Commit { at: (self.clock)().steady, decisions, ..Commit::default() }).unwrap();
+        self.commit_all(decisions, Vec::new());
+    }
+
+    fn commit_all(&mut self, decisions: Vec<(Decision, Vec<NewDelivery>)>, notices: Vec<(Notice, Vec<NewDelivery>)>) {
+        self.store.commit(&Commit { at: (self.clock)().steady, decisions, notices, ..Commit::default() }).unwrap();
     }
 
     /// A decision with one delivery, `{id}-x`.

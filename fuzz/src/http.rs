@@ -159,6 +159,7 @@ fn delivery() -> Delivery {
         escalates: None,
         escalate_to: None,
         traceparent: None,
+        thread: None,
     }
 }
 
@@ -171,7 +172,7 @@ pub fn answer(data: &[u8]) {
     let response = Response::builder().status(status).header("retry-after", retry_after).body(body.to_vec());
     let Ok(response) = response else { return };
     SENDER.with(|(runtime, sender)| {
-        let answer = runtime.block_on(sender.judge(response.into(), NOW));
+        let answer = runtime.block_on(sender.judge(response.into(), &delivery(), NOW));
         assert_eq!(answer.error.is_none(), (200..300).contains(&status));
         let error = answer.error.as_deref().unwrap_or_default();
         assert!(error.len() < 4_096 && !error.contains(SECRET) && !error.contains("http://flags.example/s3cret"), "{error}");

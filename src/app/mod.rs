@@ -303,7 +303,8 @@ fn nothing_to_do(config: &Config, refused: usize) -> BadConfig {
 }
 
 fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &Metrics) -> anyhow::Result<Dispatcher> {
-    let endpoints = config.endpoints.iter().map(|(name, endpoint)| delivery_endpoint(name, endpoint, &config.delivery)).collect();
+    let endpoints =
+        config.endpoints.iter().map(|(name, endpoint)| delivery::Endpoint::configured(name, endpoint, &config.delivery)).collect();
     let metrics = metrics.clone();
     let observe = move |event: &DeliveryEvent| {
         let result = match event.result {
@@ -320,30 +321,6 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
     };
     let _guard = runtime.enter();
     Ok(Dispatcher::start(store, endpoints, Arc::new(clock::moment), Arc::new(observe))?)
-}
-
-/// What delivery needs to know of an endpoint.
-pub fn delivery_endpoint(name: &str, from: &config::Endpoint, within: &config::Delivery) -> delivery::Endpoint {
-    let kind = match from.kind {
-        config::EndpointKind::Webhook => delivery::Kind::Webhook,
-        config::EndpointKind::CloudEvents => delivery::Kind::CloudEvents,
-        config::EndpointKind::PagerDuty => delivery::Kind::PagerDuty,
-        config::EndpointKind::Slack => delivery::Kind::Slack,
-    };
-    delivery::Endpoint {
-        secrets: from.secrets.clone(),
-        routing_key: from.routing_key.clone(),
-        headers: from.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        timeout: from.timeout,
-        escalate_to: from.escalate_to.clone(),
-        reach: delivery::Reach {
-            hosts: within.hosts.clone(),
-            loopback: within.loopback,
-            private: within.private,
-            link_local: from.allow_link_local,
-        },
-        ..delivery::Endpoint::new(name, kind, from.url.expose_secret())
-    }
 }
 
 /// How topics of foreign layouts are read. The registry is asked for schemas as records come.

@@ -1,21 +1,36 @@
 //! The `endpoints` section: receivers of actions.
 
+use super::kinds::{EndpointKind, NAMES, OF_HTTP, OF_SOME, SERVICE_ACCOUNT, TEXTS};
 use super::reader::{self, Fault, Section, code};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     pub kind: EndpointKind,
-    /// http or https. Secret because some products put the key into the address; [`Endpoint::host`] is for people.
-    pub url: SecretString,
+    /// http or https, more than one of a cluster of Alertmanagers, none of a file. Secret because some products put the key into the
+    /// address; [`Endpoint::host`] is for people.
+    pub urls: Vec<SecretString>,
     /// The first signs first; all sign.
     pub secrets: Vec<SecretString>,
     /// PagerDuty's integration key; always there for that kind.
     pub routing_key: Option<SecretString>,
+    /// What a product's API knows the caller by.
+    pub token: Option<SecretString>,
+    /// A token that the platform keeps fresh: read for each attempt.
+    pub token_file: Option<PathBuf>,
+    /// PEM file of the authorities that may have signed the receiver's certificate, beside those that this machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// Of flagd's definitions.
+    pub file: Option<PathBuf>,
+    /// Which flag, of which environment …: see [`kinds::TEXTS`].
+    pub texts: BTreeMap<String, String>,
+    /// Of kind `template`.
+    pub template: Option<Template>,
     pub headers: BTreeMap<String, SecretString>,
     /// Of one attempt, 1 s to 60 s.
     pub timeout: Duration,
@@ -25,36 +40,28 @@ pub struct Endpoint {
     pub escalate_to: Option<String>,
 }
 
+/// A request in templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    pub method: String,
+    pub content_type: String,
+    pub body: String,
+    /// An expression that has to hold of an answer with 2xx.
+    pub success: Option<String>,
+}
+
 impl Endpoint {
-    /// `host` or `host:port` of the address.
+    /// `host` or `host:port` of the address, or the file.
     pub fn host(&self) -> String {
-        let url = reqwest::Url::parse(self.url.expose_secret()).ok();
+        if let Some(file) = &self.file {
+            return file.display().to_string();
+        }
+        let url = self.urls.first().and_then(|url| reqwest::Url::parse(url.expose_secret()).ok());
         let host = url.as_ref().and_then(|url| Some((url.host_str()?, url.port())));
         match host {
             Some((host, Some(port))) => format!("{host}:{port}"),
             Some((host, None)) => host.to_owned(),
             None => String::new(),
-        }
-    }
-}
-
-/// What is spoken to the receiver.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum EndpointKind {
-    #[default]
-    Webhook,
-    CloudEvents,
-    PagerDuty,
-    Slack,
-}
-
-impl EndpointKind {
-    pub fn name(self) -> &'static str {
-        match self {
-            EndpointKind::Webhook => "webhook",
-            EndpointKind::CloudEvents => "cloudevents",
-            EndpointKind::PagerDuty => "pagerduty",
-            EndpointKind::Slack => "slack",
         }
     }
 }
@@ -79,15 +86,13 @@ pub enum Loopback {
     Always,
 }
 
-const PAGERDUTY: &str = "https://events.pagerduty.com/v2/enqueue";
-const KINDS: &[(&str, EndpointKind)] = &[
-    ("webhook", EndpointKind::Webhook),
-    ("cloudevents", EndpointKind::CloudEvents),
-    ("pagerduty", EndpointKind::PagerDuty),
-    ("slack", EndpointKind::Slack),
-];
 /// Endpoints at most: each has a queue, a connection pool and labels of its own.
 const MAX_ENDPOINTS: usize = 256;
+/// Members of a cluster of Alertmanagers.
+const MAX_URLS: usize = 16;
+/// Characters of a flag's name, and bytes of a template.
+const MAX_NAME: usize = 200;
+const MAX_TEMPLATE: usize = 16 << 10;
 
 pub fn delivery(mut s: Section<'_>) -> Delivery {
     let host = |item: &reader::Item<'_>| {
@@ -141,40 +146,142 @@ fn escalation_fault(name: &str, to: &str, all: &[(String, Section<'_>)], next: &
 }
 
 fn endpoint(mut s: Section<'_>, escalate_to: Option<String>) -> Endpoint {
-    let kind = s.need("kind", reader::choice(KINDS));
-    let url = s.opt("url", |item| address(item, kind));
-    if !s.has_taken("url") && kind != EndpointKind::PagerDuty {
-        s.missing("url");
+    let kind = s.need("kind", reader::choice(&NAMES));
+    let form = kind.form();
+    let given: Vec<&str> = OF_SOME.into_iter().chain(OF_HTTP).filter(|key| s.has(key)).collect();
+    for key in form.needs.iter().filter(|key| !s.has(key)) {
+        s.missing(key);
     }
-    let endpoint = Endpoint {
+    let mut endpoint = Endpoint {
         kind,
-        url: url.unwrap_or_else(|| SecretString::from(PAGERDUTY)),
+        urls: urls(&mut s, kind),
         secrets: s.opt("secrets", reader::list(signing_secret)).unwrap_or_default(),
         routing_key: s.opt("routing_key", reader::secret),
+        token: s.opt("token", reader::secret),
+        token_file: s.opt("token_file", reader::path),
+        ca_file: s.opt("ca_file", pem_file),
+        file: s.opt("file", reader::path),
+        texts: TEXTS.iter().filter_map(|key| Some(((*key).to_owned(), s.opt(key, name)?))).collect(),
+        template: template(&mut s, kind),
         headers: headers(s.map("headers")),
         timeout: s.opt("timeout", reader::span("1s", "1m")).unwrap_or(Duration::from_secs(10)),
         allow_link_local: s.opt("allow_link_local", reader::flag).unwrap_or(false),
         escalate_to,
     };
-    if kind == EndpointKind::Webhook && endpoint.secrets.is_empty() && s.sound("secrets") {
-        s.missing("secrets");
+    let fits = |key: &str| match OF_HTTP.contains(&key) {
+        true => kind.speaks_http(),
+        false => form.needs.contains(&key) || form.takes.contains(&key),
+    };
+    for key in given.into_iter().filter(|key| !fits(key)) {
+        s.fault(key, Fault::new(code::INCONSISTENT, format!("means nothing to kind `{}`", form.name)));
     }
-    if kind == EndpointKind::PagerDuty && !s.has_taken("routing_key") {
-        s.missing("routing_key");
-    }
-    let signs = matches!(kind, EndpointKind::Webhook | EndpointKind::CloudEvents);
-    for (key, fits) in [("secrets", signs), ("routing_key", kind == EndpointKind::PagerDuty)] {
-        if !fits && s.has_taken(key) {
-            s.fault(key, Fault::new(code::INCONSISTENT, format!("means nothing to kind `{}`", kind.name())));
-        }
-    }
+    check(&s, &mut endpoint);
     s.finish();
     endpoint
 }
 
+/// What depends on more than one setting, and what a kind knows by itself.
+fn check(s: &Section<'_>, endpoint: &mut Endpoint) {
+    match endpoint.kind {
+        EndpointKind::Webhook if endpoint.secrets.is_empty() && s.has_taken("secrets") && s.sound("secrets") => s.missing("secrets"),
+        EndpointKind::Slack => match (s.has_taken("url"), s.has_taken("token"), s.has_taken("channel")) {
+            (true, false, false) | (_, true, true) => {}
+            (_, true, false) => s.missing("channel"),
+            (_, false, true) => s.missing("token"),
+            (false, false, false) => {
+                let fault = Fault::new(code::MISSING, "needs an incoming webhook or a bot's token");
+                s.fault("", fault.help("`url: {file: PATH}`, or `token: {file: PATH}` and `channel: C0123456789`"));
+            }
+        },
+        EndpointKind::ArgoRollouts if !s.has_taken("url") => {
+            let of_pod = |name: &str| PathBuf::from(format!("{SERVICE_ACCOUNT}/{name}"));
+            endpoint.token_file.get_or_insert_with(|| of_pod("token"));
+            endpoint.ca_file.get_or_insert_with(|| of_pod("ca.crt"));
+        }
+        EndpointKind::ArgoRollouts if !s.has_taken("token_file") => s.missing("token_file"),
+        _ => {}
+    }
+}
+
+fn urls(s: &mut Section<'_>, kind: EndpointKind) -> Vec<SecretString> {
+    if kind == EndpointKind::Alertmanager {
+        let urls = s.opt("urls", reader::list(|item| address(item, kind)));
+        if urls.as_ref().is_some_and(|urls| urls.is_empty() || urls.len() > MAX_URLS) {
+            s.fault("urls", Fault::new(code::OUT_OF_RANGE, format!("between 1 and {MAX_URLS} addresses")));
+        }
+        // Noted as meaningless, if it is there.
+        s.opt("url", reader::secret_or_text);
+        return urls.unwrap_or_default();
+    }
+    s.opt("urls", |_| Ok(()));
+    let url = s.opt("url", |item| address(item, kind));
+    url.or_else(|| kind.form().url.map(SecretString::from)).into_iter().collect()
+}
+
 fn address(item: &reader::Item<'_>, kind: EndpointKind) -> Result<SecretString, Fault> {
-    let url = if kind == EndpointKind::Slack { reader::secret(item)? } else { reader::secret_or_text(item)? };
-    super::check_url(url.expose_secret()).map(|()| url)
+    let is_secret = matches!(kind, EndpointKind::Slack | EndpointKind::LaunchDarklyTrigger);
+    let url = if is_secret { reader::secret(item)? } else { reader::secret_or_text(item)? };
+    super::check_url(url.expose_secret())?;
+    if kind == EndpointKind::Template {
+        syntax("url", url.expose_secret())?;
+    }
+    Ok(url)
+}
+
+/// The name of a flag, a project …: short, and without control characters.
+fn name(item: &reader::Item<'_>) -> Result<String, Fault> {
+    let text = reader::text(item)?;
+    let sound = text.chars().count() <= MAX_NAME && !text.chars().any(char::is_control);
+    if sound { Ok(text) } else { Err(Fault::new(code::OUT_OF_RANGE, format!("at most {MAX_NAME} characters, in one line"))) }
+}
+
+fn pem_file(item: &reader::Item<'_>) -> Result<PathBuf, Fault> {
+    let path = reader::path(item)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => Ok(path),
+        Ok(_) => Err(Fault::new(code::OUT_OF_RANGE, format!("{} holds no certificate in PEM", path.display()))),
+        Err(e) => Err(Fault::new(code::OUT_OF_RANGE, format!("cannot read {}: {e}", path.display()))),
+    }
+}
+
+fn template(s: &mut Section<'_>, kind: EndpointKind) -> Option<Template> {
+    const METHODS: &[(&str, &str)] = &[("POST", "POST"), ("PUT", "PUT"), ("PATCH", "PATCH"), ("DELETE", "DELETE")];
+    let content_type = |item: &reader::Item<'_>| {
+        let text = reader::text(item)?;
+        let legal = reqwest::header::HeaderValue::from_str(&text).is_ok();
+        if legal { Ok(text) } else { Err(Fault::new(code::OUT_OF_RANGE, "holds characters that a header may not have")) }
+    };
+    let source = |item: &reader::Item<'_>| {
+        let text = reader::text(item)?;
+        syntax("body", &text).map(|()| text)
+    };
+    let expression = |item: &reader::Item<'_>| {
+        let text = reader::text(item)?;
+        match minijinja::Environment::new().compile_expression(&text) {
+            Ok(_) => Ok(text.clone()),
+            Err(e) => Err(unusable("expression", &e).help("as in `answer.ok` or `status == 200`")),
+        }
+    };
+    let template = Template {
+        method: s.opt("method", reader::choice(METHODS)).unwrap_or("POST").to_owned(),
+        content_type: s.opt("content_type", content_type).unwrap_or_else(|| "application/json".to_owned()),
+        body: s.opt("body", source).unwrap_or_default(),
+        success: s.opt("success", expression),
+    };
+    (kind == EndpointKind::Template).then_some(template)
+}
+
+fn syntax(what: &str, text: &str) -> Result<(), Fault> {
+    if text.len() > MAX_TEMPLATE {
+        return Err(Fault::new(code::OUT_OF_RANGE, format!("a template has at most {MAX_TEMPLATE} bytes")));
+    }
+    minijinja::Environment::new().template_from_named_str(what, text).map(drop).map_err(|e| unusable("template", &e))
+}
+
+fn unusable(what: &str, error: &minijinja::Error) -> Fault {
+    let line = error.line().filter(|line| *line > 1).map_or_else(String::new, |line| format!(" in its line {line}"));
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    Fault::new(code::OUT_OF_RANGE, format!("is no {what}{line}: {detail}")).help("the syntax is that of Jinja: docs/endpoints.md")
 }
 
 /// Standard Webhooks writes a secret as `whsec_` and 24 to 64 bytes in base64; other text of at least 24 bytes signs as it is.

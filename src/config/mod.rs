@@ -4,15 +4,17 @@ mod endpoint;
 mod error;
 mod http;
 mod kafka;
+mod kinds;
 mod layers;
 mod reader;
 mod secret;
 mod units;
 
-pub use endpoint::{Delivery, Endpoint, EndpointKind, Loopback};
+pub use endpoint::{Delivery, Endpoint, Loopback, Template};
 pub use error::{ConfigError, ConfigErrors, Origin};
 pub use http::{Http, OpenReads, Role, Tls, Token};
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, SchemaRegistry, Topics};
+pub use kinds::{EndpointKind, TEXTS as ENDPOINT_TEXTS};
 pub use units::span;
 
 use crate::engine::plan::{BlastRadius, Settings, SharedCause};

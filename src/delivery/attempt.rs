@@ -81,7 +81,11 @@ pub fn claim(store: &mut Store, sender: &Sender, lane: Lane, now: Moment, in_fli
             delivery.attempts + 1
         }
     };
-    Ok(Step::Attempt(delivery, n))
+    let thread = match sender.follows_up() {
+        true => store.thread(sender.name(), &delivery.decision)?,
+        false => None,
+    };
+    Ok(Step::Attempt(Box::new(Delivery { thread, ..*delivery }), n))
 }
 
 fn give_up(store: &mut Store, delivery: &Delivery, fallback: Option<&str>, now: Moment, reason: &str) -> Result<DeliveryEvent, StoreError> {
@@ -126,7 +130,13 @@ pub struct Made {
 impl Made {
     /// Attempt `n`, begun and answered at these instants. `jitter` in -1..=1 moves the next one.
     pub fn new(sender: &Sender, delivery: Delivery, n: u32, (begun, at): (Moment, Moment), answer: &Answer, jitter: f64) -> Made {
-        let end = AttemptEnd { at, duration_ms: (at.steady - begun.steady).max(0), status: answer.status, error: answer.error.clone() };
+        let end = AttemptEnd {
+            at,
+            duration_ms: (at.steady - begun.steady).max(0),
+            status: answer.status,
+            error: answer.error.clone(),
+            receipt: answer.receipt.clone(),
+        };
         let (next, escalations) = next(&delivery, n, sender.fallback(), at, answer, jitter);
         let event = DeliveryEvent {
             endpoint: delivery.endpoint.clone(),
@@ -169,7 +179,7 @@ fn next(delivery: &Delivery, n: u32, fallback: Option<&str>, at: Moment, answer:
     let Some(error) = &answer.error else { return (Next::Delivered, Vec::new()) };
     let round = n.saturating_sub(delivery.attempts_before);
     let again = at.steady + wait(round, jitter, answer.retry_after);
-    let dead = match answer.is_gone() {
+    let dead = match answer.is_gone() || answer.hopeless {
         true => Some(error.clone()),
         false => (again > delivery.expires_ms).then(|| expired(Some(error))),
     };

@@ -4,8 +4,9 @@
 //! endpoint waits for another, and no intervention waits for an alert. All state is in the store; a restart goes on from there.
 
 use super::attempt::{DeliveryEvent, INTERVENTIONS, Made, Step, claim, give_up_strays};
+use super::channel::alertmanager;
 use super::client::{Answer, Sender};
-use super::endpoint::{Endpoint, EndpointError};
+use super::endpoint::{Endpoint, EndpointError, Kind};
 use super::schedule::LONGEST_WAIT;
 use crate::clock::Moment;
 use crate::engine::time::Millis;
@@ -22,6 +23,9 @@ use tracing::Instrument;
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+
+/// Messages to an Alertmanager that are looked at for what stands: the newest.
+const TOLD: u32 = 2_000;
 
 /// Overdue answers of a lane that are listened for at once; of more, the next attempts tell.
 const OVERDUE: usize = 16;
@@ -75,6 +79,9 @@ impl Dispatcher {
         let names = senders.iter().map(|s| s.endpoint.name.clone()).collect();
         lanes.spawn(shared.clone().strays(names));
         for sender in senders.into_iter().map(Arc::new) {
+            if sender.endpoint.kind == Kind::Alertmanager {
+                lanes.spawn(shared.clone().say_again(Arc::clone(&sender)));
+            }
             lanes.spawn(shared.clone().lane(Arc::clone(&sender), Lane::Intervene, INTERVENTIONS));
             lanes.spawn(shared.clone().lane(sender, Lane::Inform, 1));
         }
@@ -189,6 +196,29 @@ impl Shared {
         }
     }
 
+    /// Says to an Alertmanager, once a minute, what stands; it forgets what it does not hear of.
+    async fn say_again(mut self, sender: Arc<Sender>) {
+        while !*self.stop.borrow_and_update() {
+            let (to, now) = (Arc::clone(&sender), (self.clock)().wall);
+            let told = self.with_store(move |store, _| store.received(to.name(), now - alertmanager::LONGEST, TOLD)).await;
+            let said = match told {
+                Ok(told) => said(&sender, alertmanager::standing(&told, now)).await,
+                Err(e) => Err(e.to_string()),
+            };
+            if let Err(error) = said {
+                tracing::warn!(
+                    endpoint = sender.endpoint.name,
+                    error,
+                    "what stands could not be said again: after four minutes it is forgotten"
+                );
+            }
+            tokio::select! {
+                () = tokio::time::sleep(alertmanager::AGAIN) => {}
+                changed = self.stop.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
     /// One attempt, from its first byte to its record.
     async fn fly(self, sender: Arc<Sender>, delivery: Delivery, n: u32) -> Landed {
         let span = tracing::info_span!(
@@ -282,6 +312,13 @@ impl Shared {
     fn until(&self, at: Millis) -> Duration {
         Duration::from_millis((at - (self.clock)().steady).max(1).unsigned_abs()).min(LONGEST_SLEEP)
     }
+}
+
+async fn said(sender: &Sender, batches: Vec<String>) -> Result<(), String> {
+    for batch in batches {
+        sender.say_again(batch).await?;
+    }
+    Ok(())
 }
 
 #[derive(Debug, thiserror::Error)]

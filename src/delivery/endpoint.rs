@@ -2,11 +2,15 @@
 
 use super::address::Reach;
 use super::sign::Key;
+pub use crate::config::EndpointKind as Kind;
+use crate::config::{self, Template};
 use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// One receiver.
@@ -15,12 +19,26 @@ pub struct Endpoint {
     /// As rule files name it.
     pub name: String,
     pub kind: Kind,
-    /// `http` or `https`; secret, because some products put their credential into it.
+    /// `http` or `https`; secret, because some products put their credential into it. Empty for a file.
     pub url: SecretString,
+    /// Further members of a cluster that all get the same.
+    pub peers: Vec<SecretString>,
     /// Signing secrets, newest first: `whsec_` and base64, or the bytes themselves; 24 to 64 bytes. Several while one rotates.
     pub secrets: Vec<SecretString>,
     /// PagerDuty's integration key.
     pub routing_key: Option<SecretString>,
+    /// What a product's API knows the caller by.
+    pub token: Option<SecretString>,
+    /// A file with that token, read for each attempt.
+    pub token_file: Option<PathBuf>,
+    /// Certificates of further authorities, in PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Of flagd's definitions.
+    pub file: Option<PathBuf>,
+    /// Which flag, of which environment …
+    pub texts: BTreeMap<String, String>,
+    /// Of kind [`Kind::Template`].
+    pub template: Option<Template>,
     /// Further headers, such as `Authorization`.
     pub headers: Vec<(String, SecretString)>,
     /// Of one attempt, from connecting to the last byte of the answer.
@@ -29,19 +47,6 @@ pub struct Endpoint {
     pub reach: Reach,
     /// The endpoint that gets what this one does not receive.
     pub escalate_to: Option<String>,
-}
-
-/// What the receiver understands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Standard Webhooks.
-    Webhook,
-    /// CloudEvents in structured mode, signed likewise.
-    CloudEvents,
-    /// PagerDuty Events v2.
-    PagerDuty,
-    /// A Slack incoming webhook.
-    Slack,
 }
 
 /// A fault of an endpoint's definition.
@@ -66,6 +71,10 @@ pub enum EndpointFault {
     Secret { number: usize, why: &'static str },
     #[error("no routing key")]
     NoRoutingKey,
+    #[error("no file of flags")]
+    NoFile,
+    #[error("its token cannot be sent in a header")]
+    Token,
     #[error("header `{0}` is not valid in HTTP")]
     Header(String),
     #[error("header `{0}` is set by the daemon")]
@@ -87,8 +96,15 @@ impl Endpoint {
             name: name.into(),
             kind,
             url: SecretString::from(url.into()),
+            peers: Vec::new(),
             secrets: Vec::new(),
             routing_key: None,
+            token: None,
+            token_file: None,
+            ca_file: None,
+            file: None,
+            texts: BTreeMap::new(),
+            template: None,
             headers: Vec::new(),
             timeout: Duration::from_secs(15),
             reach: Reach::default(),
@@ -96,12 +112,45 @@ impl Endpoint {
         }
     }
 
+    /// As the configuration has it, under this name, and within what `delivery` permits.
+    pub fn configured(name: &str, from: &config::Endpoint, within: &config::Delivery) -> Endpoint {
+        let mut urls = from.urls.iter().cloned();
+        Endpoint {
+            url: urls.next().unwrap_or_default(),
+            peers: urls.collect(),
+            secrets: from.secrets.clone(),
+            routing_key: from.routing_key.clone(),
+            token: from.token.clone(),
+            token_file: from.token_file.clone(),
+            ca_file: from.ca_file.clone(),
+            file: from.file.clone(),
+            texts: from.texts.clone(),
+            template: from.template.clone(),
+            headers: from.headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+            timeout: from.timeout,
+            escalate_to: from.escalate_to.clone(),
+            reach: Reach {
+                hosts: within.hosts.clone(),
+                loopback: within.loopback,
+                private: within.private,
+                link_local: from.allow_link_local,
+            },
+            ..Endpoint::new(name, from.kind, "")
+        }
+    }
+
     /// The first fault, if there is one.
     pub fn check(&self) -> Result<(), EndpointError> {
         let faulty = |fault| EndpointError { endpoint: self.name.clone(), fault };
-        self.target().map_err(faulty)?;
+        self.targets().map_err(faulty)?;
         self.keys().map_err(faulty)?;
         self.header_values().map_err(faulty)?;
+        if self.token.as_ref().is_some_and(|token| HeaderValue::from_str(token.expose_secret()).is_err()) {
+            return Err(faulty(EndpointFault::Token));
+        }
+        if self.kind == Kind::Flagd && self.file.is_none() {
+            return Err(faulty(EndpointFault::NoFile));
+        }
         if self.kind == Kind::PagerDuty && self.routing_key.is_none() {
             return Err(faulty(EndpointFault::NoRoutingKey));
         }
@@ -111,8 +160,23 @@ impl Endpoint {
         Ok(())
     }
 
-    pub(super) fn target(&self) -> Result<Url, EndpointFault> {
-        let url = Url::parse(self.url.expose_secret()).map_err(|_| EndpointFault::Url)?;
+    /// The addresses that are called: none for a file.
+    pub(super) fn targets(&self) -> Result<Vec<Url>, EndpointFault> {
+        let urls = [&self.url].into_iter().filter(|_| self.kind.speaks_http()).chain(&self.peers);
+        let called = |url: &SecretString| {
+            let mut url = self.target(url.expose_secret())?;
+            if self.kind == Kind::Alertmanager
+                && let Ok(mut path) = url.path_segments_mut()
+            {
+                path.pop_if_empty().extend(["api", "v2", "alerts"]);
+            }
+            Ok(url)
+        };
+        urls.map(called).collect()
+    }
+
+    fn target(&self, url: &str) -> Result<Url, EndpointFault> {
+        let url = Url::parse(url).map_err(|_| EndpointFault::Url)?;
         if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
             return Err(EndpointFault::Url);
         }
@@ -127,7 +191,7 @@ impl Endpoint {
     }
 
     pub(super) fn keys(&self) -> Result<Vec<Key>, EndpointFault> {
-        if self.secrets.is_empty() && matches!(self.kind, Kind::Webhook | Kind::CloudEvents) {
+        if self.secrets.is_empty() && self.kind.signs() {
             return Err(EndpointFault::NoSecret);
         }
         let keys = self.secrets.iter().enumerate();
@@ -166,7 +230,8 @@ impl Endpoint {
     fn held(&self) -> Vec<String> {
         const SHORTEST: usize = 4;
         const SHORTEST_PART: usize = 12;
-        let whole = self.secrets.iter().chain(&self.routing_key).chain(self.headers.iter().map(|(_, v)| v)).chain([&self.url]);
+        let headers = self.headers.iter().map(|(_, v)| v);
+        let whole = self.secrets.iter().chain(&self.routing_key).chain(&self.token).chain(headers).chain([&self.url]).chain(&self.peers);
         let mut held: Vec<String> = whole.map(|s| s.expose_secret().to_owned()).filter(|s| s.len() >= SHORTEST).collect();
         let credentials = self.headers.iter().filter_map(|(_, v)| v.expose_secret().split_once(' '));
         let mut parts: Vec<String> = credentials.map(|(_, credential)| credential.to_owned()).collect();

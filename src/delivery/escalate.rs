@@ -64,6 +64,7 @@ mod tests {
             escalates: escalates.map(str::to_owned),
             escalate_to: Some("pager".into()),
             traceparent: None,
+            thread: None,
         }
     }
 

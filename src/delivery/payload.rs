@@ -3,6 +3,7 @@
 use super::schedule::rfc3339;
 use crate::engine::decision::{Decision, Notice};
 use crate::engine::time::Millis;
+use crate::rules::Flag;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -20,6 +21,8 @@ struct Data<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     notice: Option<Word<'a>>,
     body: Option<&'a Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flag: Option<&'a Flag>,
     links: &'a Links,
 }
 
@@ -42,11 +45,19 @@ pub(super) struct Links {
     pub runbook: Option<String>,
 }
 
+/// What the rule of an experiment adds to a message.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Own<'a> {
+    /// Of the action's receiver.
+    pub body: Option<&'a Value>,
+    pub flag: Option<&'a Flag>,
+}
+
 /// The body for a decision, or for a notice about it. A few KB: evidence is sufficient statistics, and a rule's own body is bounded.
-pub(super) fn body(event_type: &str, decision: &Decision, notice: Option<&Notice>, own: Option<&Value>, links: &Links) -> String {
+pub(super) fn body(event_type: &str, decision: &Decision, notice: Option<&Notice>, own: &Own<'_>, links: &Links) -> String {
     let timestamp = rfc3339(notice.map_or(decision.decided_at, |n| n.at));
     let notice = notice.map(|n| Word { kind: n.kind.name(), at: rfc3339(n.at), text: &n.text });
-    let body = Body { r#type: event_type, timestamp, data: Data { decision, notice, body: own, links } };
+    let body = Body { r#type: event_type, timestamp, data: Data { decision, notice, body: own.body, flag: own.flag, links } };
     // Serialising these types cannot fail: no maps with other keys than strings, and floats that are not finite become null.
     serde_json::to_string(&body).unwrap_or_default()
 }

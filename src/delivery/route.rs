@@ -1,6 +1,6 @@
 //! Who is told of a decision, and with which body. Pure: the same decision gives the same deliveries.
 
-use super::payload::{self, Links};
+use super::payload::{self, Links, Own};
 use crate::engine::decision::{Action, Decision, Evidence, HeldBy, Mode, Notice, NoticeKind};
 use crate::rules::{Route, RuleSet};
 use crate::store::{NewDelivery, Priority};
@@ -45,7 +45,7 @@ impl Router {
             Some(shared) if !action.intervenes() => format!("{shared}-{}", route.endpoint),
             _ => format!("{}-{}", decision.decision, action.name()),
         };
-        let payload = payload::body(event_type, decision, None, route.body.as_ref(), &self.links(rule, decision));
+        let payload = payload::body(event_type, decision, None, &own(rule, route), &self.links(rule, decision));
         vec![NewDelivery {
             id,
             endpoint: route.endpoint.clone(),
@@ -70,7 +70,7 @@ impl Router {
             endpoint: route.endpoint.clone(),
             event_type: "guardrail.alert",
             priority: Priority::Inform,
-            payload: payload::body("guardrail.alert", decision, None, route.body.as_ref(), &self.links(rule, decision)),
+            payload: payload::body("guardrail.alert", decision, None, &own(rule, route), &self.links(rule, decision)),
             escalate_to: escalation(rule, &route.endpoint),
             traceparent: traceparent.map(str::to_owned),
         })
@@ -90,7 +90,7 @@ impl Router {
                     endpoint: route.endpoint.clone(),
                     event_type: "guardrail.alert",
                     priority: Priority::Inform,
-                    payload: payload::body("guardrail.alert", decision, None, None, &self.links(rule, decision)),
+                    payload: payload::body("guardrail.alert", decision, None, &Own::default(), &self.links(rule, decision)),
                     escalate_to: escalation(rule, &route.endpoint),
                     traceparent: traceparent.map(str::to_owned),
                 });
@@ -99,13 +99,23 @@ impl Router {
         deliveries
     }
 
-    /// Deliveries of a notice: confirmation notifies, and a resolved decision goes to all who may have been alerted.
+    /// Deliveries of a notice: confirmation notifies, and tells whoever was paged because it was late; a resolved decision goes to all who
+    /// may have been alerted.
     pub fn notice(&self, rule: &RuleSet, notice: &Notice, traceparent: Option<&str>) -> Vec<NewDelivery> {
         let (page, notify) = (rule.routes.get(&Action::Page), rule.routes.get(&Action::Notify));
         let (routes, event_type): (Vec<&Route>, _) = match notice.kind {
             // Of a shared cause only what is not confirmed is news.
             NoticeKind::Confirmed if notice.decision.shared_cause.is_some() => return Vec::new(),
-            NoticeKind::Confirmed => (notify.into_iter().collect(), "guardrail.confirmed"),
+            NoticeKind::Confirmed => {
+                let late = notice.at - notice.decision.decided_at > rule.plan.confirm_within;
+                let paged = page.filter(|_| late && rule.plan.unconfirmed.contains(&Action::Page));
+                let told = notify.filter(|n| paged.is_none_or(|p| p.endpoint != n.endpoint));
+                (paged.into_iter().chain(told).collect(), "guardrail.confirmed")
+            }
+            NoticeKind::Held if notice.decision.shared_cause.is_some() => return Vec::new(),
+            NoticeKind::Held => (page.into_iter().collect(), "guardrail.alert"),
+            // Whoever heard of a follow-up hears of the decision that it follows.
+            NoticeKind::Resolved if notice.decision.is_follow_up() => return Vec::new(),
             NoticeKind::Resolved => {
                 let paged = page.filter(|_| notice.decision.action >= Action::Page);
                 let told = notify.filter(|_| notice.decision.action != Action::Page);
@@ -121,7 +131,7 @@ impl Router {
             endpoint: route.endpoint.clone(),
             event_type,
             priority: Priority::Inform,
-            payload: payload::body(event_type, &notice.decision, Some(notice), route.body.as_ref(), &links),
+            payload: payload::body(event_type, &notice.decision, Some(notice), &own(rule, route), &links),
             escalate_to: escalation(rule, &route.endpoint),
             traceparent: traceparent.map(str::to_owned),
         });
@@ -145,6 +155,10 @@ impl Router {
         url.set_fragment(Some(path.path()));
         Some(url.into())
     }
+}
+
+fn own<'a>(rule: &'a RuleSet, route: &'a Route) -> Own<'a> {
+    Own { body: route.body.as_ref(), flag: rule.flag.as_ref() }
 }
 
 /// Who is told when `endpoint` does not receive: who is paged, else who is notified, unless that is the endpoint itself.

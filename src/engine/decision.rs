@@ -321,6 +321,8 @@ pub enum NoticeKind {
     Confirmed,
     /// An operator re-armed the guardrail.
     Resolved,
+    /// An operator holds the experiment: whoever was paged need not be paged again.
+    Held,
 }
 
 impl NoticeKind {
@@ -328,6 +330,7 @@ impl NoticeKind {
         match self {
             NoticeKind::Confirmed => "confirmed",
             NoticeKind::Resolved => "resolved",
+            NoticeKind::Held => "held",
         }
     }
 }

@@ -5,7 +5,7 @@ use super::metric::{BUILT_IN, Metric};
 use super::quantity::{duration, number, per_day, percent, rate};
 use super::routes::{self, Routes};
 use super::yaml::{Entry, Kind, Node};
-use super::{RuleSet, custom, eligibility, guardrails, life, quality, reach, rollout, segments, sense};
+use super::{Flag, RuleSet, custom, eligibility, guardrails, life, quality, reach, rollout, segments, sense};
 use crate::engine::decision::{Action, Mode};
 use crate::engine::plan::{Bucket, Correction, FieldTable, MAX_BUCKETS, Method, Plan, RateLimit};
 use crate::engine::time::Millis;
@@ -92,7 +92,11 @@ pub fn lower(
         rate_limit,
     };
     let runbook = root.get("comms").and_then(|c| c.get("runbook")).and_then(Node::text).map(str::to_owned);
-    Some(RuleSet { plan: Arc::new(plan), routes: context.routes, runbook, file: file.to_owned() })
+    let flag = root.get("instrumentation").and_then(|i| i.get("flag")).map(|flag| {
+        let text = |key: &str| flag.get(key).and_then(Node::text).map(str::to_owned);
+        Flag { name: text("name"), default: text("default") }
+    });
+    Some(RuleSet { plan: Arc::new(plan), routes: context.routes, runbook, flag, file: file.to_owned() })
 }
 
 /// At most so many rollbacks in a span.

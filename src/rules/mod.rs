@@ -38,7 +38,7 @@ pub use find::{is_test, test_files};
 pub use load::{Candidate, Loaded, Parsed, Used, assemble_plain, candidates, load, parse_str};
 pub(crate) use metric::BUILT_IN;
 pub use planning::Planning;
-pub use together::checked;
+pub use together::{checked, unfit};
 
 use crate::engine::decision::Action;
 use crate::engine::plan::Plan;
@@ -54,6 +54,8 @@ pub struct RuleSet {
     pub routes: BTreeMap<Action, Route>,
     /// The rule's `comms.runbook`, if any.
     pub runbook: Option<String>,
+    /// The rule's `instrumentation.flag`, if any.
+    pub flag: Option<Flag>,
     pub file: PathBuf,
 }
 
@@ -64,6 +66,16 @@ pub struct Route {
     pub endpoint: String,
     /// The rule's own body, handed on as it is.
     pub body: Option<serde_json::Value>,
+}
+
+/// The flag that an experiment runs by.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Flag {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The bucket that is served when in doubt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub default: Option<String>,
 }
 
 /// What an action's entry names its receiver as.

@@ -1,8 +1,10 @@
 //! What only shows when files are seen together, or beside the daemon's settings.
 
 use super::diagnostic::{Diagnostic, quote, sort};
+use super::keys::CHANNELS;
 use super::load::{Loaded, Used, load};
 use super::yaml::{self, Node};
+use crate::engine::decision::Action;
 use crate::engine::plan::{Plan, Settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -78,6 +80,16 @@ fn namespaces(files: &[(&Plan, &Used)]) -> Vec<Diagnostic> {
         }
     }
     found
+}
+
+/// An action that its endpoint could never carry out, at the place where the rule names the endpoint.
+pub fn unfit(used: &Used, action: Action, endpoint: &str, why: &str) -> Diagnostic {
+    let span = yaml::parse(&used.text).ok().and_then(|root| {
+        let route = root.get("actions")?.get(action.name())?;
+        Some(route.entries().iter().find(|e| CHANNELS.contains(&e.key.as_str())).map_or(route.span.clone(), |e| e.value.span.clone()))
+    });
+    let message = format!("endpoint {} could not carry out a {}", quote(endpoint), action.name());
+    Diagnostic::at(&used.file, &used.text, span.unwrap_or(0..0), "GR2305", message).with_label(why)
 }
 
 /// Where a file says its namespace, or that it has one.

@@ -92,10 +92,14 @@ fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice) -> Result<b
         return Ok(false);
     }
     let kind = match notice.kind {
-        NoticeKind::Confirmed => LogKind::Confirmed,
-        NoticeKind::Resolved => LogKind::Resolved,
+        NoticeKind::Confirmed => Some(LogKind::Confirmed),
+        NoticeKind::Resolved => Some(LogKind::Resolved),
+        // The operator's own entry says it for all decisions.
+        NoticeKind::Held => None,
     };
-    insert_log(tx, &entry_of(&notice.decision, notice.at, kind, notice.text.clone()))?;
+    if let Some(kind) = kind {
+        insert_log(tx, &entry_of(&notice.decision, notice.at, kind, notice.text.clone()))?;
+    }
     if notice.kind == NoticeKind::Resolved {
         tx.execute(
             "UPDATE outbox SET state = 'cancelled', finished_ms = ?2, last_error = 'resolved before it was received'

@@ -57,6 +57,8 @@ pub struct AttemptEnd {
     pub duration_ms: Millis,
     pub status: Option<u16>,
     pub error: Option<String>,
+    /// What the receiver knows the message by.
+    pub receipt: Option<String>,
 }
 
 /// What follows it.
@@ -117,6 +119,33 @@ impl Store {
         self.read(|c| c.prepare_cached(PENDING_ELSEWHERE)?.query_map([known], delivery)?.collect())
     }
 
+    /// What an endpoint knows the first message by that it received about a matter: a guardrail of a bucket until it is re-armed.
+    pub fn thread(&self, endpoint: &str, decision: &str) -> Result<Option<String>, StoreError> {
+        self.read(|c| {
+            c.prepare_cached(
+                "SELECT outbox.receipt FROM decisions AS about
+                 JOIN decisions AS told ON told.experiment = about.experiment AND told.revision = about.revision
+                     AND told.bucket = about.bucket AND told.guardrail = about.guardrail AND told.epoch = about.epoch
+                     AND (about.experiment <> '' OR told.id = about.id)
+                 JOIN outbox ON outbox.decision = told.id
+                 WHERE about.id = ?2 AND outbox.endpoint = ?1 AND outbox.receipt IS NOT NULL ORDER BY outbox.seq LIMIT 1",
+            )?
+            .query_row([endpoint, decision], |row| row.get(0))
+            .optional()
+        })
+    }
+
+    /// What an endpoint has received since this instant of the wall clock, oldest first; of more than `limit`, the newest.
+    pub fn received(&self, endpoint: &str, since: Millis, limit: u32) -> Result<Vec<Delivery>, StoreError> {
+        let mut rows: Vec<Delivery> = self.read(|c| {
+            c.prepare_cached("SELECT * FROM outbox WHERE endpoint = ? AND delivered_ms >= ? ORDER BY delivered_ms DESC, seq DESC LIMIT ?")?
+                .query_map(params![endpoint, since, limit], delivery)?
+                .collect()
+        })?;
+        rows.reverse();
+        Ok(rows)
+    }
+
     /// Pending deliveries by endpoint.
     pub fn pending(&self) -> Result<Vec<(String, u64)>, StoreError> {
         self.read(|c| {
@@ -169,8 +198,8 @@ impl Store {
             match next {
                 Next::Delivered => {
                     tx.execute(
-                        "UPDATE outbox SET state = 'delivered', delivered_ms = ?2, finished_ms = ?2 WHERE id = ?1",
-                        params![delivery.id, end.at.wall],
+                        "UPDATE outbox SET state = 'delivered', delivered_ms = ?2, finished_ms = ?2, receipt = ?3 WHERE id = ?1",
+                        params![delivery.id, end.at.wall, end.receipt],
                     )?;
                     let status = end.status.map_or_else(String::new, |s| format!("{s} "));
                     log(

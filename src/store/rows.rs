@@ -116,6 +116,9 @@ pub struct Delivery {
     pub escalate_to: Option<String>,
     #[serde(skip)]
     pub traceparent: Option<String>,
+    /// What the endpoint knows its first message about the same matter by: see [`Store::thread`](super::Store::thread).
+    #[serde(skip)]
+    pub thread: Option<String>,
 }
 
 /// Where a delivery stands.
@@ -264,5 +267,6 @@ pub(super) fn delivery(row: &rusqlite::Row<'_>) -> rusqlite::Result<Delivery> {
         escalates: row.get("escalates")?,
         escalate_to: row.get("escalate_to")?,
         traceparent: row.get("traceparent")?,
+        thread: None,
     })
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 const APPLICATION_ID: i64 = 0x4752_4c44;
 
 /// Entry `i` takes a file from `user_version` `i` to `i + 1`. Entries are appended, never changed.
-const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES];
+const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES, RECEIPTS];
 
 const FIRST: &str = "
 CREATE TABLE decisions (
@@ -167,6 +167,12 @@ CREATE TABLE rules (
     experiment TEXT,
     text TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// What receivers know messages by, and what each has been told.
+const RECEIPTS: &str = "
+ALTER TABLE outbox ADD COLUMN receipt TEXT;
+CREATE INDEX outbox_delivered ON outbox (endpoint, delivered_ms) WHERE delivered_ms IS NOT NULL;
 ";
 
 /// Brings the file to the current schema; refuses files of other programs and of newer versions.

@@ -75,7 +75,7 @@ fn at(ms: i64) -> Moment {
 }
 
 fn end(status: u16) -> AttemptEnd {
-    AttemptEnd { at: at(2_100), duration_ms: 100, status: Some(status), error: None }
+    AttemptEnd { at: at(2_100), duration_ms: 100, status: Some(status), error: None, receipt: None }
 }
 
 #[test]

@@ -96,6 +96,7 @@ fn row(attempts: u32) -> DeliveryRecord {
         escalate_to: None,
         escalates: None,
         traceparent: None,
+        thread: None,
     };
     DeliveryRecord { delivery, history: (1..=attempts).map(attempt).collect() }
 }

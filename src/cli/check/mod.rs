@@ -1,6 +1,7 @@
 //! `guardraild check`: every fault of rule files and of the configuration in one run.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod endpoints;
 mod online;
 mod sarif;
 
@@ -81,6 +82,9 @@ pub fn run(args: &CheckArgs) -> i32 {
     let settings = config.as_ref().map_or_else(Settings::default, |config| config.engine.settings.clone());
     let loaded = rules::checked(&paths, endpoints.as_ref(), &settings);
     let files = loaded.files + usize::from(args.config.is_some());
+    if let Some((config, path)) = config.as_ref().zip(args.config.as_deref()) {
+        diagnostics.extend(endpoints::faults(path, config, &loaded));
+    }
     diagnostics.extend(loaded.diagnostics);
     diagnostic::sort(&mut diagnostics);
     // A closed pipe (`check | head`) is no reason to fail; the exit status tells what was found.

@@ -3,6 +3,7 @@
 use crate::app;
 use crate::clock;
 use crate::config::Config;
+use crate::delivery::Endpoint;
 use crate::ingest::range::{self, Cluster};
 use crate::ingest::schemas::Registry;
 use crate::mapping::Sources;
@@ -125,7 +126,7 @@ fn registry(config: &Config, sources: &Sources) -> Vec<Finding> {
 fn endpoints(config: &Config) -> Vec<Finding> {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return Vec::new() };
     let endpoints: Vec<_> =
-        config.endpoints.iter().map(|(name, endpoint)| app::delivery_endpoint(name, endpoint, &config.delivery)).collect();
+        config.endpoints.iter().map(|(name, endpoint)| Endpoint::configured(name, endpoint, &config.delivery)).collect();
     let probes = endpoints.iter().map(|endpoint| async move {
         let result = match endpoint.probe().await {
             Ok(place) => Found::Good(place),

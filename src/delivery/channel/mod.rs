@@ -1,13 +1,17 @@
 //! Each kind of receiver's own form of a webhook body.
 
+pub(super) mod alertmanager;
 mod message;
 mod pagerduty;
 mod slack;
 
 use super::endpoint::{Endpoint, Kind};
+use crate::engine::time::Millis;
 use crate::store::Delivery;
 use message::Message;
 use serde_json::{Value, json};
+pub(super) use slack::took as slack_took;
+use std::time::Duration;
 
 /// What is posted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,15 +20,29 @@ pub(super) struct Content {
     pub body: String,
 }
 
-/// Translates the stored body for an endpoint. A stored body that cannot be read is handed on as it is.
-pub(super) fn content(endpoint: &Endpoint, delivery: &Delivery) -> Content {
+/// Translates the stored body for an endpoint, at this instant (ms since the epoch). A stored body that cannot be read is handed on as it is.
+pub(super) fn content(endpoint: &Endpoint, delivery: &Delivery, now: Millis) -> Content {
     let json = |body: String| Content { content_type: "application/json", body };
+    let message = || Message::read(&delivery.payload);
     match endpoint.kind {
-        Kind::Webhook => json(delivery.payload.clone()),
         Kind::CloudEvents => Content { content_type: "application/cloudevents+json", body: cloudevent(delivery) },
-        Kind::PagerDuty => json(pagerduty::event(endpoint, delivery, &Message::read(&delivery.payload))),
-        Kind::Slack => json(slack::post(&Message::read(&delivery.payload))),
+        Kind::PagerDuty => json(pagerduty::event(endpoint, &message())),
+        // Slack wants the charset named, or warns.
+        Kind::Slack => Content { content_type: "application/json; charset=utf-8", body: slack::post(endpoint, delivery, &message()) },
+        Kind::Alertmanager => json(alertmanager::post(&message(), now)),
+        _ => json(delivery.payload.clone()),
     }
+}
+
+/// Between two messages: Slack takes about one a second.
+pub(super) fn pause(kind: Kind) -> Duration {
+    if kind == Kind::Slack { Duration::from_secs(1) } else { Duration::ZERO }
+}
+
+/// Whether an answer means that this message will never be taken.
+pub(super) fn never_takes(kind: Kind, status: u16) -> bool {
+    // PagerDuty says so of its 400; Slack and Alertmanager say what is wrong with a message likewise.
+    status == 400 && matches!(kind, Kind::PagerDuty | Kind::Slack | Kind::Alertmanager)
 }
 
 /// CloudEvents 1.0 in structured mode; its id is the delivery's.
@@ -41,6 +59,14 @@ fn cloudevent(delivery: &Delivery) -> String {
         "data": body["data"],
     });
     event.to_string()
+}
+
+/// At most so many characters.
+fn cut(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(longest.saturating_sub(1)).chain(['…']).collect(),
+    }
 }
 
 #[cfg(test)]

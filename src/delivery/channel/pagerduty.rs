@@ -1,47 +1,74 @@
 //! PagerDuty Events v2.
 
-use super::Message;
+use super::{Message, cut};
 use crate::delivery::endpoint::Endpoint;
-use crate::store::Delivery;
 use secrecy::ExposeSecret;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-/// Triggers an incident for a bucket of an experiment's revision, or resolves it.
-pub(super) fn event(endpoint: &Endpoint, delivery: &Delivery, message: &Message) -> String {
-    let settled = matches!(delivery.event_type.as_str(), "guardrail.resolved" | "guardrail.confirmed");
+/// Characters of a summary and of a key that PagerDuty takes; of a detail, so that an event stays far below 512 KB.
+const SUMMARY: usize = 1_024;
+const KEY: usize = 255;
+const DETAIL: usize = 2_000;
+
+/// Triggers an incident for what a guardrail found in a bucket until it is re-armed; acknowledges or resolves it.
+pub(super) fn event(endpoint: &Endpoint, message: &Message) -> String {
     let d = &message.data;
-    let details: Value = serde_json::from_str(&delivery.payload).unwrap_or_default();
     let links: Vec<Value> = d.links.iter().map(|(name, url)| json!({ "text": name, "href": url })).collect();
-    let summary: String = format!("{}. {}", message.headline(), d.reason).chars().take(1_024).collect();
     let event = json!({
         "routing_key": endpoint.routing_key.as_ref().map(|k| k.expose_secret()),
-        "event_action": if settled { "resolve" } else { "trigger" },
+        "event_action": action(message),
         "dedup_key": dedup_key(message),
         "payload": {
-            "summary": summary,
+            "summary": cut(&format!("{}. {}", message.headline(), d.reason), SUMMARY),
             "source": if d.experiment.is_empty() { "guardraild" } else { &d.experiment },
             "severity": message.severity(),
             "timestamp": message.timestamp,
             "component": d.bucket,
             "group": d.experiment,
             "class": d.guardrail,
-            "custom_details": details["data"],
+            "custom_details": details(message),
         },
         "links": links,
         "client": "guardraild",
+        "client_url": d.links.get("decision"),
     });
     event.to_string()
 }
 
-/// At most 255 characters are allowed.
+fn action(message: &Message) -> &'static str {
+    let notice = message.data.notice.as_ref().map(|n| n.kind.as_str());
+    match (message.r#type.as_str(), notice) {
+        ("guardrail.resolved" | "guardrail.confirmed", _) => "resolve",
+        (_, Some("held")) => "acknowledge",
+        _ => "trigger",
+    }
+}
+
+/// What is worth reading on a phone, in order of its labels.
+fn details(message: &Message) -> Map<String, Value> {
+    let mut details = Map::new();
+    let mut last = "";
+    for (label, text) in message.lines().into_iter().chain(message.commands()) {
+        let known = details.get(last).and_then(Value::as_str).map(str::to_owned);
+        match known.filter(|_| label.is_empty()) {
+            Some(before) => details.insert(last.to_owned(), json!(cut(&format!("{before}; {text}"), DETAIL))),
+            None => details.insert(label.to_owned(), json!(cut(&text, DETAIL))),
+        };
+        if !label.is_empty() {
+            last = label;
+        }
+    }
+    details.insert("decision".to_owned(), json!(message.data.decision));
+    details
+}
+
 fn dedup_key(message: &Message) -> String {
-    let d = &message.data;
-    let key = match d.experiment.is_empty() {
-        true => format!("guardraild/{}", d.decision),
-        false => format!("guardraild/{}/{}/{}", d.experiment, d.revision, d.bucket),
+    let key = match message.r#type.as_str() {
+        "guardrail.test" => "guardraild/test".to_owned(),
+        _ => format!("guardraild/{}", message.topic()),
     };
-    if key.len() <= 255 {
+    if key.len() <= KEY {
         return key;
     }
     let hex: String = Sha256::digest(&key).iter().map(|b| format!("{b:02x}")).collect();

@@ -1,34 +1,70 @@
-//! Slack incoming webhooks.
+//! Slack: incoming webhooks, and `chat.postMessage` with a bot's token, which knows threads.
 
-use super::Message;
+use super::{Message, cut};
+use crate::delivery::endpoint::Endpoint;
+use crate::store::Delivery;
 use serde_json::{Value, json};
 
-/// Slack refuses longer section texts (3,000 characters).
-const LONGEST_TEXT: usize = 2_800;
+/// Slack refuses longer texts: of a section (3,000 characters), of a header (150).
+const LONGEST_TEXT: usize = 2_900;
+const LONGEST_HEADER: usize = 150;
 
 /// Text for notifications and screen readers, and the same in blocks.
-pub(super) fn post(message: &Message) -> String {
-    let headline = escape(&message.headline());
-    let lines = message.lines();
-    let table: Vec<String> = lines.iter().map(|(label, text)| format!("{label:<6} {}", escape(text))).collect();
-    let table = cut(&table.join("\n"), LONGEST_TEXT);
-    let links: Vec<String> = message.data.links.iter().map(|(name, url)| format!("<{}|{}>", escape(url), escape(name))).collect();
-    let mut blocks = vec![section(format!("*{}*", cut(&headline, 300))), section(format!("```{table}```"))];
-    if !links.is_empty() {
-        blocks.push(section(cut(&links.join("  "), LONGEST_TEXT)));
+pub(super) fn post(endpoint: &Endpoint, delivery: &Delivery, message: &Message) -> String {
+    let headline = message.headline();
+    let mut blocks = vec![json!({ "type": "header", "text": { "type": "plain_text", "text": cut(&headline, LONGEST_HEADER) } })];
+    blocks.push(section(&told(message)));
+    let commands = message.commands();
+    if !commands.is_empty() {
+        let commands: Vec<String> = commands.iter().map(|(label, text)| format!("{label}\n```{}```", escape(text))).collect();
+        blocks.push(section(&commands.join("\n")));
     }
-    json!({ "text": format!("{headline}\n{table}"), "blocks": blocks }).to_string()
+    let d = &message.data;
+    let links = d.links.iter().map(|(name, url)| format!("<{}|{}>", escape(url), escape(name)));
+    let small: Vec<String> = links.chain([escape(&d.decision)]).filter(|text| !text.is_empty()).collect();
+    if !small.is_empty() {
+        let text = cut(&small.join("  ·  "), LONGEST_TEXT);
+        blocks.push(json!({ "type": "context", "elements": [{ "type": "mrkdwn", "text": text }] }));
+    }
+    let mut post = json!({ "text": escape(&cut(&format!("{headline}\n{}", message.table()), LONGEST_TEXT)), "blocks": blocks });
+    if endpoint.token.is_some() {
+        let of_rule =
+            serde_json::from_str::<Value>(&delivery.payload).ok().and_then(|m| m["data"]["body"]["channel"].as_str().map(str::to_owned));
+        post["channel"] = json!(of_rule.as_ref().or(endpoint.texts.get("channel")));
+        post["unfurl_links"] = json!(false);
+        if let Some(thread) = &delivery.thread {
+            post["thread_ts"] = json!(thread);
+            // Who does not follow the thread has to hear of what is still wrong.
+            post["reply_broadcast"] = json!(message.severity() == "critical");
+        }
+    }
+    post.to_string()
 }
 
-fn section(text: String) -> Value {
-    json!({ "type": "section", "text": { "type": "mrkdwn", "text": text } })
+/// What an answer with 2xx says: the message's `ts` if it is known, or what Slack refuses it for.
+pub(in crate::delivery) fn took(body: &[u8]) -> Result<Option<String>, String> {
+    match serde_json::from_slice::<Value>(body) {
+        Ok(answer) if answer["ok"] == true => Ok(answer["ts"].as_str().map(str::to_owned)),
+        Ok(Value::Object(_)) => Err("Slack did not take it".to_owned()),
+        _ if body.trim_ascii() == b"ok" => Ok(None),
+        _ => Err("the answer is not `ok`".to_owned()),
+    }
 }
 
-/// The three characters that Slack gives a meaning to; a back quote would end the block.
+fn told(message: &Message) -> String {
+    let mut text = String::new();
+    for (label, line) in message.lines() {
+        let label = if label.is_empty() { String::new() } else { format!("*{label}*  ") };
+        text.push_str(&format!("{label}{}\n", escape(&line)));
+    }
+    text
+}
+
+fn section(text: &str) -> Value {
+    json!({ "type": "section", "text": { "type": "mrkdwn", "text": cut(text.trim_end(), LONGEST_TEXT) } })
+}
+
+/// The three characters that Slack gives a meaning to; three back quotes would end a block.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace("```", "'''")
-}
-
-fn cut(text: &str, longest: usize) -> String {
-    text.chars().take(longest).collect()
 }

@@ -2,6 +2,8 @@ use super::*;
 use crate::delivery::payload::{Failure, of_failed};
 use crate::store::{DeliveryState, LIFETIME, Priority};
 
+const NOW: Millis = 1_764_667_249_000;
+
 const PAYLOAD: &str = r#"{"type":"guardrail.confirmed","timestamp":"2026-12-02T09:20:49Z","data":{"decision":"d-1",
 "decided_at":"2026-12-02T09:20:17Z","experiment":"new-checkout","revision":3,"phase":1,"bucket":"treatment","guardrail":"latency_p95",
 "criterion":"max_increase","verdict":"breach","action":"rollback","mode":"enforce","baseline_value":420.0,"bucket_value":518.25,
@@ -29,13 +31,14 @@ fn delivery(event_type: &str, payload: String) -> Delivery {
         escalates: None,
         escalate_to: None,
         traceparent: None,
+        thread: None,
     }
 }
 
 fn posted(kind: Kind, delivery: &Delivery) -> Value {
     let mut endpoint = Endpoint::new("e", kind, "https://e.example/");
     endpoint.routing_key = Some("routing".into());
-    serde_json::from_str(&content(&endpoint, delivery).body).unwrap()
+    serde_json::from_str(&content(&endpoint, delivery, NOW).body).unwrap()
 }
 
 #[test]
@@ -43,34 +46,103 @@ fn slack_says_what_since_done_and_undo() {
     let post = posted(Kind::Slack, &delivery("guardrail.confirmed", PAYLOAD.to_owned()));
     let want = "[ROLLED BACK] new-checkout / treatment: latency_p95 +23.3%
 What   p95 &lt;b&gt; &amp; worse
-       518 ms against 420 ms of the baseline
-Since  2026-12-02T09:14:05Z, phase 1; 18402 units exposed
-Done   2026-12-02T09:20:17Z rollback
-       2026-12-02T09:20:49Z exposures stopped
+Since  2026-12-02 09:14:05Z (6 min before); revision 3, phase 1; 18,402 units exposed
+Done   2026-12-02 09:20:17Z rollback
+       2026-12-02 09:20:49Z exposures stopped
 Undo   guardraild resume new-checkout --reason \"...\"
 Hold   guardraild hold new-checkout --for 2h --reason \"...\"";
     assert_eq!(post["text"], want);
-    assert_eq!(post["blocks"].as_array().unwrap().len(), 3);
-    assert_eq!(post["blocks"][2]["text"]["text"], "<https://wiki.example/rb|runbook>");
+    let kinds: Vec<&str> = post["blocks"].as_array().unwrap().iter().map(|b| b["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["header", "section", "section", "context"]);
+    assert_eq!(post["blocks"][3]["elements"][0]["text"], "<https://wiki.example/rb|runbook>  ·  d-1");
+    assert_eq!(post.get("channel"), None, "an incoming webhook knows its channel");
+}
+
+#[test]
+fn texts_stay_within_what_products_take() {
+    let long = PAYLOAD.replace("\"treatment\"", &format!("\"{}\"", "t".repeat(300))).replace("p95 <b>", &"long ".repeat(4_000));
+    let event = posted(Kind::PagerDuty, &delivery("guardrail.alert", long.clone()));
+    assert!(event["dedup_key"].as_str().unwrap().len() <= 255);
+    assert_eq!(event["payload"]["summary"].as_str().unwrap().chars().count(), 1_024);
+    assert!(event.to_string().len() < 20_000);
+    let post = posted(Kind::Slack, &delivery("guardrail.alert", long));
+    for block in post["blocks"].as_array().unwrap() {
+        let most = if block["type"] == "header" { 150 } else { 3_000 };
+        assert!(block["text"]["text"].as_str().unwrap_or_default().chars().count() <= most);
+    }
 }
 
 #[test]
 fn pagerduty_triggers_and_resolves_under_one_key() {
-    let trigger =
-        posted(Kind::PagerDuty, &delivery("guardrail.unconfirmed", PAYLOAD.replace("guardrail.confirmed", "guardrail.unconfirmed")));
+    let unconfirmed = PAYLOAD.replace("guardrail.confirmed", "guardrail.unconfirmed");
+    let trigger = posted(Kind::PagerDuty, &delivery("guardrail.unconfirmed", unconfirmed));
     assert_eq!(trigger["event_action"], "trigger");
     assert_eq!(trigger["routing_key"], "routing");
-    assert_eq!(trigger["dedup_key"], "guardraild/new-checkout/3/treatment");
+    assert_eq!(trigger["dedup_key"], "guardraild/new-checkout/3/treatment/latency_p95/0");
     assert_eq!(trigger["payload"]["severity"], "critical");
-    assert_eq!(trigger["payload"]["custom_details"]["decision"], "d-1");
+    let details = &trigger["payload"]["custom_details"];
+    assert_eq!((&details["decision"], &details["What"]), (&json!("d-1"), &json!("p95 <b> & worse")));
+    assert_eq!(details["Done"], "2026-12-02 09:20:17Z rollback; 2026-12-02 09:20:49Z exposures stopped");
+    assert_eq!(details["Kill"], "guardraild kill new-checkout --bucket treatment --reason \"...\"");
     assert!(trigger["payload"]["summary"].as_str().unwrap().starts_with("[NOT CONFIRMED] new-checkout / treatment"));
     let resolve = posted(Kind::PagerDuty, &delivery("guardrail.confirmed", PAYLOAD.to_owned()));
     assert_eq!((&resolve["event_action"], &resolve["dedup_key"]), (&json!("resolve"), &trigger["dedup_key"]));
+}
 
-    let long = PAYLOAD.replace("\"treatment\"", &format!("\"{}\"", "t".repeat(300))).replace("p95 <b>", &"long ".repeat(400));
-    let event = posted(Kind::PagerDuty, &delivery("guardrail.alert", long));
-    assert!(event["dedup_key"].as_str().unwrap().len() <= 255);
-    assert_eq!(event["payload"]["summary"].as_str().unwrap().chars().count(), 1_024);
+/// Messages of these types, delivered so many ms before [`NOW`].
+fn told(messages: &[(&str, Millis)]) -> Vec<Delivery> {
+    let said = |(event_type, ago): &(&str, Millis)| Delivery {
+        delivered_ms: Some(NOW - ago),
+        ..delivery(event_type, PAYLOAD.replace("guardrail.confirmed", event_type))
+    };
+    messages.iter().map(said).collect()
+}
+
+/// Names of the alerts that are said, and whether each stands.
+fn stands(messages: &[(&str, Millis)]) -> Vec<(String, bool)> {
+    let batches = alertmanager::standing(&told(messages), NOW);
+    let alerts = batches.iter().flat_map(|batch| serde_json::from_str::<Vec<Value>>(batch).unwrap());
+    let now: jiff::Timestamp = jiff::Timestamp::from_millisecond(NOW).unwrap();
+    let ends = |alert: &Value| alert["endsAt"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+    alerts.map(|alert| (alert["labels"]["alertname"].as_str().unwrap().to_owned(), ends(&alert) > now)).collect()
+}
+
+#[test]
+fn an_alert_stands_until_it_is_over_and_is_said_to_be_over_for_a_while() {
+    const MINUTE: Millis = 60_000;
+    let alert = |name: &str, stands| (name.to_owned(), stands);
+    assert_eq!(stands(&[]), []);
+    assert_eq!(stands(&[("guardrail.alert", 3 * 86_400_000)]), [alert("GuardrailBreach", true)]);
+    let confirmed = [("guardrail.unconfirmed", 9 * MINUTE), ("guardrail.confirmed", MINUTE)];
+    assert_eq!(stands(&confirmed), [alert("GuardrailStopped", true), alert("GuardrailUnconfirmed", false)]);
+    let resolved = [("guardrail.alert", 9 * MINUTE), ("guardrail.resolved", 4 * MINUTE)];
+    assert_eq!(stands(&resolved), [alert("GuardrailBreach", false)], "what was never said is not taken back");
+    assert_eq!(stands(&[("guardrail.alert", 9 * MINUTE), ("guardrail.resolved", 6 * MINUTE)]), []);
+    let again = [("guardrail.alert", 9 * MINUTE), ("guardrail.resolved", 8 * MINUTE), ("guardrail.alert", MINUTE)];
+    assert_eq!(stands(&again), [alert("GuardrailBreach", true)]);
+    assert_eq!(stands(&[("guardrail.alert", alertmanager::LONGEST + 6 * MINUTE)]), [], "what nobody ends does, in time");
+}
+
+#[test]
+fn alerts_go_in_batches_and_labels_do_not_change() {
+    let many: Vec<Delivery> = (0..200)
+        .map(|i| Delivery {
+            delivered_ms: Some(NOW),
+            ..delivery(
+                "guardrail.alert",
+                PAYLOAD.replace("guardrail.confirmed", "guardrail.alert").replace("new-checkout", &format!("e-{i}")),
+            )
+        })
+        .collect();
+    let batches = alertmanager::standing(&many, NOW);
+    assert_eq!(batches.len(), 200usize.div_ceil(alertmanager::BATCH));
+    let other = PAYLOAD
+        .replace("518.25", "999.0")
+        .replace("0.233", "0.9")
+        .replace("18402", "18500")
+        .replace("guardrail.confirmed", "guardrail.alert");
+    let labels = |payload: String| posted(Kind::Alertmanager, &delivery("guardrail.alert", payload))[0]["labels"].clone();
+    assert_eq!(labels(other), labels(PAYLOAD.replace("guardrail.confirmed", "guardrail.alert")));
 }
 
 #[test]
@@ -94,14 +166,14 @@ fn what_was_never_received_is_told_in_words() {
     let post = posted(Kind::Slack, &delivery("guardrail.alert", payload.clone()));
     let text = post["text"].as_str().unwrap();
     assert!(text.starts_with("[NOT DELIVERED] new-checkout"), "{text}");
-    assert!(text.contains("1970-01-01T00:00:00Z guardrail.rollback never reached flags: HTTP 410"), "{text}");
+    assert!(text.contains("1970-01-01 00:00:00Z guardrail.rollback never reached flags: HTTP 410"), "{text}");
     assert_eq!(posted(Kind::PagerDuty, &delivery("guardrail.alert", payload))["payload"]["severity"], "critical");
 }
 
 #[test]
 fn a_body_that_cannot_be_read_harms_nothing() {
     for payload in ["", "not json", "[]", "{\"data\":7}"] {
-        for kind in [Kind::CloudEvents, Kind::PagerDuty, Kind::Slack] {
+        for kind in [Kind::CloudEvents, Kind::PagerDuty, Kind::Slack, Kind::Alertmanager] {
             posted(kind, &delivery("guardrail.alert", payload.to_owned()));
         }
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::engine::decision::{Evidence, Verdict};
 use crate::engine::plan::{Correction, Method, Plan};
-use crate::rules::Channel;
+use crate::rules::{Channel, Flag};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -42,6 +42,7 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         plan: Arc::new(plan),
         routes: routes.iter().map(|(a, e)| (*a, route(e))).collect::<BTreeMap<_, _>>(),
         runbook: Some("https://wiki.example/rb".to_owned()),
+        flag: Some(Flag { name: Some("new-checkout".to_owned()), default: None }),
         file: "new-checkout.yaml".into(),
     }
 }
@@ -150,6 +151,22 @@ fn notices_go_to_those_who_care() {
 }
 
 #[test]
+fn who_was_paged_hears_that_it_is_over_or_held_and_nobody_hears_it_twice() {
+    let paging = RuleSet { plan: Arc::new(Plan { unconfirmed: vec![Action::Page], ..(*whole().plan).clone() }), ..whole() };
+    let at = |after: i64| 1_764_667_217_000 + after;
+    let told = |kind, after, decision: Decision| {
+        let notice = Notice { kind, at: at(after), decision, text: "a word".to_owned() };
+        Router::default().notice(&paging, &notice, None).into_iter().map(|d| d.endpoint).collect::<Vec<_>>()
+    };
+    let rollback = || decision(Action::Rollback, Mode::Enforce, "limit");
+    assert_eq!(told(NoticeKind::Confirmed, 60_000, rollback()), ["chat"]);
+    assert_eq!(told(NoticeKind::Confirmed, 121_000, rollback()), ["pager", "chat"], "it had been paged after two minutes");
+    assert_eq!(told(NoticeKind::Held, 60_000, decision(Action::Page, Mode::Enforce, "limit")), ["pager"]);
+    let follow_up = decision(Action::Page, Mode::Enforce, UNCONFIRMED[0]);
+    assert_eq!(told(NoticeKind::Resolved, 60_000, follow_up), Vec::<String>::new(), "the rollback's own word says it");
+}
+
+#[test]
 fn the_body_is_the_decision_with_the_rules_body_and_links() {
     let router = Router { base_url: Url::parse("https://guardraild.example/ui/").ok() };
     let d = decision(Action::Rollback, Mode::Enforce, "limit");
@@ -157,6 +174,7 @@ fn the_body_is_the_decision_with_the_rules_body_and_links() {
     let body: Value = serde_json::from_str(&row.payload).unwrap();
     let mut data = serde_json::to_value(&d).unwrap();
     data["body"] = json!({ "flag": "flags" });
+    data["flag"] = json!({ "name": "new-checkout" });
     data["links"] = json!({
         "experiment": "https://guardraild.example/ui/#/e/new%20checkout",
         "decision": "https://guardraild.example/ui/#/d/d-1",

@@ -271,6 +271,10 @@ impl Judge {
             Operation::Hold { until } => {
                 let hold = OperatorHold { until: *until, author: operator.author.clone(), reason: operator.reason.clone() };
                 self.state.hold = Some(hold);
+                for decision in self.in_force.values().filter(|d| d.action == Action::Page) {
+                    let text = format!("{} is held by {}: {}", decision.experiment, operator.author, operator.reason);
+                    out.notices.push(Notice { kind: NoticeKind::Held, at: operator.at, decision: decision.clone(), text });
+                }
                 self.log(operator.at, LogKind::Operator, by, format!("hold: {}", operator.reason), out);
                 Ok("held: it measures and decides no action but kill until resumed".into())
             }

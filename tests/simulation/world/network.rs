@@ -218,7 +218,7 @@ impl Line {
     }
 
     fn begin(&mut self, delivery: Delivery, n: u32, store: &Store, receivers: &mut Receivers, clock: &Clock) {
-        let request = self.sender.request(&delivery, clock.now()).build().unwrap();
+        let request = self.sender.request(&delivery, clock.now()).unwrap().build().unwrap();
         let recorded = self.allowed(&delivery, store, clock.moment().steady).unwrap_or_else(|fault| {
             receivers.violations.push(fault);
             n
@@ -274,7 +274,7 @@ impl Line {
             }
             let late = clock.at() < flight.lands;
             let made = flight.made.take().unwrap_or_else(|| {
-                let answer = heard(&self.sender, flight.answer.filter(|_| !late), flight.begun.wall);
+                let answer = heard(&self.sender, &flight.delivery, flight.answer.filter(|_| !late), flight.begun.wall);
                 let jitter = rng.random_range(-1.0..=1.0);
                 Made::new(&self.sender, flight.delivery.clone(), flight.n, (flight.begun, clock.moment()), &answer, jitter)
             });
@@ -304,13 +304,13 @@ impl Line {
 }
 
 /// What the client makes of an answer.
-fn heard(sender: &Sender, answer: Option<(u16, Option<u32>)>, begun: Millis) -> delivery::Answer {
+fn heard(sender: &Sender, delivery: &Delivery, answer: Option<(u16, Option<u32>)>, begun: Millis) -> delivery::Answer {
     let Some((status, retry_after)) = answer else {
-        return delivery::Answer { status: None, error: Some("no answer in time".to_owned()), retry_after: None };
+        return delivery::Answer { error: Some("no answer in time".to_owned()), ..delivery::Answer::default() };
     };
     let mut response = axum::http::Response::builder().status(status);
     if let Some(seconds) = retry_after {
         response = response.header("retry-after", seconds);
     }
-    SENDERS.with(|(runtime, _)| runtime.block_on(sender.judge(response.body("").unwrap().into(), begun)))
+    SENDERS.with(|(runtime, _)| runtime.block_on(sender.judge(response.body("").unwrap().into(), delivery, begun)))
 }

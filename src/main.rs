@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{assignments, audit, backtest, check, client, demo, generate, map, run, schema, simulate, stats, test_endpoint};
+use guardraild::cli::{assignments, audit, backtest, check, client, demo, generate, map, run, schema, simulate, stats, test, test_endpoint};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -29,6 +29,7 @@ enum Command {
     Demo(demo::Args),
     Run(run::RunArgs),
     Check(check::CheckArgs),
+    Test(test::TestArgs),
     Backtest(backtest::BacktestArgs),
     Map(map::MapArgs),
     Simulate(simulate::SimulateArgs),
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => return demo::run(&args, app::start_for_demo),
         Command::Run(args) => run::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Test(args) => test::run(&args),
         Command::Backtest(args) => backtest::run(&args),
         Command::Map(args) => map::run(&args),
         Command::Simulate(args) => simulate::run(&args),

@@ -46,7 +46,7 @@ pub fn detection(spec: &Spec, options: &Options, effect: &Effect, runs: u64, nee
             let mut test = Test::new(spec, guardrail, options.onset, needed[1])?;
             let mut generator = scenario.generator(spec, options.seed, run as u64);
             let (mut hits, mut before): ([Option<(Millis, u64)>; 2], u64) = ([None; 2], 0);
-            while let Some(end) = generator.pane(|event| test.add(event)) {
+            while let Some(end) = generator.pane(|event, _| test.add(event)) {
                 if end <= options.onset {
                     before = generator.units();
                     test.close();

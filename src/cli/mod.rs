@@ -13,6 +13,7 @@ pub mod schema;
 mod show;
 pub mod simulate;
 pub mod stats;
+pub mod test;
 pub mod test_endpoint;
 
 use crate::engine::time::Millis;

@@ -46,12 +46,25 @@ pub struct Answer {
 
 impl Answer {
     /// There is none yet.
-    pub(super) fn overdue() -> Answer {
+    pub fn overdue() -> Answer {
         Answer::none("no answer in time".to_owned())
     }
 
-    fn none(why: String) -> Answer {
+    /// None will come, and why.
+    pub fn none(why: String) -> Answer {
         Answer { error: Some(why), ..Answer::default() }
+    }
+
+    /// A status that is no success, the patience that it asks for, and what its text adds.
+    pub fn refused(kind: Kind, status: u16, asked: Option<Millis>, told: &str) -> Answer {
+        let redirect = if (300..400).contains(&status) { ", and redirects are not followed" } else { "" };
+        Answer {
+            status: Some(status),
+            error: Some(format!("HTTP {status}{redirect}{told}")),
+            retry_after: asked.or((status == 429).then_some(TOO_MANY)),
+            hopeless: channel::never_takes(kind, status),
+            ..Answer::default()
+        }
     }
 
     /// 410: the endpoint wants no more.
@@ -328,11 +341,7 @@ impl Sender {
             return answer;
         }
         let asked = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).and_then(|v| retry_after(v, now));
-        answer.retry_after = asked.or((code == 429).then_some(TOO_MANY));
-        let redirect = if status.is_redirection() { ", and redirects are not followed" } else { "" };
-        answer.error = Some(format!("HTTP {code}{redirect}{}", self.told(&body)));
-        answer.hopeless = channel::never_takes(self.endpoint.kind, code);
-        answer
+        Answer::refused(self.endpoint.kind, code, asked, &self.told(&body))
     }
 
     /// The beginning of an answer's text.

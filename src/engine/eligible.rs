@@ -14,6 +14,11 @@ pub enum Trait {
 }
 
 impl Trait {
+    /// The name of the attribute that it is.
+    pub fn attribute(&self) -> Option<&str> {
+        if let Trait::Attribute(name) = self { Some(name) } else { None }
+    }
+
     fn of<'e>(&self, event: &'e Event<'_>) -> Option<&'e str> {
         match self {
             Trait::Tenant => event.tenant_id.as_deref(),

@@ -34,6 +34,8 @@ pub enum Shape {
     /// One of these words.
     Word(&'static [&'static str]),
     List(&'static Shape),
+    /// One value, or a list of them.
+    OneOrList(&'static Shape),
     /// Names chosen by the author, each with such a value.
     MapOf(&'static Shape),
     Section(&'static Section),

@@ -15,10 +15,14 @@ pub enum File {
 
 /// The schema of files.
 pub fn json_schema(file: File) -> Value {
-    let (root, title, description) = match file {
-        File::Rule => (&ROOT, "rule file", "One experiment: its buckets, what must not get worse, and what happens if it does."),
-        File::Sources => (&SOURCES, "file of sources", "How topics are read whose records are not canonical events."),
-    };
+    match file {
+        File::Rule => of(&ROOT, "rule file", "One experiment: its buckets, what must not get worse, and what happens if it does."),
+        File::Sources => of(&SOURCES, "file of sources", "How topics are read whose records are not canonical events."),
+    }
+}
+
+/// The schema of files whose root is this section.
+pub(crate) fn of(root: &'static Section, title: &str, description: &str) -> Value {
     let mut schema = section(root);
     let head = json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -28,7 +32,10 @@ pub fn json_schema(file: File) -> Value {
     if let (Value::Object(schema), Value::Object(head)) = (&mut schema, head) {
         schema.extend(head);
     }
-    schema["definitions"] = SHARED.iter().map(|(name, shared)| ((*name).to_owned(), section(shared))).collect();
+    // They refer to each other: all, or none.
+    if schema.to_string().contains("#/definitions/") {
+        schema["definitions"] = SHARED.iter().map(|(name, shared)| ((*name).to_owned(), section(shared))).collect();
+    }
     schema
 }
 
@@ -84,6 +91,7 @@ fn shape(shape_: &Shape) -> Value {
         Shape::Const(word) => json!({"const": word}),
         Shape::Word(words) => json!({"enum": words}),
         Shape::List(item) => json!({"type": "array", "items": shape(item)}),
+        Shape::OneOrList(item) => json!({"anyOf": [shape(item), {"type": "array", "items": shape(item), "minItems": 1}]}),
         Shape::MapOf(value) => {
             json!({"type": "object", "propertyNames": {"minLength": 1, "maxLength": MAX_NAME}, "additionalProperties": shape(value)})
         }

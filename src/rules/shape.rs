@@ -51,6 +51,11 @@ fn check(node: &Node, shape: &Shape, name: &str, example: &str, faults: &mut Fau
             Kind::List(items) => items.iter().for_each(|n| check(n, item, name, "", faults)),
             _ => wrong(node, name, &with_example("a list", example), faults),
         },
+        Shape::OneOrList(item) => match &node.kind {
+            Kind::List(items) if items.is_empty() => wrong(node, name, &with_example("at least one value", example), faults),
+            Kind::List(items) => items.iter().for_each(|n| check(n, item, name, example, faults)),
+            _ => check(node, item, name, example, faults),
+        },
         Shape::MapOf(value) => {
             if expect_map(node, &quote(name), faults) {
                 check_names(node, value, faults);

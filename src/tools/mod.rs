@@ -4,5 +4,6 @@ pub mod backtest;
 pub mod broker;
 pub mod demo;
 pub mod receiver;
+pub mod ruletest;
 pub mod simulate;
 pub mod traffic;

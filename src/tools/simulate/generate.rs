@@ -6,8 +6,9 @@
 use super::draw::{Draw, normal_cdf};
 use super::run::Harm;
 use super::sample::{self, mixed};
-use super::spec::{Spec, StreamEvent, VariantOf, World, cumulated};
+use super::spec::{Spec, StreamEvent, VariantOf, World};
 use super::traffic::Model;
+use crate::engine::assign::UnitField;
 use crate::engine::event::{Event, Kind, PhaseRef, Scalar, Step};
 use crate::engine::time::Millis;
 use smallvec::SmallVec;
@@ -19,7 +20,7 @@ pub struct Generator<'s> {
     spec: &'s Spec,
     draw: Draw,
     healthy: World,
-    harm: Option<&'s Harm>,
+    harms: &'s [Harm],
     /// Slots of the panes from the current one on; the last ones may not be there yet.
     slots: VecDeque<Vec<Item>>,
     pool: Vec<Vec<Item>>,
@@ -28,11 +29,23 @@ pub struct Generator<'s> {
     next_arrival: f64,
     phase: usize,
     phase_end: Millis,
-    /// Upper ends of the buckets' shares.
-    shares: Vec<f64>,
+    /// Share of the units of a day, beside that of the phase.
+    ramped: f64,
+    /// The buckets' shares as designed, and as the flag service has them.
+    weights: Vec<f64>,
+    biased: Option<Vec<f64>>,
+    /// By bucket: new units get the baseline instead.
+    stopped: Vec<bool>,
     announce: bool,
     units: u64,
     events: u64,
+}
+
+/// Whose an event is.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin {
+    pub unit: u32,
+    pub bucket: usize,
 }
 
 /// Something that happens, within its pane.
@@ -81,19 +94,22 @@ struct Arrival {
 }
 
 impl<'s> Generator<'s> {
-    pub fn new(spec: &'s Spec, harm: Option<&'s Harm>, draw: Draw) -> Generator<'s> {
+    pub fn new(spec: &'s Spec, harms: &'s [Harm], draw: Draw) -> Generator<'s> {
         let mut generator = Generator {
             healthy: spec.healthy(),
             spec,
             draw,
-            harm,
+            harms,
             slots: VecDeque::new(),
             pool: Vec::new(),
             now: 0,
             next_arrival: 0.0,
             phase: 0,
             phase_end: 0,
-            shares: Vec::new(),
+            ramped: 1.0,
+            weights: Vec::new(),
+            biased: None,
+            stopped: vec![false; spec.plan.buckets.len()],
             announce: false,
             units: 0,
             events: 0,
@@ -113,7 +129,7 @@ impl<'s> Generator<'s> {
     }
 
     /// Makes the events of the next pane; returns its end in ms after the start, or `None` when the run is over.
-    pub fn pane(&mut self, mut sink: impl FnMut(&Event<'_>)) -> Option<Millis> {
+    pub fn pane(&mut self, mut sink: impl FnMut(&Event<'_>, Option<Origin>)) -> Option<Millis> {
         if self.now >= self.spec.length {
             return None;
         }
@@ -123,7 +139,7 @@ impl<'s> Generator<'s> {
         }
         self.arrivals(end as f64);
         if std::mem::take(&mut self.announce) {
-            sink(&self.phase_event());
+            sink(&self.phase_event(), None);
             self.events += 1;
         }
         let mut slot = self.slots.pop_front().unwrap_or_default();
@@ -132,7 +148,8 @@ impl<'s> Generator<'s> {
         self.events += slot.len() as u64;
         let mut digits = [0; 10];
         for item in &slot {
-            sink(&self.event(item, at, decimal(item.unit, &mut digits)));
+            let origin = Origin { unit: item.unit, bucket: usize::from(item.bucket) };
+            sink(&self.event(item, at, decimal(item.unit, &mut digits)), Some(origin));
         }
         slot.clear();
         self.pool.push(slot);
@@ -154,7 +171,7 @@ impl<'s> Generator<'s> {
     /// Time to the next arrival, in ms.
     fn wait(&mut self) -> f64 {
         let phase = &self.spec.traffic.phases[self.phase];
-        self.draw.exponential() * 86_400_000.0 / (self.spec.traffic.units_per_day * phase.traffic)
+        self.draw.exponential() * 86_400_000.0 / (self.spec.traffic.units_per_day * phase.traffic * self.ramped)
     }
 
     fn enter(&mut self, phase: usize) {
@@ -166,14 +183,14 @@ impl<'s> Generator<'s> {
         let own: Vec<f64> = self.spec.plan.buckets.iter().map(|b| b.weight).collect();
         let weights = planned.weights.clone().unwrap_or(own);
         self.announce = self.phase != before || weights != self.spec.plan.first_weights();
-        self.shares = cumulated(weights.into_iter());
+        self.weights = weights;
         self.next_arrival = self.now as f64 + self.wait();
     }
 
     fn arrive(&mut self, at: f64) {
         let share = self.draw.uniform();
-        let bucket = self.shares.iter().position(|upto| share < *upto).unwrap_or(self.shares.len() - 1) as u8;
         let unit = self.units as u32;
+        let bucket = self.bucket(unit, share) as u8;
         self.units += 1;
         let mut segments = 0;
         for (i, upto) in self.spec.segments.iter().enumerate() {
@@ -189,6 +206,45 @@ impl<'s> Generator<'s> {
         for stream in 0..self.spec.streams.len() {
             self.metric(&arrival, stream);
         }
+    }
+
+    /// Where the flag service puts a new unit.
+    fn bucket(&self, unit: u32, share: f64) -> usize {
+        let plan = &self.spec.plan;
+        let weights = self.biased.as_ref().unwrap_or(&self.weights);
+        let hashed = plan.assignment.as_ref().filter(|_| self.biased.is_none()).and_then(|assignment| {
+            let mut digits = [0; 10];
+            let user = decimal(unit, &mut digits);
+            let place = assignment.place(&self.named(0, user))?;
+            (0..weights.len()).find(|bucket| assignment.fits(place, *bucket, weights))
+        });
+        let drawn = || {
+            let upto = weights.iter().scan(0.0, |sum, weight| {
+                *sum += weight;
+                Some(*sum)
+            });
+            upto.into_iter().position(|upto| share < upto).unwrap_or(weights.len() - 1)
+        };
+        let bucket = hashed.unwrap_or_else(drawn);
+        if self.stopped[bucket] { plan.baseline() } else { bucket }
+    }
+
+    /// Lets the flag service assign by other shares than it should, or by the designed ones again.
+    pub fn bias(&mut self, weights: Option<&[f64]>) {
+        if self.biased.as_deref() != weights {
+            self.biased = weights.map(<[f64]>::to_vec);
+        }
+    }
+
+    /// Whether new units get the baseline where they would have got `bucket`.
+    pub fn stop(&mut self, bucket: usize, stopped: bool) {
+        self.stopped[bucket] = stopped;
+    }
+
+    /// The ramp moves to a share of the units and of the buckets, though no phase of the traffic says so.
+    pub fn ramp(&mut self, traffic: f64, weights: Vec<f64>) {
+        (self.weights, self.ramped) = (weights, traffic);
+        self.next_arrival = self.now as f64 + self.wait();
     }
 
     fn unit_normal(&mut self, icc: f64) -> f64 {
@@ -307,12 +363,14 @@ impl<'s> Generator<'s> {
         }
     }
 
-    fn world(&self, arrival: &Arrival, at: f64) -> &World {
+    fn world(&self, arrival: &Arrival, at: f64) -> Cow<'_, World> {
         let meant = |harm: &&Harm| {
             let inside = harm.segment.is_none_or(|(attribute, value)| (arrival.segments >> (8 * attribute)) as usize & 0xff == value);
-            harm.bucket == usize::from(arrival.bucket) && at >= harm.onset as f64 && inside
+            harm.bucket == usize::from(arrival.bucket) && at >= harm.onset as f64 && at < harm.until as f64 && inside
         };
-        self.harm.filter(meant).map_or(&self.healthy, |harm| &harm.world)
+        let mut worlds = self.harms.iter().filter(meant).map(|harm| &harm.world);
+        let first = worlds.next().unwrap_or(&self.healthy);
+        worlds.fold(Cow::Borrowed(first), |world, more| Cow::Owned(world.and(more, &self.healthy)))
     }
 
     /// Common growth of all buckets at a time.
@@ -345,9 +403,7 @@ impl<'s> Generator<'s> {
     }
 
     fn event<'a>(&'a self, item: &Item, pane: Millis, user: &'a str) -> Event<'a> {
-        let mut event = blank(pane + Millis::from(item.offset));
-        event.tenant_id = Some(Cow::Borrowed("t"));
-        event.user_id = Some(Cow::Borrowed(user));
+        let mut event = self.named(pane + Millis::from(item.offset), user);
         match item.what {
             What::Exposure { segments } => {
                 event.experiment = Some(Cow::Borrowed(&self.spec.plan.experiment));
@@ -373,6 +429,33 @@ impl<'s> Generator<'s> {
             }
             What::Metric { stream, value, covariate } => self.fill(&mut event, usize::from(stream), value, covariate),
         }
+        self.complete(&mut event);
+        event
+    }
+
+    /// Adds what the check of missing fields looks for: a healthy producer writes it.
+    fn complete(&self, event: &mut Event<'_>) {
+        let Some((wanted, _)) = self.spec.plan.missing() else { return };
+        for field in wanted.iter().filter(|f| f.source.event == event.kind.name()) {
+            let own = matches!(field.pointer.as_str(), "/value" | "/covariate");
+            if own || event.fields.iter().any(|(known, _)| *known == field.field) {
+                continue;
+            }
+            let value = match (field.pointer.as_str(), &event.kind) {
+                ("/latency_ms", Kind::Request { latency_ms: Some(ms), .. }) => Scalar::Number(*ms),
+                ("/error", Kind::Request { error, .. }) => Scalar::Bool(*error),
+                _ => Scalar::Text(Cow::Borrowed("simulated")),
+            };
+            event.fields.push((field.field, value));
+        }
+    }
+
+    /// An event of a unit. Where tenants alone are assigned, each has one.
+    fn named<'a>(&self, ts: Millis, user: &'a str) -> Event<'a> {
+        let mut event = blank(ts);
+        let alone = self.spec.plan.assignment.as_ref().is_some_and(|a| a.unit == [UnitField::Tenant]);
+        event.tenant_id = Some(Cow::Borrowed(if alone { user } else { "t" }));
+        event.user_id = Some(Cow::Borrowed(user));
         event
     }
 

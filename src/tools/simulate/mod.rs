@@ -17,15 +17,16 @@ mod spec;
 pub mod study;
 mod traffic;
 
+pub use draw::Draw;
 pub use effect::{Effect, Size};
-pub use generate::Generator;
+pub use generate::{Generator, Origin};
 pub use plot::svg;
-pub use read::read;
+pub use read::{TRAFFIC, read, read_node};
 pub use report::{Report, count, duration};
-pub use run::{Run, Trip, pace, spread};
+pub use run::{Harm, Run, Trip, pace, spread};
 pub use size::SampleSize;
 pub use spec::{Spec, SpecError, World};
-pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows};
+pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows, metric_name};
 
 use crate::rules::Planning;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,10 +10,10 @@ use crate::rules::shape::check_section;
 use crate::rules::yaml::{self, Node};
 use Shape::{Bool, Const, Duration, Frequency, Int, List, MapOf, Percent, Quantity as Amount, Word};
 
-static TRAFFIC: Section = Section {
-    name: "a traffic description",
-    keys: &[
-        required("traffic", Const("v1"), "v1", "Version of this format."),
+/// A file of its own names its version; the same keys stand in rule tests without one.
+macro_rules! traffic_keys {
+    ($($first:expr)?) => { &[
+        $($first,)?
         key("units", Frequency, "120k/day", "Units exposed for the first time, at full traffic."),
         key("requests", Shape::Section(&REQUESTS), "", "Requests of a unit."),
         key("latency", Shape::Section(&LATENCY), "", "Latency of requests."),
@@ -26,8 +26,14 @@ static TRAFFIC: Section = Section {
         key("phases", List(&Shape::Section(&PHASE)), "", "Steps of the ramp, in order; the last goes on."),
         key("segments", MapOf(&MapOf(&Percent)), "{region: {eu: 60%, uk: 40%}}", "Attributes of units: share of each value."),
         key("drift", Amount, "20%", "Growth of all rates and times, in all buckets, from the first moment to the last."),
-    ],
-};
+    ] };
+}
+
+static FILE: Section =
+    Section { name: "a traffic description", keys: traffic_keys!(required("traffic", Const("v1"), "v1", "Version of this format.")) };
+
+/// Traffic inside another file.
+pub static TRAFFIC: Section = Section { name: "`traffic`", keys: traffic_keys!() };
 
 static REQUESTS: Section = Section {
     name: "`requests`",
@@ -43,12 +49,20 @@ static REQUESTS: Section = Section {
 static LATENCY: Section = Section {
     name: "`latency`",
     keys: &[
-        key("distribution", Word(&["lognormal", "bimodal", "pareto"]), "lognormal", "Shape; `bimodal` has a `slow` mode besides."),
+        key(
+            "distribution",
+            Word(&["lognormal", "bimodal", "pareto", "normal", "exponential", "constant"]),
+            "lognormal",
+            "Shape; `bimodal` has a `slow` mode besides.",
+        ),
         key("p50", Duration, "180ms", "Median, of `bimodal` that of the fast mode."),
         key("p95", Duration, "420ms", "95th percentile, of `bimodal` that of the fast mode."),
         key("slow", Shape::Section(&SLOW), "", "The slow mode of `bimodal`."),
         key("min", Duration, "5ms", "Smallest value of `pareto`."),
         key("tail", Amount, "1.5", "Tail index of `pareto`."),
+        key("mean", Duration, "200ms", "Mean of `normal` and `exponential`."),
+        key("sd", Duration, "30ms", "Standard deviation of `normal`."),
+        key("value", Duration, "200ms", "Of `constant`."),
         key("icc", Amount, "0.3", "How alike one unit's latencies are, 0 to 0.99."),
     ],
 };
@@ -121,21 +135,28 @@ pub fn read(name: &str, text: &str, plan: &Plan, base: &Traffic) -> Result<Traff
             return Err(faults.into_vec());
         }
     };
-    check_section(&root, &TRAFFIC, &mut faults);
+    check_section(&root, &FILE, &mut faults);
     if faults.has_errors() {
         return Err(faults.into_vec());
     }
+    let traffic = read_node(&root, plan, base, &mut faults);
+    if faults.has_errors() { Err(faults.into_vec()) } else { Ok(traffic) }
+}
+
+/// Reads what has the form of [`TRAFFIC`].
+pub fn read_node(root: &Node, plan: &Plan, base: &Traffic, faults: &mut Faults) -> Traffic {
     let mut reader = Reader { traffic: base.clone(), plan, faults };
-    reader.all(&root);
-    let given = |key: &String| key.split('.').try_fold(&root, |node, part| node.get(part)).is_some();
-    reader.traffic.assumed.retain(|key| !given(key));
-    if reader.faults.has_errors() { Err(reader.faults.into_vec()) } else { Ok(reader.traffic) }
+    reader.all(root);
+    let mut traffic = reader.traffic;
+    let given = |key: &String| key.split('.').try_fold(root, |node, part| node.get(part)).is_some();
+    traffic.assumed.retain(|key| !given(key));
+    traffic
 }
 
 struct Reader<'p> {
     traffic: Traffic,
     plan: &'p Plan,
-    faults: Faults,
+    faults: &'p mut Faults,
 }
 
 impl Reader<'_> {
@@ -229,6 +250,19 @@ impl Reader<'_> {
                 slow_share = inner.get("share").and_then(Node::text).and_then(percent).unwrap_or(slow_share);
             }
             (LatencyShape::Bimodal { fast, slow, slow_share }, &["p50", "p95", "slow"])
+        } else if is("normal", matches!(base, LatencyShape::Normal { .. })) {
+            let (mut mean, mut sd) = if let LatencyShape::Normal { mean, sd } = base { (mean, sd) } else { (200.0, 30.0) };
+            self.time(node, "mean", &mut mean);
+            self.time(node, "sd", &mut sd);
+            (LatencyShape::Normal { mean, sd }, &["mean", "sd"])
+        } else if is("exponential", matches!(base, LatencyShape::Exponential { .. })) {
+            let mut mean = if let LatencyShape::Exponential { mean } = base { mean } else { 200.0 };
+            self.time(node, "mean", &mut mean);
+            (LatencyShape::Exponential { mean }, &["mean"])
+        } else if is("constant", matches!(base, LatencyShape::Constant { .. })) {
+            let mut value = if let LatencyShape::Constant { value } = base { value } else { 200.0 };
+            self.time(node, "value", &mut value);
+            (LatencyShape::Constant { value }, &["value"])
         } else {
             let base = if let LatencyShape::LogNormal(base) = base { base } else { default };
             (LatencyShape::LogNormal(self.log_normal(node, base)), &["p50", "p95"])

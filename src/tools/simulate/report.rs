@@ -61,6 +61,9 @@ impl Report {
                 format!("bimodal, {} around {} ms and the rest around {} ms", percent(slow_share), round(slow.p50), round(fast.p50))
             }
             Shape::Pareto { min, tail } => format!("Pareto {tail} from {} ms", round(min)),
+            Shape::Normal { mean, sd } => format!("normal, mean {} ms, standard deviation {} ms", round(mean), round(sd)),
+            Shape::Exponential { mean } => format!("exponential, mean {} ms", round(mean)),
+            Shape::Constant { value } => format!("always {} ms", round(value)),
         };
         writeln!(out, "            latency {latency}, ICC {}; errors {}", t.latency.icc, percent(t.errors))?;
         if t.phases.len() > 1 {

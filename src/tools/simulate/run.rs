@@ -47,13 +47,14 @@ pub struct Harm {
     pub world: World,
     /// Only units with this value of this attribute: their places in [`super::Traffic::segments`].
     pub segment: Option<(usize, usize)>,
-    /// ms after the start.
+    /// From when until when, ms after the start.
     pub onset: Millis,
+    pub until: Millis,
 }
 
 /// One run. It ends early once `enough` says so of what has tripped; `None` when `cancelled` is set meanwhile.
 pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]) -> bool, cancelled: &AtomicBool) -> Option<Run> {
-    let mut generator = Generator::new(spec, harm, draw);
+    let mut generator = Generator::new(spec, harm.map_or(&[][..], std::slice::from_ref), draw);
     let mut aggregator = Aggregator::new(0, Arc::clone(&spec.catalog), spec.settings.clone());
     let mut fleet = Fleet::new(&spec.catalog, spec.settings.pane);
     let mut trips: Vec<Trip> = Vec::new();
@@ -61,7 +62,7 @@ pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]
     let onset = harm.map_or(0, |h| h.onset);
     let mut units_before = 0;
     loop {
-        let end = generator.pane(|event| {
+        let end = generator.pane(|event, _| {
             aggregator.observe(event);
         });
         match end {

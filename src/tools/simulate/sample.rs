@@ -23,6 +23,9 @@ pub fn latency(latency: &Latency, of_unit: f64, draw: &mut Draw) -> f64 {
             let above = if latency.icc > 0.0 { normal_cdf(-mixed(latency.icc, of_unit, draw)) } else { 1.0 - draw.uniform() };
             min * above.max(1e-300).powf(-1.0 / tail)
         }
+        Shape::Normal { mean, sd } => (mean + sd * mixed(latency.icc, of_unit, draw)).max(0.0),
+        Shape::Exponential { mean } => -mean * normal_cdf(-mixed(latency.icc, of_unit, draw)).max(1e-300).ln(),
+        Shape::Constant { value } => value,
     }
 }
 
@@ -35,6 +38,9 @@ pub fn latency_quantile(latency: &Latency, q: f64) -> f64 {
     match latency.shape {
         Shape::LogNormal(shape) => log_normal(shape, normal_quantile(q)),
         Shape::Pareto { min, tail } => min * (1.0 - q).powf(-1.0 / tail),
+        Shape::Normal { mean, sd } => (mean + sd * normal_quantile(q)).max(0.0),
+        Shape::Exponential { mean } => -mean * (1.0 - q).ln(),
+        Shape::Constant { value } => value,
         Shape::Bimodal { fast, slow, slow_share } => {
             let below = |x: f64, s: LogNormal| normal_cdf((x / s.p50).ln() / s.sigma());
             let top = log_normal(slow, 8.0).max(log_normal(fast, 8.0));
@@ -151,6 +157,8 @@ mod tests {
             Shape::LogNormal(with_sigma(20.0, 0.6)),
             Shape::Bimodal { fast, slow, slow_share: 0.1 },
             Shape::Pareto { min: 5.0, tail: 1.5 },
+            Shape::Normal { mean: 200.0, sd: 30.0 },
+            Shape::Exponential { mean: 80.0 },
         ];
         for shape in shapes {
             for icc in [0.0, 0.3] {

@@ -81,6 +81,26 @@ pub struct World {
     pub levels: Vec<f64>,
 }
 
+impl World {
+    /// Two changes of the `healthy` world at once: factors multiply, and differences add up.
+    #[must_use]
+    pub fn and(&self, other: &World, healthy: &World) -> World {
+        let sum = |of: fn(&World) -> f64| of(self) + of(other) - of(healthy);
+        let share = |of: fn(&World) -> f64| sum(of).clamp(0.0, 1.0);
+        let level = |((a, b), healthy): ((&f64, &f64), &f64)| (a + b - healthy).max(0.0);
+        World {
+            latency_factor: self.latency_factor * other.latency_factor,
+            latency_shift: self.latency_shift + other.latency_shift,
+            timeouts: share(|w| w.timeouts),
+            errors: share(|w| w.errors),
+            abandoned: share(|w| w.abandoned),
+            tickets: sum(|w| w.tickets).max(0.0),
+            flags: sum(|w| w.flags).max(0.0),
+            levels: self.levels.iter().zip(&other.levels).zip(&healthy.levels).map(level).collect(),
+        }
+    }
+}
+
 /// Why a rule file cannot be simulated.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -266,7 +286,7 @@ impl Spec {
 }
 
 /// Upper ends of shares.
-pub fn cumulated(shares: impl Iterator<Item = f64>) -> Vec<f64> {
+fn cumulated(shares: impl Iterator<Item = f64>) -> Vec<f64> {
     shares
         .scan(0.0, |sum, share| {
             *sum += share;

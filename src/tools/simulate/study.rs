@@ -148,13 +148,14 @@ impl Scenario {
         let text = format!("{effect}{}", place.unwrap_or_default());
         // Effects that look the same are different scenarios only by their draws: all share those of the first.
         let number = 1 + xxhash_rust::xxh3::xxh3_64(text.as_bytes()) % (u64::MAX - 1);
-        let harm = Harm { bucket: options.bucket, world: spec.world(effect), segment: options.segment, onset: options.onset };
+        let harm =
+            Harm { bucket: options.bucket, world: spec.world(effect), segment: options.segment, onset: options.onset, until: Millis::MAX };
         Scenario { harm, text, number }
     }
 
     /// The events of a run, for other eyes than the engine's.
     pub fn generator<'s>(&'s self, spec: &'s Spec, seed: u64, run: u64) -> Generator<'s> {
-        Generator::new(spec, Some(&self.harm), Draw::new(seed, self.number, run))
+        Generator::new(spec, std::slice::from_ref(&self.harm), Draw::new(seed, self.number, run))
     }
 }
 

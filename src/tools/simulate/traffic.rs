@@ -1,11 +1,12 @@
 //! What the traffic of an experiment is assumed to be.
 
 use super::draw::Z95;
+use crate::engine::eligible::Trait;
 use crate::engine::plan::{self, Plan, Signal, Statistic, Unit};
 use crate::engine::time::Millis;
 use crate::rules::Planning;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Traffic of one experiment. Shares lie in 0..=1, times are in ms.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -71,8 +72,26 @@ pub struct Latency {
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
     LogNormal(LogNormal),
-    Bimodal { fast: LogNormal, slow: LogNormal, slow_share: f64 },
-    Pareto { min: f64, tail: f64 },
+    Bimodal {
+        fast: LogNormal,
+        slow: LogNormal,
+        slow_share: f64,
+    },
+    Pareto {
+        min: f64,
+        tail: f64,
+    },
+    /// Values below 0 are 0.
+    Normal {
+        mean: f64,
+        sd: f64,
+    },
+    Exponential {
+        mean: f64,
+    },
+    Constant {
+        value: f64,
+    },
 }
 
 /// By its 50th and 95th percentile.
@@ -178,8 +197,11 @@ impl Traffic {
             weights: p.weights.clone(),
         };
         let phases: Vec<Phase> = plan.phases.iter().map(phase).filter(|p| p.traffic > 0.0).collect();
-        let halves = |name: &String| (name.clone(), vec![("a".to_owned(), 0.5), ("b".to_owned(), 0.5)]);
-        assumed.extend(planning.segments.iter().map(|s| format!("segments.{s}")));
+        let mut attributes = planning.segments.clone();
+        attributes.extend(plan.eligibility.population.iter().filter_map(|(of, _)| of.attribute().map(str::to_owned)));
+        let mut seen = BTreeSet::new();
+        attributes.retain(|name| seen.insert(name.clone()));
+        assumed.extend(attributes.iter().map(|s| format!("segments.{s}")));
         Traffic {
             units_per_day: planning.units_per_day.filter(|u| *u > 0.0).unwrap_or(50_000.0),
             requests: Requests { per_unit: 5.0, distribution: Spread::Geometric, gap_ms: 20_000.0 },
@@ -193,7 +215,7 @@ impl Traffic {
             compliance_flags: 0.0,
             metrics,
             phases: if phases.is_empty() { vec![Phase { traffic: 1.0, span: None, weights: None }] } else { phases },
-            segments: planning.segments.iter().map(halves).collect(),
+            segments: attributes.into_iter().map(|name| (name.clone(), values_of(plan, &name))).collect(),
             drift: 0.0,
             assumed,
         }
@@ -225,6 +247,16 @@ pub fn event(signal: &Signal) -> &str {
         Signal::Count { source, .. } | Signal::Moments { source, .. } => &source.event,
         Signal::Retention { .. } | Signal::Abandonment { .. } => "",
     }
+}
+
+/// Values of an attribute, equally frequent: those that the population asks for, of which the exclusions leave some.
+fn values_of(plan: &Plan, name: &str) -> Vec<(String, f64)> {
+    let named = |of: &Trait| of.attribute() == Some(name);
+    let asked = plan.eligibility.population.iter().find(|(of, _)| named(of)).map(|(_, values)| values.iter().cloned().collect());
+    let mut values: Vec<String> = asked.unwrap_or_else(|| vec!["a".to_owned(), "b".to_owned()]);
+    values.retain(|value| !plan.eligibility.exclude.iter().any(|(of, excluded)| named(of) && excluded.contains(value)));
+    let share = 1.0 / values.len().max(1) as f64;
+    values.into_iter().map(|value| (value, share)).collect()
 }
 
 /// The primary metric, which no guardrail need watch: its sample size is asked for.

@@ -35,10 +35,10 @@ pub fn spec(rule: &str, traffic: &str, seconds: i64) -> Spec {
 
 /// Events as text, in order.
 fn events(spec: &Spec, harm: Option<&Harm>, seed: u64) -> Vec<String> {
-    let mut generator = Generator::new(spec, harm, Draw::new(seed, 0, 0));
+    let mut generator = Generator::new(spec, harm.map_or(&[][..], std::slice::from_ref), Draw::new(seed, 0, 0));
     let mut all = Vec::new();
     let mut last = 0;
-    while let Some(end) = generator.pane(|event| {
+    while let Some(end) = generator.pane(|event, _| {
         assert!(event.ts >= last && event.ts >= spec.start, "time goes back");
         last = event.ts;
         all.push(format!("{event:?}"));
@@ -62,12 +62,12 @@ fn a_seed_gives_the_same_events_and_another_seed_others() {
 #[test]
 fn shares_rates_and_numbers_are_as_described() {
     let spec = spec(RULE, BUSY, 400);
-    let mut generator = Generator::new(&spec, None, Draw::new(3, 0, 0));
+    let mut generator = Generator::new(&spec, &[], Draw::new(3, 0, 0));
     let [mut exposures, mut treated, mut requests, mut errors, mut searches, mut slow, mut tickets, mut orders] = [0f64; 8];
     let [mut started, mut completed] = [0f64; 2];
     let p95 = spec.value("latency_p95", crate::engine::plan::Statistic::Quantile { ppm: 950_000 }).unwrap();
     while generator
-        .pane(|event| match &event.kind {
+        .pane(|event, _| match &event.kind {
             Kind::Exposure => {
                 exposures += 1.0;
                 treated += f64::from(u8::from(event.bucket.as_deref() == Some("treatment")));
@@ -108,12 +108,12 @@ fn shares_rates_and_numbers_are_as_described() {
 fn an_effect_changes_one_bucket_from_its_onset_on() {
     let spec = spec(RULE, BUSY, 60);
     let effect = Effect::parse("error_rate=+80pp", &spec.plan).unwrap();
-    let harm = Harm { bucket: 1, world: spec.world(&effect), segment: None, onset: 30_000 };
-    let mut generator = Generator::new(&spec, Some(&harm), Draw::new(4, 0, 0));
+    let harm = Harm { bucket: 1, world: spec.world(&effect), segment: None, onset: 30_000, until: Millis::MAX };
+    let mut generator = Generator::new(&spec, std::slice::from_ref(&harm), Draw::new(4, 0, 0));
     let mut treated = std::collections::BTreeSet::new();
     let mut errors = [[0.0; 2]; 4];
     while generator
-        .pane(|event| match &event.kind {
+        .pane(|event, _| match &event.kind {
             Kind::Exposure if event.bucket.as_deref() == Some("treatment") => {
                 treated.insert(event.user_id.clone().unwrap().into_owned());
             }
@@ -137,12 +137,12 @@ fn an_effect_in_a_segment_leaves_the_others_alone() {
     let effect = Effect::parse("error_rate=+80pp", &spec.plan).unwrap();
     let segment = spec.segment("region=uk");
     assert_eq!((segment, spec.segment("region=us"), spec.segment("uk")), (Some((1, 1)), None, None));
-    let harm = Harm { bucket: 1, world: spec.world(&effect), segment, onset: 0 };
-    let mut generator = Generator::new(&spec, Some(&harm), Draw::new(4, 0, 0));
+    let harm = Harm { bucket: 1, world: spec.world(&effect), segment, onset: 0, until: Millis::MAX };
+    let mut generator = Generator::new(&spec, std::slice::from_ref(&harm), Draw::new(4, 0, 0));
     let mut units = std::collections::BTreeMap::new();
     let mut errors = [[0.0; 2]; 4];
     while generator
-        .pane(|event| match &event.kind {
+        .pane(|event, _| match &event.kind {
             Kind::Exposure => {
                 let treated = event.bucket.as_deref() == Some("treatment");
                 units.insert(
@@ -169,11 +169,11 @@ fn phases_change_traffic_and_shares_and_say_so() {
     spec.traffic.requests.distribution = Spread::Fixed;
     let phase = |traffic, weights: Option<Vec<f64>>| Phase { traffic, span: Some(30_000), weights };
     spec.traffic.phases = vec![phase(1.0, None), phase(0.2, None), phase(1.0, Some(vec![0.5, 0.5]))];
-    let mut generator = Generator::new(&spec, None, Draw::new(5, 0, 0));
+    let mut generator = Generator::new(&spec, &[], Draw::new(5, 0, 0));
     let mut said = Vec::new();
     let mut exposed = [[0.0; 2]; 3];
     while generator
-        .pane(|event| match &event.kind {
+        .pane(|event, _| match &event.kind {
             Kind::Phase { phase, weights } => {
                 assert_eq!(*phase, PhaseRef::Index(said.len() as u32 + 1));
                 said.push((event.ts - spec.start, weights[1].1));

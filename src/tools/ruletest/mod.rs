@@ -13,6 +13,8 @@ mod read;
 mod receivers;
 mod report;
 mod suite;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use case::TestFile;

@@ -14,12 +14,12 @@ use crate::engine::pane::Emission;
 use crate::engine::plan::{Catalog, FieldTable};
 use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
-use crate::ingest::decode::Decoder;
-use crate::ingest::file::{FileSource, pump};
+use crate::ingest::file::Recording;
 use crate::rules::RuleSet;
 use crate::store::Commit;
 use crate::tools::simulate::{Draw, Generator};
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -111,8 +111,8 @@ impl<'c> Stage<'c> {
         let written = way.whole || !case.is_plain();
         let mut wire = written.then(|| Wire::new(case, (plan, self.fields), Draw::new(way.seed, SCENARIO, 0), spec.start));
         if let Some(wire) = wire.as_mut().filter(|_| !case.events.is_empty()) {
-            let (mut at, lines) = (Millis::MIN, self.open()?);
-            let read = lines.each(|line| {
+            let mut at = Millis::MIN;
+            let read = self.recording().each(|line| {
                 wire.recorded(line, &mut at);
                 Ok(())
             });
@@ -157,8 +157,9 @@ impl<'c> Stage<'c> {
 
     /// Recorded events alone, exactly as `backtest` reads them.
     fn recorded(&self, way: Way) -> Result<Seen, String> {
-        let (settings, source) = (&self.case.settings, self.open()?);
-        let mut decoder = Decoder::new(self.fields, Default::default());
+        let settings = &self.case.settings;
+        let (mut feeds, _) = self.recording().open(&[(self.fields, None)]).map_err(|e| e.to_string())?;
+        let Some(feed) = feeds.pop() else { return Err("the recording has no reader".to_owned()) };
         let mut aggregator = Aggregator::new(0, Arc::clone(&self.catalog), settings.clone());
         let mut run = Run::new(self, way, self.case.start);
         let mut trouble = Ok(());
@@ -181,14 +182,14 @@ impl<'c> Stage<'c> {
                 run.look(run.seen.length);
             }
         };
-        let counts = pump(source, &mut decoder, &mut aggregator, hear, |_, _| ()).map_err(|e| e.to_string())?;
+        feed.pump(&mut aggregator, hear, |_, _| Ok::<bool, io::Error>(true)).map_err(|e| e.to_string())?;
         trouble?;
-        run.seen.counts = counts;
+        run.seen.counts = aggregator.counts().clone();
         run.end()
     }
 
-    fn open(&self) -> Result<FileSource, String> {
-        FileSource::open(&self.case.events, self.case.source.as_ref(), Default::default()).map_err(|e| e.to_string())
+    fn recording(&self) -> Recording<'_> {
+        Recording { files: &self.case.events, source: self.case.source.as_ref(), limits: Default::default() }
     }
 }
 

@@ -8,7 +8,7 @@ use super::keys;
 use crate::engine::plan::{FieldTable, Plan, Settings};
 use crate::engine::time::Millis;
 use crate::ingest::decode::{Decoder, Limits};
-use crate::ingest::file::FileSource;
+use crate::ingest::file::Recording;
 use crate::mapping::{Source, Sources};
 use crate::rules::diagnostic::{Diagnostic, Faults, nearest, quote, sort};
 use crate::rules::quantity::{duration, percent};
@@ -254,12 +254,11 @@ impl Reader<'_> {
     fn begin(&mut self, events: &[PathBuf], source: Option<&Arc<Source>>, pane: Millis) -> Option<Millis> {
         let mut decoder = Decoder::new(&self.under.fields, Limits::default());
         let mut first = None;
-        let found = FileSource::open(events, source, Limits::default()).and_then(|file| {
-            file.each(|line| {
-                first = decoder.decode(line).ok().map(|event| event.ts);
-                // It is enough to have seen one.
-                if first.is_some() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
-            })
+        let recording = Recording { files: events, source, limits: Limits::default() };
+        let found = recording.each(|line| {
+            first = decoder.decode(line).ok().map(|event| event.ts);
+            // It is enough to have seen one.
+            if first.is_some() { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
         });
         let why = match found {
             _ if first.is_some() => return first.map(|ts| ts.div_euclid(pane) * pane),

@@ -2,7 +2,9 @@
 
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
-use guardraild::cli::{assignments, audit, backtest, check, client, demo, generate, map, run, schema, simulate, stats, test, test_endpoint};
+use guardraild::cli::{
+    assignments, audit, backtest, check, client, demo, generate, init, map, run, schema, simulate, stats, test, test_endpoint,
+};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -20,6 +22,7 @@ struct Cli {
 const FIRST_STEPS: &str = "\
 First steps:
   guardraild demo                                            the whole story in a minute
+  guardraild init --brokers kafka-1:9092                     a rule file from what your topics hold
   guardraild check rules                                     is my rule file right?
   guardraild backtest --rules rules --events day.ndjson.zst  what would it have decided?
   guardraild run --config guardraild.yaml                    the daemon";
@@ -28,6 +31,7 @@ First steps:
 enum Command {
     Demo(demo::Args),
     Run(run::RunArgs),
+    Init(init::InitArgs),
     Check(check::CheckArgs),
     Test(test::TestArgs),
     Backtest(backtest::BacktestArgs),
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
     let status = match Cli::parse().command {
         Command::Demo(args) => return demo::run(&args, app::start_for_demo),
         Command::Run(args) => run::run(&args),
+        Command::Init(args) => init::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Test(args) => test::run(&args),
         Command::Backtest(args) => backtest::run(&args),

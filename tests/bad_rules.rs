@@ -56,7 +56,8 @@ fn every_fixture_is_told_its_fault() {
         }
     }
     assert!(stale.is_empty(), "these changed:\n{}", stale.join("\n"));
-    let known: BTreeSet<&str> = codes::pages().map(|page| page.code).filter(|code| code.starts_with("GR") && !code.starts_with(OF_TESTS)).collect();
+    let known: BTreeSet<&str> =
+        codes::pages().map(|page| page.code).filter(|code| code.starts_with("GR") && !code.starts_with(OF_TESTS)).collect();
     seen.extend(ELSEWHERE);
     assert_eq!(seen, known, "every code has a fixture and a page of docs/diagnostics.md");
 }

@@ -6,6 +6,7 @@ mod bare;
 mod bench;
 mod calibrate;
 mod case;
+mod check;
 mod crash;
 mod generate;
 mod judge;
@@ -50,6 +51,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Kill a daemon again and again, by SIGKILL and by power cuts: nothing may be lost, nothing doubled
     Crash(crash::Args),
+    /// Check a thousand rule files: CPU and time
+    Check(check::Args),
     /// CPU of the engine alone, in virtual time: per event, per experiment and pane, per view and checkpoint
     Judge(judge::Args),
     /// CPU of the daemon with and without people who watch its dashboard, and how long they wait
@@ -75,6 +78,7 @@ fn main() -> anyhow::Result<()> {
         Command::Latency(args) => latency::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Crash(args) => crash::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Judge(args) => judge::run(&args),
         Command::Viewers(args) => viewers::run(&args),
         Command::Stage(args) => stage::run(&args),

@@ -7,6 +7,7 @@ pub mod check;
 pub mod client;
 pub mod demo;
 pub mod generate;
+pub mod init;
 pub mod map;
 pub mod run;
 pub mod schema;

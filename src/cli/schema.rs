@@ -1,7 +1,8 @@
-//! `guardraild schema`: the JSON Schema of rule files, for editors.
+//! `guardraild schema`: the JSON Schemas of what people write, for editors.
 
 use crate::rules::schema;
-use clap::Args;
+use crate::tools::ruletest;
+use clap::{Args, ValueEnum};
 use std::io::{self, Write};
 
 const EXAMPLES: &str = "\
@@ -10,19 +11,49 @@ Example:
 and as the first line of a rule file:
   # yaml-language-server: $schema=rule.v1.schema.json";
 
-/// Print the JSON Schema of rule files, for editors
+/// Print the JSON Schema of rule files, of their tests or of sources, for editors
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct SchemaArgs {
-    /// Of files that hold sources alone.
-    #[arg(long)]
-    sources: bool,
+    /// Of which files.
+    #[arg(long, value_enum, default_value_t = Kind::Rule)]
+    kind: Kind,
+}
+
+/// Files that have a schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// Rule files.
+    Rule,
+    /// Tests of rules.
+    Test,
+    /// Files that hold sources alone.
+    Sources,
+}
+
+impl Kind {
+    /// The name of its schema's file.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Kind::Rule => "rule.v1.schema.json",
+            Kind::Test => "test.v1.schema.json",
+            Kind::Sources => "sources.v1.schema.json",
+        }
+    }
+
+    /// The schema, with a final newline.
+    pub fn text(self) -> String {
+        match self {
+            Kind::Rule => schema::text(schema::File::Rule),
+            Kind::Test => ruletest::schema(),
+            Kind::Sources => schema::text(schema::File::Sources),
+        }
+    }
 }
 
 /// Prints the schema to standard output; returns the exit status.
 pub fn run(args: &SchemaArgs) -> i32 {
-    let file = if args.sources { schema::File::Sources } else { schema::File::Rule };
-    match io::stdout().lock().write_all(schema::text(file).as_bytes()) {
+    match io::stdout().lock().write_all(args.kind.text().as_bytes()) {
         Ok(()) => 0,
         Err(error) => i32::from(error.kind() != io::ErrorKind::BrokenPipe),
     }

@@ -66,16 +66,37 @@ pub struct Key {
     pub doc: &'static str,
     /// As YAML text; empty for sections.
     pub example: &'static str,
+    pub effect: Effect,
+}
+
+/// What a key is good for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It decides whether something is done, what, or by whom it is received.
+    Acts,
+    /// It says how the data is read, counted or judged.
+    Shapes,
+    /// People and figures alone see it.
+    Shown,
+    /// None so far: it is parsed and checked.
+    NoneYet,
+}
+
+impl Key {
+    const fn with(self, effect: Effect) -> Key {
+        Key { effect, ..self }
+    }
 }
 
 pub(crate) const fn key(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
-    Key { name, shape, required: false, doc, example }
+    Key { name, shape, required: false, doc, example, effect: Effect::Shapes }
 }
 
 pub(crate) const fn required(name: &'static str, shape: Shape, example: &'static str, doc: &'static str) -> Key {
-    Key { name, shape, required: true, doc, example }
+    Key { name, shape, required: true, doc, example, effect: Effect::Shapes }
 }
 
+use Effect::{Acts, NoneYet, Shown};
 use Shape::{
     Any, Bool, Const, Duration, Frequency, Int, List, MapOf, Name, NameOr, OffOr, Percent, Pointer, PointerOrMapOf, Pointers, PointersOr,
     Probability, Quantity, Scalar, Text, Timestamp, Word,
@@ -95,14 +116,14 @@ pub static ROOT: Section = Section {
         required("buckets", MapOf(&Shape::Section(&BUCKET)), "", "The arms by name; exactly one is the baseline (runbook 3)."),
         key("metrics", MapOf(&Shape::Section(&METRIC)), "", "Metrics of your own, by name; the built-in ones need no entry (runbook 2)."),
         key("success", Shape::Section(&SUCCESS), "", "What the experiment hopes to improve."),
-        required("guardrails", List(&Shape::Section(&GUARDRAIL)), "", "What must not get worse, and what happens if it does."),
+        required("guardrails", List(&Shape::Section(&GUARDRAIL)), "", "What must not get worse, and what happens if it does.").with(Acts),
         key("eligibility", Shape::Section(&ELIGIBILITY), "", "Who takes part and how they are assigned (runbook 3)."),
         key("instrumentation", Shape::Section(&INSTRUMENTATION), "", "Flag, schemas and sources (runbook 4)."),
         key("rollout", Shape::Section(&ROLLOUT), "", "The plan of the ramp (runbook 5)."),
         key("analysis", Shape::Section(&ANALYSIS), "", "How evidence is weighed (runbook 6)."),
-        key("quality", Shape::Section(&QUALITY), "", "Checks of the data itself; `off` turns one off."),
-        required("actions", Shape::Section(&ACTIONS_SECTION), "", "Whether to act, and who receives each action."),
-        key("comms", Shape::Section(&COMMS), "", "Links and people (runbook 5)."),
+        key("quality", Shape::Section(&QUALITY), "", "Checks of the data itself; `off` turns one off.").with(Acts),
+        required("actions", Shape::Section(&ACTIONS_SECTION), "", "Whether to act, and who receives each action.").with(Acts),
+        key("comms", Shape::Section(&COMMS), "", "Links and people (runbook 5).").with(Shown),
     ],
 };
 
@@ -110,11 +131,11 @@ static OVERVIEW: Section = Section {
     name: "`overview`",
     keys: &[
         required("experiment", Name, "new-checkout", "The id that events carry."),
-        key("name", Text, "One-page checkout", "Title for people."),
-        key("owner", NameOr(&OWNER), "checkout", "The team, or team and people."),
-        key("feature_area", Text, "payments", "Part of the product."),
+        key("name", Text, "One-page checkout", "Title for people.").with(Shown),
+        key("owner", NameOr(&OWNER), "checkout", "The team, or team and people.").with(Shown),
+        key("feature_area", Text, "payments", "Part of the product.").with(Shown),
         key("workflow", Name, "purchase", "The workflow that is changed."),
-        key("hypothesis", Shape::Section(&HYPOTHESIS), "", "If we change this, that improves by so much."),
+        key("hypothesis", Shape::Section(&HYPOTHESIS), "", "If we change this, that improves by so much.").with(Shown),
         key(
             "type",
             Word(&["ab", "multivariate", "phased_rollout", "interleaving"]),
@@ -129,19 +150,19 @@ static OVERVIEW: Section = Section {
 static OWNER: Section = Section {
     name: "`owner`",
     keys: &[
-        key("team", Name, "checkout", "Who owns the experiment."),
-        key("dri", Name, "checkout-lead", "Directly responsible."),
-        key("reviewer", Name, "payments-lead", "Who reviewed the plan."),
-        key("oncall", Name, "checkout-primary", "Who is called at night."),
+        key("team", Name, "checkout", "Who owns the experiment.").with(Shown),
+        key("dri", Name, "checkout-lead", "Directly responsible.").with(Shown),
+        key("reviewer", Name, "payments-lead", "Who reviewed the plan.").with(Shown),
+        key("oncall", Name, "checkout-primary", "Who is called at night.").with(Shown),
     ],
 };
 
 static HYPOTHESIS: Section = Section {
     name: "`hypothesis`",
     keys: &[
-        key("change", Text, "one page instead of three", "What we change."),
-        key("impact", Text, "completed orders", "What it should improve."),
-        key("metric", Name, "orders", "The metric that shows it."),
+        key("change", Text, "one page instead of three", "What we change.").with(Shown),
+        key("impact", Text, "completed orders", "What it should improve.").with(Shown),
+        key("metric", Name, "orders", "The metric that shows it.").with(Shown),
         key("mde", Percent, "1%", "Smallest change worth detecting, relative to the baseline bucket."),
     ],
 };
@@ -164,7 +185,7 @@ static METRIC: Section = Section {
             "How observations become one number; a funnel is shown, and is none.",
         ),
         key("event", Name, "outcome", "Name of the events that feed it. Of retention, those that show activity; default: all."),
-        key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer."),
+        key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer. Default: all events."),
         key("value", Pointer, "/value", "Field that holds the value. Default for outcomes: `/value`."),
         key("q", Probability, "0.99", "Level of a quantile."),
         key("unit", Word(&["event", "user"]), "user", "What an observation belongs to. Default `event`."),
@@ -178,7 +199,8 @@ static METRIC: Section = Section {
             "Retention: the share of units that are active again in the 24 h that begin so many days after their first exposure.",
         ),
         key("workflow", Name, "purchase", "Funnel: the workflow. Default: `overview.workflow`."),
-        key("steps", List(&NameOr(&STEP)), "[cart, payment]", "Funnel: events that name an open workflow by their `workflow_id`."),
+        key("steps", List(&NameOr(&STEP)), "[cart, payment]", "Funnel: events that name an open workflow by their `workflow_id`.")
+            .with(Shown),
         key("within", Duration, "30m", "Funnel: the limit; what comes later is late. Default 30m."),
     ],
 };
@@ -186,9 +208,9 @@ static METRIC: Section = Section {
 static STEP: Section = Section {
     name: "a step",
     keys: &[
-        required("event", Name, "page_view", "Name of the events that show that it was reached."),
-        key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer."),
-        key("name", Name, "cart", "As it is shown. Default: the event's name."),
+        required("event", Name, "page_view", "Name of the events that show that it was reached.").with(Shown),
+        key("where", MapOf(&Scalar), "", "Fields that must have these values: a field's name, or a JSON Pointer.").with(Shown),
+        key("name", Name, "cart", "As it is shown. Default: the event's name.").with(Shown),
     ],
 };
 
@@ -196,7 +218,7 @@ static SUCCESS: Section = Section {
     name: "`success`",
     keys: &[
         key("primary", Shape::Section(&PRIMARY), "", "The metric that decides."),
-        key("secondary", List(&Name), "[basket]", "Metrics that help to understand."),
+        key("secondary", List(&Name), "[basket]", "Metrics that help to understand.").with(NoneYet),
     ],
 };
 
@@ -205,9 +227,9 @@ static PRIMARY: Section = Section {
     keys: &[
         required("metric", Name, "orders", "A metric of this file, or a built-in one."),
         key("mde", Percent, "1%", "Smallest relative change worth detecting."),
-        key("power", Percent, "90%", "Chance to detect it."),
+        key("power", Percent, "90%", "Chance to detect it. Default 80%."),
         key("expected_units", Frequency, "120k/day", "Units that will be exposed."),
-        key("stop_on_negative", Percent, "0%", "Stop when the change is proven worse than minus this."),
+        key("stop_on_negative", Percent, "0%", "Stop when the change is proven worse than minus this.").with(Acts),
     ],
 };
 
@@ -219,14 +241,14 @@ static GUARDRAIL: Section = Section {
             Name,
             "latency_p95",
             "`latency_p50`, `latency_p90`, `latency_p95`, `latency_p99`, `error_rate`, `abandonment`, `tickets`, `compliance_flags`, `exposures`, or a metric of this file.",
-        ),
+        ).with(Acts),
         key("window", Duration, "10m", "Span of time that a limit looks at. Default 10m."),
-        key("max_increase", Quantity, "10%", "Against the baseline bucket: `10%` is relative; `0.5pp` and `20ms` are differences."),
-        key("limit", Quantity, "1500ms", "Absolute bound, whatever the baseline bucket does."),
-        key("for", Duration, "30s", "How long the limit must be exceeded before it counts. Default: at once."),
+        key("max_increase", Quantity, "10%", "Against the baseline bucket: `10%` is relative; `0.5pp` and `20ms` are differences.").with(Acts),
+        key("limit", Quantity, "1500ms", "Absolute bound, whatever the baseline bucket does.").with(Acts),
+        key("for", Duration, "30s", "How long the limit must be exceeded before it counts. Default: at once.").with(Acts),
         key("within", Duration, "30m", "Abandonment: a workflow not completed in this time is abandoned. Default 30m."),
         key("workflow", Name, "purchase", "Abandonment: only this workflow. Default: all."),
-        key("on_breach", Word(ACTIONS), "rollback", "What is done. Default `rollback` where one is configured, else `notify`."),
+        key("on_breach", Word(ACTIONS), "rollback", "What is done. Default `rollback` where one is configured, else `notify`.").with(Acts),
     ],
 };
 
@@ -239,15 +261,22 @@ static ELIGIBILITY: Section = Section {
             MapOf(&List(&Scalar)),
             "{region: [eu, uk]}",
             "Attributes (or `tenant_id`, `user_id`) and their values, of which a unit must have one each.",
-        ),
+        )
+        .with(Acts),
         key(
             "exclude",
             MapOf(&List(&Scalar)),
             "{tenant_id: [t-restricted]}",
             "Attributes (or `tenant_id`, `user_id`) and their values, with any of which a unit must not take part.",
-        ),
+        )
+        .with(Acts),
         key("assignment", Shape::Section(&ASSIGNMENT), "", "How the flag service assigns."),
-        key("holdback", Percent, "5%", "Share of traffic that stays in the baseline bucket, whatever the phase: for long-term comparison."),
+        key(
+            "holdback",
+            Percent,
+            "5%",
+            "Share of traffic that stays in the baseline bucket, whatever the phase: for long-term comparison. Default 0%.",
+        ),
     ],
 };
 
@@ -268,8 +297,8 @@ static ASSIGNMENT: Section = Section {
 static INSTRUMENTATION: Section = Section {
     name: "`instrumentation`",
     keys: &[
-        key("flag", Shape::Section(&FLAG), "", "The feature flag."),
-        key("schemas", List(&Text), "[https://wiki.example/schemas/exposure]", "Links to event schemas."),
+        key("flag", Shape::Section(&FLAG), "", "The feature flag.").with(Shown),
+        key("schemas", List(&Text), "[https://wiki.example/schemas/exposure]", "Links to event schemas.").with(Shown),
         key("sources", MapOf(&Shape::Section(&SOURCE)), "", "Only where topics or layouts differ from the canonical events."),
     ],
 };
@@ -346,8 +375,8 @@ pub const UNITS: &[&str] = &["ns", "us", "ms", "s"];
 static FLAG: Section = Section {
     name: "`flag`",
     keys: &[
-        key("name", Name, "new-checkout", "Name in the flag service."),
-        key("default", Name, "control", "Bucket served when in doubt."),
+        key("name", Name, "new-checkout", "Name in the flag service.").with(Shown),
+        key("default", Name, "control", "Bucket served when in doubt.").with(Shown),
     ],
 };
 
@@ -401,8 +430,8 @@ static ANALYSIS: Section = Section {
             "How guardrails, buckets and segments share it. Default `holm`.",
         ),
         key("min_units", Int(1), "100", "Exposed units per bucket before a relative test may act. Default 100."),
-        key("segments", Shape::Section(&SEGMENTS), "", "Slices in which comparisons are tested, too."),
-        key("cuped", Bool, "true", "Use covariates to reduce variance."),
+        key("segments", Shape::Section(&SEGMENTS), "", "Slices in which comparisons are tested, too. Default: none."),
+        key("cuped", Bool, "true", "Use covariates to reduce variance. Default true."),
     ],
 };
 
@@ -416,58 +445,72 @@ static SEGMENTS: Section = Section {
             "8",
             "Segments at most, of all attributes together; the rest of each is one more, `other`. Default 8, at most 32.",
         ),
-        key("act", Bool, "false", "Whether a breach in one segment acts on its bucket; otherwise it is shown. Default false."),
+        key("act", Bool, "false", "Whether a breach in one segment acts on its bucket; otherwise it is shown. Default false.").with(Acts),
     ],
 };
 
 static QUALITY: Section = Section {
     name: "`quality`",
     keys: &[
-        key("srm", OffOr(&SRM), "", "Exposures split as designed. Default: alpha 0.001, pause."),
-        key("volume_parity", OffOr(&VOLUME_PARITY), "", "Events per exposed unit alike in all buckets."),
+        key("srm", OffOr(&SRM), "", "Exposures split as designed. Default: alpha 0.001, pause.").with(Acts),
+        key("volume_parity", OffOr(&VOLUME_PARITY), "", "Events per exposed unit alike in all buckets. Default: off.").with(Acts),
         key(
             "mixed_assignment",
             OffOr(&MIXED),
             "",
             "Units seen in two buckets, or in another one than `assignment` gives. Default: 1%, pause.",
-        ),
-        key("ineligible", OffOr(&INELIGIBLE), "", "Exposed units that are excluded or outside the population."),
+        )
+        .with(Acts),
+        key("ineligible", OffOr(&INELIGIBLE), "", "Exposed units that are excluded or outside the population. Default: off.").with(Acts),
         key(
             "missing",
             OffOr(&MISSING),
             "",
-            "Records that lack a field, and exposed users without events in one bucket more than in another.",
-        ),
-        key("schema_violations", OffOr(&SCHEMA_VIOLATIONS), "", "Records that were refused. Default: 1%, hold."),
-        key("silence", OffOr(&SILENCE), "", "No records at all. Default: 3m, hold."),
+            "Records that lack a field, and exposed users without events in one bucket more than in another. Default: off.",
+        )
+        .with(Acts),
+        key("schema_violations", OffOr(&SCHEMA_VIOLATIONS), "", "Records that were refused. Default: 1%, hold.").with(Acts),
+        key("silence", OffOr(&SILENCE), "", "No records at all. Default: 3m, hold.").with(Acts),
     ],
 };
 
-const DO: Key = key("do", Word(ACTIONS), "pause", "What is done.");
+const DO: Key = key(
+    "do",
+    Word(ACTIONS),
+    "pause",
+    "What is done. Default: `page` of `ineligible`, `hold` of `missing`, `schema_violations` and `silence`, else `pause`.",
+)
+.with(Acts);
 
-static SRM: Section = Section { name: "`srm`", keys: &[key("alpha", Probability, "0.001", "Level of the test. Default 0.001."), DO] };
-static VOLUME_PARITY: Section =
-    Section { name: "`volume_parity`", keys: &[key("max_gap", Percent, "10%", "Largest relative gap between buckets. Default 10%."), DO] };
+static SRM: Section =
+    Section { name: "`srm`", keys: &[key("alpha", Probability, "0.001", "Level of the test. Default 0.001.").with(Acts), DO] };
+static VOLUME_PARITY: Section = Section {
+    name: "`volume_parity`",
+    keys: &[key("max_gap", Percent, "10%", "Largest relative gap between buckets. Default 10%.").with(Acts), DO],
+};
 static MIXED: Section = Section {
     name: "`mixed_assignment`",
-    keys: &[key("max", Percent, "1%", "Largest share of units in two buckets, and of those in the wrong one. Default 1%."), DO],
+    keys: &[key("max", Percent, "1%", "Largest share of units in two buckets, and of those in the wrong one. Default 1%.").with(Acts), DO],
 };
 static INELIGIBLE: Section = Section {
     name: "`ineligible`",
-    keys: &[key("max", Percent, "0", "Largest share of ineligible units. Default 0: the first exposure acts at once."), DO],
+    keys: &[key("max", Percent, "0", "Largest share of ineligible units. Default 0: the first exposure acts at once.").with(Acts), DO],
 };
 static MISSING: Section = Section {
     name: "`missing`",
     keys: &[
-        required("fields", List(&Pointer), "[/latency_ms]", "Fields that records should have."),
-        key("max", Percent, "2%", "Largest share of records without one, and points by which silent users may differ. Default 1%."),
+        required("fields", List(&Pointer), "[/latency_ms]", "Fields that records should have.").with(Acts),
+        key("max", Percent, "2%", "Largest share of records without one, and points by which silent users may differ. Default 1%.")
+            .with(Acts),
         DO,
     ],
 };
-static SCHEMA_VIOLATIONS: Section =
-    Section { name: "`schema_violations`", keys: &[key("max", Percent, "1%", "Largest share of refused records. Default 1%."), DO] };
+static SCHEMA_VIOLATIONS: Section = Section {
+    name: "`schema_violations`",
+    keys: &[key("max", Percent, "1%", "Largest share of refused records. Default 1%.").with(Acts), DO],
+};
 static SILENCE: Section =
-    Section { name: "`silence`", keys: &[key("after", Duration, "3m", "Longest span without records. Default 3m."), DO] };
+    Section { name: "`silence`", keys: &[key("after", Duration, "3m", "Longest span without records. Default 3m.").with(Acts), DO] };
 
 static ACTIONS_SECTION: Section = Section {
     name: "`actions`",
@@ -477,49 +520,58 @@ static ACTIONS_SECTION: Section = Section {
             Word(&["observe", "enforce"]),
             "observe",
             "`observe` decides and shows; `enforce` also delivers rollback, kill and pause.",
-        ),
-        key("rollback", Shape::Section(&ROUTE), "", "Receiver that serves the baseline again."),
-        key("kill", Shape::Section(&ROUTE), "", "Receiver that turns the feature off."),
-        key("pause", Shape::Section(&ROUTE), "", "Receiver that stops the ramp."),
-        key("page", Shape::Section(&ROUTE), "", "Receiver that wakes somebody."),
-        key("notify", Shape::Section(&ROUTE), "", "Receiver that tells people."),
-        key("confirm_within", Duration, "2m", "Exposures to the bucket must stop in this time after a rollback. Default 2m."),
+        )
+        .with(Acts),
+        key("rollback", Shape::Section(&ROUTE), "", "Receiver that serves the baseline again.").with(Acts),
+        key("kill", Shape::Section(&ROUTE), "", "Receiver that turns the feature off.").with(Acts),
+        key("pause", Shape::Section(&ROUTE), "", "Receiver that stops the ramp.").with(Acts),
+        key("page", Shape::Section(&ROUTE), "", "Receiver that wakes somebody.").with(Acts),
+        key("notify", Shape::Section(&ROUTE), "", "Receiver that tells people.").with(Acts),
+        key("confirm_within", Duration, "2m", "Exposures to the bucket must stop in this time after a rollback. Default 2m.").with(Acts),
         key(
             "unconfirmed",
             List(&Word(ACTIONS)),
             "[kill, page]",
             "What is done if they do not. Default: page where configured, else notify.",
-        ),
+        )
+        .with(Acts),
         key(
             "undone",
             List(&Word(ACTIONS)),
             "[rollback, page]",
             "What is done if they have stopped, and come back though nobody resumed. Default: page where configured, else notify.",
-        ),
-        key("rate_limit", Shape::Section(&RATE_LIMIT), "", "Beyond it an action is decided, paged, and waits for a person."),
+        )
+        .with(Acts),
+        key(
+            "rate_limit",
+            Shape::Section(&RATE_LIMIT),
+            "",
+            "Beyond it an action is decided, paged, and waits for a person. Default: no bound.",
+        )
+        .with(Acts),
     ],
 };
 
 static ROUTE: Section = Section {
     name: "a receiver",
     keys: &[
-        key("webhook", Name, "flag-service", "Name of a webhook endpoint of the daemon's configuration."),
-        key("pagerduty", Name, "checkout-primary", "Name of a PagerDuty endpoint of the daemon's configuration."),
-        key("slack", Name, "checkout-exp", "Name of a Slack endpoint of the daemon's configuration."),
-        key("body", Any, "{flag: new-checkout, serve: control}", "Handed to the receiver as it is."),
+        key("webhook", Name, "flag-service", "Name of a webhook endpoint of the daemon's configuration.").with(Acts),
+        key("pagerduty", Name, "checkout-primary", "Name of a PagerDuty endpoint of the daemon's configuration.").with(Acts),
+        key("slack", Name, "checkout-exp", "Name of a Slack endpoint of the daemon's configuration.").with(Acts),
+        key("body", Any, "{flag: new-checkout, serve: control}", "Handed to the receiver as it is.").with(Acts),
     ],
 };
 
 static RATE_LIMIT: Section = Section {
     name: "`rate_limit`",
-    keys: &[key("rollbacks", Frequency, "3/h", "Rollbacks of this experiment that the machine makes at most.")],
+    keys: &[key("rollbacks", Frequency, "3/h", "Rollbacks of this experiment that the machine makes at most.").with(Acts)],
 };
 
 static COMMS: Section = Section {
     name: "`comms`",
     keys: &[
-        key("runbook", Text, "https://wiki.example/new-checkout", "Link in pages and alerts."),
-        key("release_notes", Text, "https://wiki.example/rn", "Link for users."),
-        key("stakeholders", List(&Name), "[payments-leads]", "Who is kept informed."),
+        key("runbook", Text, "https://wiki.example/new-checkout", "Link in pages and alerts.").with(Shown),
+        key("release_notes", Text, "https://wiki.example/rn", "Link for users.").with(Shown),
+        key("stakeholders", List(&Name), "[payments-leads]", "Who is kept informed.").with(Shown),
     ],
 };

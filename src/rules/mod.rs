@@ -21,6 +21,8 @@ mod planning;
 mod quality;
 pub(crate) mod quantity;
 mod reach;
+#[cfg(test)]
+mod reference;
 pub mod reload;
 mod rollout;
 mod routes;

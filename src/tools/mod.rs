@@ -3,6 +3,7 @@
 pub mod backtest;
 pub mod broker;
 pub mod demo;
+pub mod init;
 pub mod receiver;
 pub mod ruletest;
 pub mod simulate;

@@ -9,6 +9,7 @@ use crate::config::{Config, ConfigErrors, Origin};
 use crate::engine::plan::Settings;
 use crate::mapping::Sources;
 use crate::rules::{self, Diagnostic, Severity, codes, diagnostic};
+use crate::tools::ruletest;
 use clap::{Args, ValueEnum};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct CheckArgs {
-    /// Rule files, or directories with rule files [default: those of the configuration, else `rules`].
+    /// Rule files and tests of rules, or directories with them [default: those of the configuration, else `rules`].
     #[arg(value_name = "PATH")]
     pub paths: Vec<PathBuf>,
     /// How faults are shown.
@@ -81,7 +82,9 @@ pub fn run(args: &CheckArgs) -> i32 {
     let endpoints = config.as_ref().map(|config| config.endpoints.keys().cloned().collect());
     let settings = config.as_ref().map_or_else(Settings::default, |config| config.engine.settings.clone());
     let loaded = rules::checked(&paths, endpoints.as_ref(), &settings);
-    let files = loaded.files + usize::from(args.config.is_some());
+    let tests = rules::test_files(&paths);
+    let files = loaded.files + tests.len() + usize::from(args.config.is_some());
+    diagnostics.extend(tests.iter().flat_map(|test| of_test(test)));
     if let Some((config, path)) = config.as_ref().zip(args.config.as_deref()) {
         diagnostics.extend(endpoints::faults(path, config, &loaded));
     }
@@ -90,6 +93,8 @@ pub fn run(args: &CheckArgs) -> i32 {
     // A closed pipe (`check | head`) is no reason to fail; the exit status tells what was found.
     let _ = show(&diagnostics, args.format, io::stdout().lock());
     let unreachable = match &config {
+        // What machines read stays by itself.
+        Some(config) if args.online && args.format == Format::Human => reach(config, &loaded.sources, &mut io::stdout().lock()),
         Some(config) if args.online => reach(config, &loaded.sources, &mut io::stderr().lock()),
         _ => false,
     };
@@ -122,6 +127,13 @@ fn explain(code: &str) -> i32 {
     let hint = near.map_or("`--explain` alone lists all".to_owned(), |near| format!("did you mean {}?", near.to_uppercase()));
     eprintln!("error: there is no code {}; {hint}", diagnostic::quote(code));
     2
+}
+
+/// The faults of a test of rules. Those of the rules that it is about are told with them.
+fn of_test(path: &Path) -> Vec<Diagnostic> {
+    let name = path.display().to_string();
+    let found = ruletest::load(path).err().unwrap_or_default();
+    found.into_iter().filter(|fault| fault.file == name).collect()
 }
 
 /// The faults of a configuration among those of rules.
@@ -209,6 +221,7 @@ mod tests {
         assert_eq!(status("tests/bad_rules/unknown_key.yaml", false), 1);
         assert_eq!(status("tests/bad_rules/rare_event.yaml", false), 0);
         assert_eq!(status("tests/bad_rules/rare_event.yaml", true), 3);
+        assert_eq!(status("tests/rule_tests/odd_test.yaml", false), 1, "a test of rules, with faults of its own");
         assert_eq!(status("no/such/rules", false), 2);
     }
 

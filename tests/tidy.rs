@@ -359,7 +359,7 @@ fn the_unit_hands_over_the_credentials_of_the_example() {
 fn alerts_and_the_dashboard_ask_for_metrics_that_exist() {
     let telemetry: String = sources().iter().filter(|s| s.path.starts_with("src/telemetry")).map(|s| read(&root().join(&s.path))).collect();
     let mut faults = String::new();
-    let asking = ["deploy/prometheus/alerts.yaml", "deploy/prometheus/new-checkout.yaml"];
+    let asking = ["deploy/prometheus/alerts.yaml", "deploy/prometheus/new-checkout.yaml", "deploy/grafana/guardraild.json"];
     let lines: Vec<(String, String)> = asking
         .iter()
         .flat_map(|file| {

@@ -14,6 +14,8 @@ const SECRET: &str = "whsec_bG9hZC10ZXN0cy1sb2FkLXRlc3RzLWxvYWQtdGVzdHM=";
 const FULL: &str = include_str!("../stage/new-checkout.yaml");
 const FILLER: &str = include_str!("../stage/filler.yaml");
 const NAME: &str = "new-checkout";
+/// Visits per second while it is quiet: the next one comes after 20 s.
+const QUIET: f64 = 0.05;
 /// A user is in at most so many experiments.
 const AT_ONCE: usize = 8;
 
@@ -36,7 +38,8 @@ pub struct Args {
 }
 
 /// Prints the path of the configuration once all runs; then obeys, until standard input ends:
-/// `slow` makes the treatment of the first experiment slow, `poison` sends records that are refused.
+/// `slow` makes the treatment of the first experiment slow, `quiet` lets almost nobody come until `busy`, `poison` sends records that
+/// are refused.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let broker = Broker::start(4)?;
     let feed = Feed::start(Traffic::new(case(args), clock::now())?, Writer::new(&broker.servers(), "", &[])?)?;
@@ -48,8 +51,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ensure!(!feed.is_over(), "the traffic has ended");
         match line?.trim() {
             "slow" => feed.inject(slow()),
+            "quiet" => feed.pace(QUIET),
+            "busy" => feed.pace(args.visits_per_s),
             "poison" => poison(&Writer::new(&broker.servers(), "", &[])?)?,
-            other => anyhow::bail!("no order `{other}`: slow or poison"),
+            other => anyhow::bail!("no order `{other}`: slow, quiet, busy or poison"),
         }
     }
     feed.finish()?;

@@ -306,13 +306,12 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
     let endpoints =
         config.endpoints.iter().map(|(name, endpoint)| delivery::Endpoint::configured(name, endpoint, &config.delivery)).collect();
     let metrics = metrics.clone();
+    for name in config.endpoints.keys() {
+        metrics.begin(&names::DELIVERY_ATTEMPTS, &[&[name], &DeliveryResult::ALL.map(DeliveryResult::name)]);
+        metrics.begin(&names::DELIVERY_SECONDS, &[&[name]]);
+    }
     let observe = move |event: &DeliveryEvent| {
-        let result = match event.result {
-            DeliveryResult::Delivered => "delivered",
-            DeliveryResult::Failed => "failed",
-            DeliveryResult::Dead => "dead",
-        };
-        metrics.add(&names::DELIVERY_ATTEMPTS, &[&event.endpoint, result], 1.0);
+        metrics.add(&names::DELIVERY_ATTEMPTS, &[&event.endpoint, event.result.name()], 1.0);
         let trace = event.trace_id.as_deref();
         metrics.observe_traced(&names::DELIVERY_SECONDS, &[&event.endpoint], event.duration_ms as f64 / 1_000.0, trace);
         if let Some(delay) = event.first_attempt_delay_ms {

@@ -39,6 +39,19 @@ pub enum DeliveryResult {
     Dead,
 }
 
+impl DeliveryResult {
+    pub const ALL: [DeliveryResult; 3] = [DeliveryResult::Delivered, DeliveryResult::Failed, DeliveryResult::Dead];
+
+    /// As metrics label it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeliveryResult::Delivered => "delivered",
+            DeliveryResult::Failed => "failed",
+            DeliveryResult::Dead => "dead",
+        }
+    }
+}
+
 /// What a lane does next.
 pub enum Step {
     /// The delivery, and the number of the attempt.

@@ -71,7 +71,7 @@ impl Format {
 }
 
 impl Default for Metrics {
-    /// All metrics; those without labels start at 0.
+    /// All metrics; those without labels, and those of [`names::KNOWN`], start at 0.
     fn default() -> Metrics {
         let metrics = Metrics(Arc::default());
         {
@@ -83,12 +83,26 @@ impl Default for Metrics {
                 }
             }
         }
+        for (metric, values) in names::KNOWN {
+            metrics.begin(metric, values);
+        }
         metrics.set(&names::BUILD_INFO, &[env!("CARGO_PKG_VERSION")], 1.0);
         metrics
     }
 }
 
 impl Metrics {
+    /// Lets the series of all combinations of these values begin, at 0: one list for each label.
+    pub fn begin(&self, metric: &'static Metric, values: &[&[&str]]) {
+        let mut all: Vec<Vec<&str>> = vec![Vec::new()];
+        for list in values {
+            all = all.iter().flat_map(|row| list.iter().map(|value| [row.as_slice(), &[*value]].concat())).collect();
+        }
+        for labels in all {
+            self.with(metric, &labels, |_| {});
+        }
+    }
+
     /// Adds to a counter or gauge. `labels` are the values of `metric.labels`, in order.
     pub fn add(&self, metric: &'static Metric, labels: &[&str], n: f64) {
         self.with(metric, labels, |sample| {
@@ -309,6 +323,7 @@ mod tests {
             assert!(text.contains("guardraild_store_commit_seconds_bucket{le=\"+Inf\"} 4\nguardraild_store_commit_seconds_sum 99.3015\n"));
             assert!(text.contains("guardraild_store_commit_seconds_count 4\n"));
         }
+        assert!(text.contains("guardraild_decisions_total{action=\"kill\"} 0\n"), "there before the first one");
         assert!(open.contains("# TYPE guardraild_decisions counter\n") && open.ends_with("# EOF\n"));
         assert!(text.contains("# TYPE guardraild_decisions_total counter\n") && !text.contains("# EOF"));
     }

@@ -84,6 +84,15 @@ metrics! {
     BUILD_INFO Gauge "guardraild_build_info" ["version"] "1, labelled with the version that runs.";
 }
 
+/// Labels with few values that are known: their series are there from the start, at 0, since a rate does not see how a series began.
+pub static KNOWN: [(&Metric, &[&[&str]]); 5] = [
+    (&DECISIONS, &[&["hold", "notify", "page", "pause", "rollback", "kill"]]),
+    (&HELD_BACK, &[&["rate_limit", "blast_radius", "rollback"]]),
+    (&RELOADS, &[&["applied", "partly", "failed"]]),
+    (&SCHEMA_REQUESTS, &[&["known", "unknown", "failed"]]),
+    (&GATE_ANSWERS, &[&["argo", "flagger_rollback", "flagger_confirm"], &["go", "stop", "wait", "unknown"]]),
+];
+
 /// The list as a Markdown table.
 #[cfg(test)]
 fn markdown() -> String {

@@ -15,6 +15,7 @@ pub mod http;
 pub mod ingest;
 pub mod live;
 pub mod mapping;
+pub mod readout;
 pub mod report;
 pub mod rules;
 pub mod store;

@@ -2,6 +2,11 @@
 //! second, and the commands that operators send back.
 
 pub use crate::engine::judge::Operation;
+
+mod history;
+
+pub use history::{History, Kept, KeptBucket, KeptSample, Sample, most};
+
 use crate::engine::outcome::Counts;
 use crate::engine::state::{BinsState, ExperimentState};
 use crate::engine::time::Millis;
@@ -9,12 +14,24 @@ use crate::rules::Loaded;
 use crate::rules::reload::{Change, FileState, State};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::{Arc, RwLock};
-use tokio::sync::oneshot;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use tokio::sync::{broadcast, oneshot};
 
-/// The newest view; cheap to read and to replace.
+/// The newest view, cheap to read and to replace, and how its figures went.
 #[derive(Clone, Default)]
-pub struct Live(Arc<RwLock<Newest>>);
+pub struct Live(Arc<Shared>);
+
+struct Shared {
+    newest: RwLock<Newest>,
+    history: Mutex<History>,
+    looks: broadcast::Sender<Arc<ExperimentState>>,
+}
+
+impl Default for Shared {
+    fn default() -> Shared {
+        Shared { newest: RwLock::default(), history: Mutex::default(), looks: broadcast::Sender::new(LOOKS) }
+    }
+}
 
 #[derive(Default)]
 struct Newest {
@@ -22,22 +39,41 @@ struct Newest {
     files: Arc<Vec<FileState>>,
 }
 
+/// Close looks that wait for whoever listens; the oldest go, since newer ones come.
+const LOOKS: usize = 64;
+
 impl Live {
     pub fn get(&self) -> Arc<View> {
-        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).view)
+        Arc::clone(&self.0.newest.read().unwrap_or_else(|e| e.into_inner()).view)
     }
 
     pub fn set(&self, view: impl Into<Arc<View>>) {
-        self.0.write().unwrap_or_else(|e| e.into_inner()).view = view.into();
+        self.0.newest.write().unwrap_or_else(|e| e.into_inner()).view = view.into();
     }
 
     /// How the rule files stand, by name.
     pub fn files(&self) -> Arc<Vec<FileState>> {
-        Arc::clone(&self.0.read().unwrap_or_else(|e| e.into_inner()).files)
+        Arc::clone(&self.0.newest.read().unwrap_or_else(|e| e.into_inner()).files)
     }
 
     pub fn set_files(&self, files: Vec<FileState>) {
-        self.0.write().unwrap_or_else(|e| e.into_inner()).files = Arc::new(files);
+        self.0.newest.write().unwrap_or_else(|e| e.into_inner()).files = Arc::new(files);
+    }
+
+    /// How the figures went.
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        self.0.history.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Tells of a close look at an experiment, with all its intervals.
+    pub fn tell_look(&self, state: &Arc<ExperimentState>) {
+        // Nobody may listen.
+        let _ = self.0.looks.send(Arc::clone(state));
+    }
+
+    /// Close looks from now on.
+    pub fn looks(&self) -> broadcast::Receiver<Arc<ExperimentState>> {
+        self.0.looks.subscribe()
     }
 }
 

@@ -3,7 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
 use guardraild::cli::{
-    assignments, audit, backtest, check, client, demo, generate, init, map, run, schema, simulate, stats, test, test_endpoint,
+    assignments, audit, backtest, check, client, demo, generate, get, init, log, man, map, readout, run, schema, simulate, stats, status,
+    test, test_endpoint,
 };
 use std::process::ExitCode;
 
@@ -38,8 +39,12 @@ enum Command {
     Map(map::MapArgs),
     Simulate(simulate::SimulateArgs),
     Audit(audit::AuditArgs),
-    Get(client::GetArgs),
+    Get(get::GetArgs),
+    Status(status::StatusArgs),
     Explain(client::ExplainArgs),
+    Log(log::LogArgs),
+    Annotate(log::AnnotateArgs),
+    Readout(readout::ReadoutArgs),
     Assignments(assignments::AssignmentsArgs),
     /// Stop acting on an experiment, never measuring; `kill` is not held back
     Hold(client::HoldArgs),
@@ -60,6 +65,7 @@ enum Command {
     Completions {
         shell: clap_complete::Shell,
     },
+    Man(man::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -73,8 +79,12 @@ fn main() -> ExitCode {
         Command::Map(args) => map::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Audit(args) => audit::run(&args),
-        Command::Get(args) => client::get(&args),
+        Command::Get(args) => get::run(&args),
+        Command::Status(args) => status::run(&args),
         Command::Explain(args) => client::explain(&args),
+        Command::Log(args) => log::log(&args),
+        Command::Annotate(args) => log::annotate(&args),
+        Command::Readout(args) => readout::run(&args),
         Command::Assignments(args) => assignments::run(&args),
         Command::Hold(args) => client::hold(&args),
         Command::Resume(args) => client::resume(&args),
@@ -91,6 +101,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Cli::command(), "guardraild", &mut std::io::stdout());
             0
         }
+        Command::Man(args) => man::run(&args, Cli::command()),
     };
     ExitCode::from(u8::try_from(status).unwrap_or(1))
 }

@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, Response, Uri};
 use guardraild::clock::Moment;
 use guardraild::delivery::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Endpoint, Kind};
-use guardraild::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, Verdict};
+use guardraild::engine::decision::{Action, Decision, Evidence, LogKind, LogQuery, Mode, Notice, Verdict};
 use guardraild::store::{Commit, DeliveryRecord, DeliveryState, LIFETIME, NewDelivery, Priority, Store};
 use std::future::Future;
 use std::path::PathBuf;
@@ -258,7 +258,7 @@ async fn a_delivery_is_signed_with_every_secret_and_received_once() {
     let record = bench.delivery("d-1-x");
     assert_eq!((record.delivery.state, record.history.len()), (DeliveryState::Delivered, 1));
     assert!(receiver.hits.try_recv().is_err());
-    let log = bench.store.log("new-checkout", 0, 10).unwrap();
+    let log = bench.store.log("new-checkout", &LogQuery::first(10)).unwrap();
     assert_eq!(log.iter().map(|l| l.entry.kind).collect::<Vec<_>>(), [LogKind::Decision, LogKind::Delivery]);
 }
 
@@ -502,5 +502,5 @@ async fn a_delivery_is_given_up_after_a_day() {
     assert!((LIFETIME - 700_000..=LIFETIME).contains(&span), "{span}");
     assert!((130..=170).contains(&record.history.len()), "{}", record.history.len());
     assert_eq!(bench.delivery("d-1-x-undelivered").delivery.endpoint, "pager");
-    assert!(bench.store.log("new-checkout", 0, 10).unwrap().iter().any(|l| l.entry.text.contains("given up: not received")));
+    assert!(bench.store.log("new-checkout", &LogQuery::first(10)).unwrap().iter().any(|l| l.entry.text.contains("given up: not received")));
 }

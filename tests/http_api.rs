@@ -4,10 +4,11 @@
 
 use guardraild::clock;
 use guardraild::config::Config;
-use guardraild::engine::decision::{Action, Mode, Verdict};
+use guardraild::engine::decision::{Action, LogKind, LogQuery, Mode, Verdict};
 use guardraild::engine::state::{BinsOf, BinsState, BucketState, DataState, ExperimentState, RolloutState};
 use guardraild::http::{Access, Api, Backend, BackendError, Limits, LogPage, Tls, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
+use guardraild::readout::Dossier;
 use guardraild::telemetry::Metrics;
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -57,12 +58,30 @@ impl Backend for Store {
         Ok(vec![json!({"id": "dl-1", "limit": limit})])
     }
 
-    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
+    fn log(&self, experiment: &str, asked: &LogQuery) -> Result<LogPage, BackendError> {
         self.check()?;
+        let (after, limit) = (asked.after, asked.limit as usize);
         let all = if experiment == "nobody" { 0..0 } else { after + 1..6 };
         let entries: Vec<Value> = all.clone().take(limit).map(|n| json!({"text": n})).collect();
         let next = (entries.len() < all.count()).then(|| after + entries.len() as i64);
         Ok(LogPage { entries, next })
+    }
+
+    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+        self.check()?;
+        let dossier = Dossier {
+            experiment: experiment.to_owned(),
+            at: 0,
+            last: false,
+            state: live.map(|state| json!(state)),
+            rule: String::new(),
+            points: vec![],
+            log: vec![],
+            decisions: vec![],
+            cut: false,
+            dashboard: None,
+        };
+        Ok((experiment != "nobody").then_some(dossier))
     }
 
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError> {
@@ -411,6 +430,25 @@ async fn who_may_do_what() {
 }
 
 #[tokio::test]
+async fn a_readout_is_data_markdown_or_a_page_that_runs_nothing() {
+    let d = Daemon::start("  open_reads: never\n").await;
+    assert_eq!(d.status("/api/v1/experiments/checkout/readout").await, 401);
+    let get = async |path: &str| d.get(&format!("/api/v1/experiments/{path}")).bearer_auth(READ).send().await.unwrap();
+    let data: Value = get("checkout/readout").await.json().await.unwrap();
+    assert_eq!((&data["experiment"], &data["state"]["verdict"]), (&json!("checkout"), &json!("safe")));
+    let text = get("checkout/readout?format=markdown").await.text().await.unwrap();
+    assert!(text.starts_with("# Readout: checkout\n") && text.contains("\n## 9. Artifacts\n"), "{text}");
+    let page = get("checkout/readout?format=html").await;
+    assert_eq!(page.headers()["content-security-policy"], "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
+    assert!(page.text().await.unwrap().starts_with("<!doctype html>"));
+    assert_eq!(get("gone/readout").await.status(), 200, "of one that no rule names any more, too");
+    assert_eq!(get("nobody/readout").await.status(), 404);
+    assert_eq!(get("checkout/readout?format=pdf").await.status(), 400);
+    assert_eq!(get("checkout/log?kind=decision,nothing").await.status(), 400);
+    assert_eq!(get("checkout/log?kind=decision&since=2026-12-01T09:00:00Z").await.status(), 200);
+}
+
+#[tokio::test]
 async fn operator_actions_reach_the_judge() {
     let d = Daemon::start("").await;
     let before = clock::now();
@@ -441,7 +479,7 @@ async fn operator_actions_reach_the_judge() {
         Operation::Act(Action::Rollback),
         Operation::Act(Action::Kill),
         Operation::Phase { phase: "25%".to_owned(), weights },
-        Operation::Annotate,
+        Operation::Annotate { kind: LogKind::Annotation, links: Vec::new() },
     ];
     assert_eq!(operations[1..], rest);
     let authors: Vec<_> = commands.iter().map(|(_, _, _, author, _)| author.as_str()).collect();
@@ -466,6 +504,9 @@ async fn bad_requests_say_why_and_reach_nobody() {
         ("kill", json!({"reason": "r", "for": "2h"}), 400, "`for` means nothing to `kill`"),
         ("phase", json!({"reason": "r"}), 400, "`phase` is missing"),
         ("phase", json!({"reason": "r", "phase": "p", "weights": {"a": 7}}), 400, "a weight lies between 0 and 1"),
+        ("hold", json!({"reason": "r", "links": []}), 400, "`links` means nothing to `hold`"),
+        ("annotations", json!({"reason": "r", "kind": "decision"}), 400, "people write no entries of the kind `decision`"),
+        ("annotations", json!({"reason": "r", "links": ["javascript:alert(1)"]}), 400, "a link is none"),
         ("hold", json!({"reasons": "r"}), 400, "unknown field `reasons`"),
         ("hold", json!([1]), 400, "the body is not what is expected"),
         ("hold", json!({"reason": "x".repeat(2_001)}), 400, "more than 2000 characters"),

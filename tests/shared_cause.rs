@@ -5,7 +5,7 @@ mod support;
 
 use guardraild::cli::audit::{Finding, audit};
 use guardraild::delivery::Router;
-use guardraild::engine::decision::{Action, Evidence, HeldBy, Output};
+use guardraild::engine::decision::{Action, Evidence, HeldBy, LogQuery, Output};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::kept::Kept;
 use guardraild::engine::plan::{BlastRadius, FieldTable, Settings};
@@ -129,7 +129,7 @@ fn a_hundred_experiments_act_and_page_each_team_once() {
     let alert = outbox.iter().find(|d| d.endpoint == "pager-3" && d.decision == shared[1].decision).unwrap();
     assert!(alert.event_type == "guardrail.alert" && alert.payload.contains("\"exp-098\""), "{}", alert.payload);
     assert_eq!(store.decision(&shared[0].decision).unwrap().unwrap().id, shared[0].decision);
-    let log = store.log("exp-042", 0, 100).unwrap();
+    let log = store.log("exp-042", &LogQuery::first(100)).unwrap();
     assert!(log.iter().any(|l| l.entry.text == "error_rate in 99 experiments: one alert is for all"), "{log:?}");
 }
 

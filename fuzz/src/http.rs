@@ -6,10 +6,13 @@ use guardraild::clock::Moment;
 use guardraild::config::Config;
 use guardraild::delivery::attempt::Made;
 use guardraild::delivery::{DeliveryResult, Endpoint, Kind, Sender};
+use guardraild::engine::decision::LogQuery;
 use guardraild::engine::fleet::Fleet;
+use guardraild::engine::state::ExperimentState;
 use guardraild::engine::time::Millis;
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, site};
 use guardraild::live::{Accepted, Command, Live, View};
+use guardraild::readout::Dossier;
 use guardraild::store::{Delivery, DeliveryState, Priority};
 use guardraild::telemetry::Metrics;
 use hyper::server::conn::http1;
@@ -41,8 +44,13 @@ impl Backend for Kept {
         Ok(vec![json!({"id": "d-1"})])
     }
 
-    fn log(&self, _: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
-        Ok(LogPage { entries: vec![json!({"text": after}); limit.min(3)], next: after.checked_add(1) })
+    fn log(&self, _: &str, asked: &LogQuery) -> Result<LogPage, BackendError> {
+        let entries = vec![json!({"text": asked.after}); asked.limit.min(3) as usize];
+        Ok(LogPage { entries, next: asked.after.checked_add(1) })
+    }
+
+    fn dossier(&self, _: &str, _: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+        Ok(None)
     }
 
     fn redeliver(&self, id: &str, _: &str) -> Result<bool, BackendError> {

@@ -1,10 +1,13 @@
 //! What the API reads from the store.
 
-use super::assignments;
+use super::{assignments, dossier};
 use crate::clock;
-use crate::delivery::Waker;
+use crate::delivery::{Router, Waker};
+use crate::engine::decision::LogQuery;
+use crate::engine::state::ExperimentState;
 use crate::http::{Backend, BackendError, LogPage};
 use crate::ingest::kafka::Ingest;
+use crate::readout::Dossier;
 use crate::store::{Store, StoreError};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -14,11 +17,13 @@ pub struct StoreBackend {
     store: Mutex<Store>,
     waker: Waker,
     ingest: Arc<Ingest>,
+    /// For links to the dashboard.
+    router: Router,
 }
 
 impl StoreBackend {
-    pub fn new(store: Store, waker: Waker, ingest: Arc<Ingest>) -> StoreBackend {
-        StoreBackend { store: Mutex::new(store), waker, ingest }
+    pub fn new(store: Store, waker: Waker, ingest: Arc<Ingest>, router: Router) -> StoreBackend {
+        StoreBackend { store: Mutex::new(store), waker, ingest, router }
     }
 
     fn store(&self) -> MutexGuard<'_, Store> {
@@ -47,8 +52,12 @@ impl Backend for Late {
         self.there()?.decision(id)
     }
 
-    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
-        self.there()?.log(experiment, after, limit)
+    fn log(&self, experiment: &str, asked: &LogQuery) -> Result<LogPage, BackendError> {
+        self.there()?.log(experiment, asked)
+    }
+
+    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+        self.there()?.dossier(experiment, live)
     }
 
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError> {
@@ -92,12 +101,23 @@ impl Backend for StoreBackend {
         Ok(records.iter().map(|record| json!(record)).collect())
     }
 
-    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError> {
-        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        let entries = self.store().log(experiment, after, limit).map_err(failed)?;
-        let full = entries.len() >= limit as usize;
+    fn log(&self, experiment: &str, asked: &LogQuery) -> Result<LogPage, BackendError> {
+        let mut entries = self.store().log(experiment, asked).map_err(failed)?;
+        for logged in &mut entries {
+            let decision = logged.entry.decision.as_deref();
+            logged.entry.links.extend(decision.and_then(|decision| self.router.link("d", decision)));
+        }
+        let full = entries.len() >= asked.limit as usize;
         let next = entries.last().filter(|_| full).map(|entry| entry.seq);
         Ok(LogPage { entries: entries.iter().map(|entry| json!(entry)).collect(), next })
+    }
+
+    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+        // A handle of its own: reading all of this takes a while, and the others go on answering.
+        let path = self.store().path().to_owned();
+        let store = Store::open_to_read(path).map_err(failed)?;
+        let dossier = dossier::read(&store, experiment, live).map_err(failed)?;
+        Ok(dossier.map(|dossier| Dossier { dashboard: self.router.link("e", experiment), ..dossier }))
     }
 
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError> {

@@ -364,7 +364,8 @@ impl Session {
         let notices = out.notices.into_iter().map(|notice| {
             let rule = self.court.rules.get(&notice.decision.experiment);
             let trace = telemetry::traceparent(&Span::current());
-            let deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, trace.as_deref())).unwrap_or_default();
+            let mut deliveries = rule.map(|rule| self.court.router.notice(rule, &notice, trace.as_deref())).unwrap_or_default();
+            deliveries.extend(self.court.router.record(rule.map(Arc::as_ref), &notice.decision, Some(&notice), trace.as_deref()));
             tracing::info!(
                 experiment = notice.decision.experiment,
                 decision = notice.decision.decision,
@@ -413,10 +414,11 @@ impl Session {
         drop(entered);
         let trace = telemetry::traceparent(&span);
         let (rules, router) = (&self.court.rules, &self.court.router);
-        let deliveries = match rules.get(&decision.experiment) {
+        let mut deliveries = match rules.get(&decision.experiment) {
             Some(rule) => router.decision(rule, &decision, trace.as_deref()),
             None => router.shared(rules, &decision, trace.as_deref()),
         };
+        deliveries.extend(router.record(rules.get(&decision.experiment).map(Arc::as_ref), &decision, None, trace.as_deref()));
         (decision, deliveries)
     }
 

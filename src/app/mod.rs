@@ -2,9 +2,12 @@
 
 pub mod assignments;
 mod backend;
+mod chronicle;
+pub mod dossier;
 pub mod judging;
 pub mod recovery;
 mod reload;
+mod topic;
 mod turn;
 
 use crate::clock;
@@ -17,6 +20,7 @@ use crate::ingest::decode::Limits;
 use crate::ingest::kafka::{AutoOffsetReset, Engine, Ingest, KafkaConfig};
 use crate::ingest::mapped::Layouts;
 use crate::ingest::oauth::OauthConfig;
+use crate::ingest::produce::Producer;
 use crate::ingest::schemas::{Login, Registry, RegistryConfig, Schemas};
 use crate::live::{Check, Live, Refusal, ReloadReport, ReloadRequest, View};
 use crate::mapping::Sources;
@@ -191,10 +195,19 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     let engine = Engine { catalog, settings: config.engine.settings.clone(), limits, layouts, metrics: metrics.clone() };
     let ingest = Arc::new(Ingest::start(&kafka, engine, recovered.resume, clock::now, sender)?);
 
+    chronicle::restore(&store, &live, &recovered.fleet.views())?;
+    runtime.spawn(chronicle::Chronicle::new(open()?, live.clone(), config.store.retention).keep());
     live.set_files(files);
     let keeper = Keeper::new(place, live.clone(), metrics.clone(), to_judge, (&loaded, digest));
     runtime.spawn(keeper.run(requests, config.reload.every));
     let readable = Arc::clone(&ingest);
+    let published = config.kafka.decisions_topic.as_deref().map(delivery::topic_endpoint);
+    let router = delivery::Router { base_url: config.http.base_url.parse().ok(), topic: published.clone() };
+    if let (Some(topic), Some(endpoint)) = (&config.kafka.decisions_topic, &published) {
+        let producer = Producer::new(&kafka, topic, clock::now).context("kafka.decisions_topic")?;
+        let publisher = topic::Publisher { store: open()?, producer, endpoint: endpoint.clone(), metrics: metrics.clone() };
+        runtime.spawn(publisher.run(dispatcher.waker()));
+    }
     let court = Court {
         clock: clock::machine(),
         fleet: recovered.fleet,
@@ -204,16 +217,16 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         opening: (!changes.is_empty()).then(|| (opening, reload::texts(&loaded.used))),
         sources: loaded.sources.clone(),
         rules: loaded.rules.iter().map(|r| (r.plan.experiment.clone(), Arc::clone(r))).collect(),
-        router: delivery::Router { base_url: config.http.base_url.parse().ok() },
+        router: router.clone(),
         waker: dispatcher.waker(),
         live: live.clone(),
         metrics: metrics.clone(),
         checkpoint_every: config.checkpoint.every,
         lateness: config.engine.settings.lateness,
         workers: kafka.workers,
-        endpoints: config.endpoints.keys().cloned().collect(),
+        endpoints: config.endpoints.keys().cloned().chain(published).collect(),
     };
-    late.set(backend::StoreBackend::new(open()?, dispatcher.waker(), readable));
+    late.set(backend::StoreBackend::new(open()?, dispatcher.waker(), readable, router.clone()));
     live.set(View::default());
     let signal = stop.clone();
     let judging = std::thread::Builder::new().name("judge".into()).spawn(move || court.run(ingest, inbox, orders, &signal))?;
@@ -319,7 +332,8 @@ fn start_dispatcher(runtime: &Runtime, store: Store, config: &Config, metrics: &
         }
     };
     let _guard = runtime.enter();
-    Ok(Dispatcher::start(store, endpoints, Arc::new(clock::moment), Arc::new(observe))?)
+    let others = config.kafka.decisions_topic.as_deref().map(delivery::topic_endpoint).into_iter().collect();
+    Ok(Dispatcher::start_beside(store, endpoints, others, Arc::new(clock::moment), Arc::new(observe))?)
 }
 
 /// How topics of foreign layouts are read. The registry is asked for schemas as records come.

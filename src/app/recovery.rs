@@ -110,6 +110,7 @@ fn entries(notes: Vec<(&str, String)>) -> Vec<LogEntry> {
         author: None,
         text,
         decision: None,
+        links: Vec::new(),
     };
     notes.into_iter().map(entry).collect()
 }

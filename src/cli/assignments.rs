@@ -24,7 +24,7 @@ Examples:
 pub struct AssignmentsArgs {
     experiment: String,
     /// Read this state directory, whether its daemon runs or not, instead of asking a daemon
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["url", "token_file"])]
+    #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
     #[command(flatten)]
     daemon: Address,

@@ -1,7 +1,7 @@
-//! Commands that talk to a running daemon: `get`, `explain`, `hold`, `resume`, `rollback`, `kill`.
+//! Commands that talk to a running daemon: `explain`, `hold`, `resume`, `rollback`, `kill`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use super::show::{self, rows, text};
+use super::show::{rows, text};
 use clap::{Args, ValueEnum};
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -27,29 +27,18 @@ pub struct Address {
 
 /// A daemon whose answer is shown.
 #[derive(Args, Debug)]
-struct Daemon {
+pub(super) struct Daemon {
     #[command(flatten)]
     address: Address,
     /// How the answer is shown
     #[arg(long, value_enum, default_value_t = Shown::Human)]
-    output: Shown,
+    pub(super) output: Shown,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Shown {
+pub(super) enum Shown {
     Human,
     Json,
-}
-
-/// Show the live state of all experiments, or of one
-///
-/// Exit status: 0 shown, 1 no answer, or no such experiment.
-#[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  guardraild get\n  guardraild get new-checkout --output json")]
-pub struct GetArgs {
-    experiment: Option<String>,
-    #[command(flatten)]
-    daemon: Daemon,
 }
 
 /// Show one decision: numbers, test, margin, rule revision, deliveries
@@ -95,17 +84,6 @@ pub struct ActArgs {
     bucket: Option<String>,
 }
 
-pub fn get(args: &GetArgs) -> i32 {
-    let path = match &args.experiment {
-        Some(name) => format!("experiments/{}", encoded(name)),
-        None => "experiments".to_owned(),
-    };
-    args.daemon.show(args.daemon.ask(&path, None), |answer| match answer["experiments"].as_array() {
-        Some(all) => all.iter().map(line).collect::<Vec<_>>().join("\n"),
-        None => experiment(answer),
-    })
-}
-
 pub fn explain(args: &ExplainArgs) -> i32 {
     args.daemon.show(args.daemon.ask(&format!("decisions/{}", encoded(&args.decision)), None), decision)
 }
@@ -141,7 +119,7 @@ fn operate(verb: &str, args: &OperateArgs, more: Option<(&str, &str)>) -> i32 {
 
 impl Address {
     /// The daemon's answer, or a sentence that says what went wrong and what to do.
-    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    pub(super) fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
         let response = self.send(Some(TIMEOUT), |client| match body {
             Some(body) => client.post(self.url_of(path)).json(body),
             None => client.get(self.url_of(path)),
@@ -174,8 +152,14 @@ impl Address {
             builder = builder.tls_certs_merge(reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| fault(&e))?);
         }
         let client = builder.build().map_err(|e| e.to_string())?;
-        let unreachable =
-            |e: reqwest::Error| format!("no answer from {} ({}); is the daemon up? --url names another", self.url, e.without_url());
+        let unreachable = |e: reqwest::Error| {
+            // The last cause says what a person can do something about.
+            let e = e.without_url();
+            let cause = std::iter::successors(Some(&e as &dyn std::error::Error), |e| e.source())
+                .last()
+                .map_or_else(String::new, |e| e.to_string());
+            format!("no answer from {} ({cause}); is the daemon up? --url or GUARDRAILD_URL names another", self.url)
+        };
         self.authorized(request(&client))?.send().map_err(unreachable)
     }
 
@@ -192,11 +176,11 @@ impl Address {
 }
 
 impl Daemon {
-    fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+    pub(super) fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
         self.address.ask(path, body)
     }
 
-    fn show(&self, answer: Result<Value, String>, human: impl FnOnce(&Value) -> String) -> i32 {
+    pub(super) fn show(&self, answer: Result<Value, String>, human: impl FnOnce(&Value) -> String) -> i32 {
         let shown = match answer {
             Ok(answer) if self.output == Shown::Json => answer.to_string(),
             Ok(answer) => human(&answer),
@@ -217,68 +201,14 @@ fn answer(response: Response) -> Result<Value, String> {
     let answer: Value = response.json().map_err(|_| format!("{status} from {url}, and no JSON: is this guardraild?"))?;
     match status.is_success() {
         true => Ok(answer),
-        false => Err(format!("{} ({status}) {}", text(&answer["error"]), text(&answer["hint"])).trim_end().to_owned()),
+        false => {
+            let hint = match status.as_u16() {
+                401 => "give one of http.tokens: --token-file FILE, or the variable GUARDRAILD_TOKEN".to_owned(),
+                _ => text(&answer["hint"]),
+            };
+            Err(format!("{} ({status}) {hint}", text(&answer["error"])).trim_end().to_owned())
+        }
     }
-}
-
-/// One experiment in a line.
-fn line(state: &Value) -> String {
-    format!("{:<8} {}  {}", text(&state["verdict"]), text(&state["experiment"]), text(&state["reason"]))
-}
-
-fn experiment(state: &Value) -> String {
-    let mut out = vec![line(state)];
-    out.push(format!(
-        "mode {}, revision {}, phase {}, {} records",
-        text(&state["mode"]),
-        state["revision"],
-        state["phase"],
-        state["records"]
-    ));
-    out.extend(show::stage(&state["rollout"]));
-    for hold in rows(state, "holds") {
-        out.push(format!("held by {}: {}", text(&hold["by"]), text(&hold["reason"])));
-    }
-    for bucket in rows(state, "buckets") {
-        let stopped = match &bucket["stopped"] {
-            Value::Null => String::new(),
-            stop => format!("; {} by {}, {}", text(&stop["action"]), text(&stop["decision"]), text(&stop["confirmation"])),
-        };
-        let rate = bucket["exposure_rate"].as_f64().unwrap_or(0.0);
-        out.push(format!("bucket {}: {} units, {rate:.1} exposures/s{stopped}", text(&bucket["bucket"]), bucket["exposed_units"]));
-    }
-    let flaws = state["data"].as_object().into_iter().flatten().filter(|(_, n)| n.as_u64().is_some_and(|n| n > 0));
-    let flaws: Vec<String> = flaws.map(|(flaw, n)| format!("{flaw} {n}")).collect();
-    if !flaws.is_empty() {
-        out.push(format!("data: {}", flaws.join(", ")));
-    }
-    for row in rows(state, "guardrails") {
-        out.push(format!("{:<8} {} {}: {}", text(&row["verdict"]), text(&row["bucket"]), text(&row["guardrail"]), text(&row["reason"])));
-        out.extend(segments(row));
-    }
-    for row in rows(state, "quality") {
-        out.push(format!("{:<8} {}: {}", text(&row["verdict"]), text(&row["check"]), text(&row["reason"])));
-        let failing = rows(row, "parts").filter(|part| part["verdict"] == "breach");
-        out.extend(failing.map(|part| format!("  {:<8} {}: {}", text(&part["verdict"]), text(&part["part"]), text(&part["reason"]))));
-    }
-    out.extend(show::funnels(state));
-    out.extend(show::retention(state));
-    out.extend(show::phases(state));
-    out.join("\n")
-}
-
-/// How many segments fare how, and those in breach one by one.
-fn segments(guardrail: &Value) -> Vec<String> {
-    let verdicts = ["breach", "safe", "watching", "no_data"];
-    let of = |verdict: &str| rows(guardrail, "segments").filter(|s| s["verdict"] == verdict).count();
-    let counted: Vec<String> = verdicts.iter().map(|v| (of(v), v)).filter(|(n, _)| *n > 0).map(|(n, v)| format!("{n} {v}")).collect();
-    if counted.is_empty() {
-        return Vec::new();
-    }
-    let breached = rows(guardrail, "segments").filter(|s| s["verdict"] == "breach");
-    let shown =
-        breached.map(|s| format!("  {:<8} {} ({} units): {}", text(&s["verdict"]), text(&s["segment"]), s["units"], text(&s["reason"])));
-    std::iter::once(format!("  segments: {}", counted.join(", "))).chain(shown).collect()
 }
 
 fn decision(d: &Value) -> String {
@@ -343,37 +273,5 @@ mod tests {
         assert_eq!(encoded("a/b c"), "a%2Fb%20c");
         assert_eq!(text(&json!("red\u{1b}[31m")), "red[31m");
         assert_eq!(text(&Value::Null), "");
-    }
-
-    #[test]
-    fn an_experiment_is_shown_with_what_matters() {
-        let state = json!({"experiment": "exp", "verdict": "breach", "reason": "rollback of b (confirmed)", "mode": "enforce", "revision": 1,
-            "phase": 0, "records": 9, "holds": [], "quality": [],
-            "buckets": [{"bucket": "b", "exposed_units": 3, "exposure_rate": 0.0,
-                         "stopped": {"action": "rollback", "decision": "d-1", "confirmation": "confirmed"}}],
-            "guardrails": [{"guardrail": "error_rate", "bucket": "b", "verdict": "breach", "reason": "breached: see d-1",
-                            "segments": [{"segment": "region=uk", "units": 7, "verdict": "breach", "reason": "breached: see d-2"},
-                                         {"segment": "region=eu", "units": 9, "verdict": "safe", "reason": "fine"}]}]});
-        let shown = experiment(&state);
-        assert!(shown.contains("bucket b: 3 units, 0.0 exposures/s; rollback by d-1, confirmed"), "{shown}");
-        assert!(shown.contains("breach   b error_rate: breached: see d-1"), "{shown}");
-        assert!(shown.ends_with("  segments: 1 breach, 1 safe\n  breach   region=uk (7 units): breached: see d-2"), "{shown}");
-        assert!(!shown.contains("whole life"), "{shown}");
-    }
-
-    #[test]
-    fn the_phases_are_shown_with_their_figures() {
-        let bucket = json!({"bucket": "b", "weight": 0.2, "exposed_units": 3, "exposures": 4, "events": 5,
-            "metrics": [{"metric": "error_rate", "unit": "%", "value": 0.25}, {"metric": "latency_p95", "unit": "ms", "value": null}]});
-        let rollout = json!({"stage": "full", "phase_since": 0, "phase_due": 60_000, "phase_ready": true, "full_since": 1_000, "watched_until": 2_000});
-        let state = json!({"rollout": rollout, "phases": [{"phase": 0, "name": "canary", "buckets": [bucket]}, {"phase": 4, "name": null, "buckets": [bucket]}],
-            "whole_life": {"phase": null, "name": null, "buckets": [bucket]}});
-        let shown = experiment(&state);
-        assert!(
-            shown.contains("full, in this phase since 1970-01-01T00:00:00Z, ready for the next since 1970-01-01T00:01:00Z; full since"),
-            "{shown}"
-        );
-        assert!(shown.contains("canary, b (20.0%): 3 units, 4 exposures, 5 events, error_rate 25.00%, latency_p95 no value"), "{shown}");
-        assert!(shown.contains("\nphase 4, b") && shown.contains("\nwhole life, b"), "{shown}");
     }
 }

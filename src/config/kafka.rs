@@ -23,6 +23,8 @@ pub struct Kafka {
     pub properties: BTreeMap<String, Property>,
     pub oauth: Option<OAuth>,
     pub schema_registry: Option<SchemaRegistry>,
+    /// Where decisions go as records, if anywhere.
+    pub decisions_topic: Option<String>,
 }
 
 /// Where the schemas of Avro, Protobuf and JSON Schema records are.
@@ -115,6 +117,7 @@ pub fn read(mut s: Section<'_>) -> Kafka {
         workers: s.need("workers", reader::whole(0..=1024)) as usize,
         max_future: s.need("max_future", reader::span("0", "365d")).as_millis() as i64,
         merge_wait: s.need("merge_wait", reader::span("0", "30s")).as_millis() as i64,
+        decisions_topic: s.opt("decisions_topic", topic),
         properties: properties(s.map("properties")),
         oauth: if s.has("oauth") { oauth(s.section("oauth")) } else { s.opt("oauth", |_| Ok(None)).flatten() },
         schema_registry: match s.has("schema_registry") {
@@ -125,6 +128,10 @@ pub fn read(mut s: Section<'_>) -> Kafka {
     if kafka.brokers.is_empty() && s.sound("brokers") {
         let fault = Fault::new(code::MISSING, "names no broker");
         s.fault("brokers", fault.help("write `brokers: [HOST:9092]`, or set GUARDRAILD_KAFKA__BROKERS=HOST:9092"));
+    }
+    let read = kafka.topics.all(std::iter::empty());
+    if kafka.decisions_topic.as_deref().is_some_and(|topic| read.contains(&topic)) {
+        s.fault("decisions_topic", Fault::new(code::INCONSISTENT, "is one of the topics that are read"));
     }
     let mechanism = match kafka.properties.get("sasl.mechanism").or(kafka.properties.get("sasl.mechanisms")) {
         Some(Property::Plain(mechanism)) => mechanism.as_str(),

@@ -38,6 +38,7 @@ pub struct Config {
     pub delivery: Delivery,
     pub endpoints: BTreeMap<String, Endpoint>,
     pub checkpoint: Checkpoint,
+    pub store: Store,
     pub reload: Reload,
     pub telemetry: Telemetry,
 }
@@ -52,6 +53,12 @@ pub struct Engine {
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
     pub every: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// How long the history of an experiment is kept when nothing is heard of it any more.
+    pub retention: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -147,6 +154,7 @@ fn read(mut root: Section<'_>) -> Config {
         delivery: endpoint::delivery(root.section("delivery")),
         endpoints: endpoint::read(root.map("endpoints")),
         checkpoint: checkpoint(root.section("checkpoint")),
+        store: store(root.section("store")),
         reload: reload(root.section("reload")),
         telemetry: telemetry(root.section("telemetry")),
     };
@@ -209,6 +217,12 @@ fn checkpoint(mut s: Section<'_>) -> Checkpoint {
     let every = s.need("every", reader::span("1s", "10m"));
     s.finish();
     Checkpoint { every }
+}
+
+fn store(mut s: Section<'_>) -> Store {
+    let retention = s.need("retention", reader::span("1d", "3650d"));
+    s.finish();
+    Store { retention }
 }
 
 fn reload(mut s: Section<'_>) -> Reload {

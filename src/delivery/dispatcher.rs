@@ -61,7 +61,18 @@ pub struct Dispatcher {
 
 impl Dispatcher {
     /// Starts at once on what is pending. Must be called on a Tokio runtime, with a process-wide rustls provider installed.
-    pub fn start(mut store: Store, endpoints: Vec<Endpoint>, clock: Clock, observer: Observer) -> Result<Dispatcher, EndpointError> {
+    pub fn start(store: Store, endpoints: Vec<Endpoint>, clock: Clock, observer: Observer) -> Result<Dispatcher, EndpointError> {
+        Dispatcher::start_beside(store, endpoints, Vec::new(), clock, observer)
+    }
+
+    /// [`Dispatcher::start`] beside others that look after what is addressed to the endpoints `others`.
+    pub fn start_beside(
+        mut store: Store,
+        endpoints: Vec<Endpoint>,
+        others: Vec<String>,
+        clock: Clock,
+        observer: Observer,
+    ) -> Result<Dispatcher, EndpointError> {
         let senders = endpoints.into_iter().map(Sender::new).collect::<Result<Vec<_>, _>>()?;
         if let Err(e) = store.reschedule(clock().steady, LONGEST_WAIT) {
             tracing::warn!(error = %e, "schedules from before a change of the clock stay as they are");
@@ -76,7 +87,7 @@ impl Dispatcher {
             stop: stop.subscribe(),
         };
         let mut lanes = JoinSet::new();
-        let names = senders.iter().map(|s| s.endpoint.name.clone()).collect();
+        let names = senders.iter().map(|s| s.endpoint.name.clone()).chain(others).collect();
         lanes.spawn(shared.clone().strays(names));
         for sender in senders.into_iter().map(Arc::new) {
             if sender.endpoint.kind == Kind::Alertmanager {

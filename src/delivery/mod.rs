@@ -24,5 +24,5 @@ pub use dispatcher::{Clock, Dispatcher, Observer, Waker};
 pub use endpoint::{Endpoint, EndpointError, EndpointFault, Kind};
 pub use probe::Unreachable;
 pub use rehearsal::{rehearsal, unfit};
-pub use route::Router;
+pub use route::{Router, topic_endpoint};
 pub use template::Unfit;

@@ -16,6 +16,13 @@ const UNCONFIRMED: [&str; 2] = ["confirm_within", "undone"];
 pub struct Router {
     /// Address of the API, for links.
     pub base_url: Option<Url>,
+    /// Where every decision goes beside its receivers: see [`topic_endpoint`].
+    pub topic: Option<String>,
+}
+
+/// How the outbox names a Kafka topic. No endpoint of the configuration has such a name.
+pub fn topic_endpoint(topic: &str) -> String {
+    format!("kafka:{topic}")
 }
 
 impl Router {
@@ -45,7 +52,7 @@ impl Router {
             Some(shared) if !action.intervenes() => format!("{shared}-{}", route.endpoint),
             _ => format!("{}-{}", decision.decision, action.name()),
         };
-        let payload = payload::body(event_type, decision, None, &own(rule, route), &self.links(rule, decision));
+        let payload = payload::body(event_type, decision, None, &own(rule, route), &self.links(rule.runbook.as_ref(), decision));
         vec![NewDelivery {
             id,
             endpoint: route.endpoint.clone(),
@@ -55,6 +62,41 @@ impl Router {
             escalate_to: escalation(rule, &route.endpoint),
             traceparent: traceparent.map(str::to_owned),
         }]
+    }
+
+    /// The record of a decision, or of a notice about it, for the topic of decisions: whatever its mode, and whether or not anybody else hears of it.
+    pub fn record(
+        &self,
+        rule: Option<&RuleSet>,
+        decision: &Decision,
+        notice: Option<&Notice>,
+        traceparent: Option<&str>,
+    ) -> Option<NewDelivery> {
+        let endpoint = self.topic.clone()?;
+        let unconfirmed = UNCONFIRMED.contains(&decision.criterion.as_str());
+        let (part, event_type) = match (notice.map(|notice| notice.kind), decision.action) {
+            (Some(NoticeKind::Confirmed), _) => ("confirmed", "guardrail.confirmed"),
+            (Some(NoticeKind::Resolved), _) => ("resolved", "guardrail.resolved"),
+            // Who holds the experiment says it in its log; the decision itself has its record.
+            (Some(NoticeKind::Held), _) => return None,
+            (None, Action::Kill) => ("decision", "guardrail.kill"),
+            (None, Action::Rollback) => ("decision", "guardrail.rollback"),
+            (None, Action::Pause) => ("decision", "guardrail.pause"),
+            (None, _) if unconfirmed => ("decision", "guardrail.unconfirmed"),
+            (None, _) => ("decision", "guardrail.alert"),
+        };
+        let links = self.links(rule.and_then(|rule| rule.runbook.as_ref()), decision);
+        let route = rule.and_then(|rule| rule.routes.get(&decision.action));
+        let own = Own { body: route.and_then(|route| route.body.as_ref()), flag: rule.and_then(|rule| rule.flag.as_ref()) };
+        Some(NewDelivery {
+            id: format!("{}-{part}-record", decision.decision),
+            endpoint,
+            event_type,
+            priority: Priority::Inform,
+            payload: payload::body(event_type, decision, notice, &own, &links),
+            escalate_to: None,
+            traceparent: traceparent.map(str::to_owned),
+        })
     }
 
     /// What a limit holds back is for people: whoever is paged, else notified. What would follow from it says nothing new.
@@ -70,7 +112,7 @@ impl Router {
             endpoint: route.endpoint.clone(),
             event_type: "guardrail.alert",
             priority: Priority::Inform,
-            payload: payload::body("guardrail.alert", decision, None, &own(rule, route), &self.links(rule, decision)),
+            payload: payload::body("guardrail.alert", decision, None, &own(rule, route), &self.links(rule.runbook.as_ref(), decision)),
             escalate_to: escalation(rule, &route.endpoint),
             traceparent: traceparent.map(str::to_owned),
         })
@@ -90,7 +132,13 @@ impl Router {
                     endpoint: route.endpoint.clone(),
                     event_type: "guardrail.alert",
                     priority: Priority::Inform,
-                    payload: payload::body("guardrail.alert", decision, None, &Own::default(), &self.links(rule, decision)),
+                    payload: payload::body(
+                        "guardrail.alert",
+                        decision,
+                        None,
+                        &Own::default(),
+                        &self.links(rule.runbook.as_ref(), decision),
+                    ),
                     escalate_to: escalation(rule, &route.endpoint),
                     traceparent: traceparent.map(str::to_owned),
                 });
@@ -123,7 +171,7 @@ impl Router {
                 (paged.into_iter().chain(told).collect(), "guardrail.resolved")
             }
         };
-        let links = self.links(rule, &notice.decision);
+        let links = self.links(rule.runbook.as_ref(), &notice.decision);
         let id = format!("{}-{}", notice.decision.decision, notice.kind.name());
         let deliveries = routes.into_iter().enumerate().map(|(i, route)| NewDelivery {
             // A second receiver needs an id of its own.
@@ -138,16 +186,16 @@ impl Router {
         deliveries.collect()
     }
 
-    fn links(&self, rule: &RuleSet, decision: &Decision) -> Links {
+    fn links(&self, runbook: Option<&String>, decision: &Decision) -> Links {
         Links {
             experiment: Some(&decision.experiment).filter(|name| !name.is_empty()).and_then(|name| self.link("e", name)),
             decision: self.link("d", &decision.decision),
-            runbook: rule.runbook.clone(),
+            runbook: runbook.cloned(),
         }
     }
 
     /// A view of the dashboard: its name and what it shows are the fragment, written as a path is.
-    fn link(&self, view: &str, name: &str) -> Option<String> {
+    pub fn link(&self, view: &str, name: &str) -> Option<String> {
         let mut url = self.base_url.clone()?;
         let mut path = url.clone();
         path.path_segments_mut().ok()?.clear().extend([view, name]);

@@ -346,6 +346,9 @@ pub struct LogEntry {
     pub text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decision: Option<String>,
+    /// Addresses that belong to it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -367,12 +370,105 @@ pub enum LogKind {
     /// A breach in a segment of a rule whose segments only show.
     Exploratory,
     Operator,
+    /// What people note. The next five say what a note is for: the readout has a place for each.
     Annotation,
+    /// Something went wrong.
+    Incident,
+    /// What was done about it.
+    Mitigation,
+    /// What the experiment has taught.
+    Learning,
+    /// What is to be done.
+    Next,
+    /// A document, a ticket, a recording.
+    Artifact,
     Delivery,
     /// What a restart could not take up from a checkpoint, and what that means.
     Recovery,
     /// The rules were changed.
     Rules,
+}
+
+impl LogKind {
+    pub const ALL: [LogKind; 20] = [
+        LogKind::Launch,
+        LogKind::Phase,
+        LogKind::FullRollout,
+        LogKind::WatchOver,
+        LogKind::Ended,
+        LogKind::Decision,
+        LogKind::Confirmed,
+        LogKind::Resolved,
+        LogKind::Withheld,
+        LogKind::Exploratory,
+        LogKind::Operator,
+        LogKind::Annotation,
+        LogKind::Incident,
+        LogKind::Mitigation,
+        LogKind::Learning,
+        LogKind::Next,
+        LogKind::Artifact,
+        LogKind::Delivery,
+        LogKind::Recovery,
+        LogKind::Rules,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            LogKind::Launch => "launch",
+            LogKind::Phase => "phase",
+            LogKind::FullRollout => "full_rollout",
+            LogKind::WatchOver => "watch_over",
+            LogKind::Ended => "ended",
+            LogKind::Decision => "decision",
+            LogKind::Confirmed => "confirmed",
+            LogKind::Resolved => "resolved",
+            LogKind::Withheld => "withheld",
+            LogKind::Exploratory => "exploratory",
+            LogKind::Operator => "operator",
+            LogKind::Annotation => "annotation",
+            LogKind::Incident => "incident",
+            LogKind::Mitigation => "mitigation",
+            LogKind::Learning => "learning",
+            LogKind::Next => "next",
+            LogKind::Artifact => "artifact",
+            LogKind::Delivery => "delivery",
+            LogKind::Recovery => "recovery",
+            LogKind::Rules => "rules",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn named(name: &str) -> Option<LogKind> {
+        LogKind::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Whether people write entries of this kind.
+    pub fn is_note(self) -> bool {
+        matches!(
+            self,
+            LogKind::Annotation | LogKind::Incident | LogKind::Mitigation | LogKind::Learning | LogKind::Next | LogKind::Artifact
+        )
+    }
+}
+
+/// Which entries of an execution log are asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogQuery {
+    /// Only those with a higher sequence number.
+    pub after: i64,
+    /// Only those from this instant on, ms since the epoch.
+    pub since: Millis,
+    /// Only those of these kinds; of all, where there is none.
+    pub kinds: Vec<LogKind>,
+    pub limit: u32,
+}
+
+impl LogQuery {
+    /// All entries, up to `limit`.
+    pub fn first(limit: u32) -> LogQuery {
+        LogQuery { after: 0, since: Millis::MIN, kinds: Vec::new(), limit }
+    }
 }
 
 /// All that a step of the engine says.

@@ -183,6 +183,7 @@ fn note(decision: &Decision, experiments: &BTreeSet<&str>, out: &mut Output) {
         author: None,
         text: text.clone(),
         decision: Some(decision.decision.clone()),
+        links: Vec::new(),
     }));
 }
 

@@ -60,7 +60,8 @@ async fn ask(app: &Shared, experiment: &str) -> Option<Arc<ExperimentState>> {
     let (reply, answer) = oneshot::channel();
     app.api.commands.try_send(Command::Look { experiment: experiment.to_owned(), reply }).ok()?;
     let state = Arc::new(tokio::time::timeout(LOOK, answer).await.ok()?.ok()??);
-    app.history().look(&state);
+    app.api.live.history().look(&state);
+    app.api.live.tell_look(&state);
     app.looks.keep(experiment, Look { of, at: Instant::now(), state: Arc::clone(&state) });
     Some(state)
 }

@@ -17,6 +17,7 @@ mod operate;
 mod packed;
 mod patience;
 mod read;
+mod readout;
 mod series;
 mod server;
 mod tls;
@@ -26,8 +27,11 @@ pub use server::{BindError, Limits, bind, serve};
 pub use tls::{Tls, TlsError};
 
 use crate::clock;
+use crate::engine::decision::LogQuery;
+use crate::engine::state::ExperimentState;
 use crate::engine::time::Millis;
 use crate::live::{Command, Live, ReloadRequest, View};
+use crate::readout::Dossier;
 use crate::telemetry::{Metrics, names};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::middleware::{self, Next};
@@ -36,7 +40,7 @@ use axum::routing::{get, post};
 use axum::{Router, http::StatusCode};
 use error::Failure;
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -71,8 +75,10 @@ pub trait Backend: Send + Sync {
     fn decisions(&self, experiment: Option<&str>, limit: usize) -> Result<Vec<serde_json::Value>, BackendError>;
     /// The newest deliveries with their attempts, newest first.
     fn deliveries(&self, limit: usize) -> Result<Vec<serde_json::Value>, BackendError>;
-    /// Entries of an experiment's execution log beyond the position `after`, oldest first, at most `limit`.
-    fn log(&self, experiment: &str, after: i64, limit: usize) -> Result<LogPage, BackendError>;
+    /// Entries of an experiment's execution log, oldest first.
+    fn log(&self, experiment: &str, asked: &LogQuery) -> Result<LogPage, BackendError>;
+    /// All that is known of an experiment, for its readout; `live` is how it stands now, where it runs. `None` of one that never was.
+    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError>;
     /// Puts a delivery back into the queue; false if there is none with this id.
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError>;
     /// Writes the observed assignments of an experiment as CSV.
@@ -102,9 +108,9 @@ struct Shared {
     closing: watch::Receiver<bool>,
     streams: Arc<Semaphore>,
     exports: Arc<Semaphore>,
+    readouts: Semaphore,
     /// Attempts that were refused lately.
     refused: audit::Refused,
-    history: Mutex<series::History>,
     looks: looks::Looks,
     answers: packed::OfView,
     news: events::Listener,
@@ -120,10 +126,6 @@ impl Shared {
         let fresh = clock::now() - view.at <= STALE;
         (view, fresh)
     }
-
-    fn history(&self) -> MutexGuard<'_, series::History> {
-        self.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
 }
 
 fn shared(api: Api, closing: watch::Receiver<bool>, news: events::Listener) -> App {
@@ -133,8 +135,8 @@ fn shared(api: Api, closing: watch::Receiver<bool>, news: events::Listener) -> A
         closing,
         streams: Arc::new(Semaphore::new(STREAMS)),
         exports: Arc::new(Semaphore::new(assignments::EXPORTS)),
+        readouts: Semaphore::new(readout::READOUTS),
         refused: audit::Refused::default(),
-        history: Mutex::default(),
         looks: looks::Looks::default(),
         answers: packed::OfView::default(),
         news,
@@ -162,6 +164,7 @@ fn router(app: App) -> Router {
         .route("/api/v1/experiments/{id}/assignments", get(assignments::csv))
         .route("/api/v1/experiments/{id}/bins", get(read::bins))
         .route("/api/v1/experiments/{id}/log", get(read::log))
+        .route("/api/v1/experiments/{id}/readout", get(readout::readout))
         .route("/api/v1/experiments/{id}/series", get(series::series))
         .route("/api/v1/experiments/{id}/verdict", get(gates::verdict))
         .route("/api/v1/experiments/{id}/{verb}", post(operate::experiment))

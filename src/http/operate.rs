@@ -4,7 +4,7 @@ use super::error::Failure;
 use super::{App, blocking};
 use crate::clock;
 use crate::config;
-use crate::engine::decision::Action;
+use crate::engine::decision::{Action, LogKind};
 use crate::live::{Accepted, Command, Operation, Refusal, ReloadRequest, Request};
 use axum::Json;
 use axum::body::Bytes;
@@ -25,6 +25,9 @@ const MAX_HOLD: Duration = Duration::from_secs(90 * 86_400);
 /// Characters of a name and of a reason.
 const MAX_NAME: usize = 200;
 const MAX_REASON: usize = 2_000;
+/// Links of an annotation, and bytes of each.
+const MAX_LINKS: usize = 10;
+const MAX_LINK: usize = 2_000;
 
 /// What a request may hold; which verb takes what is checked by [`operation`].
 #[derive(Default, Deserialize)]
@@ -36,6 +39,8 @@ struct Asked {
     r#for: Option<String>,
     phase: Option<String>,
     weights: Option<BTreeMap<String, f64>>,
+    kind: Option<String>,
+    links: Option<Vec<String>>,
 }
 
 pub async fn experiment(
@@ -87,7 +92,7 @@ fn operation(verb: &str, asked: &Asked) -> Result<Operation, Failure> {
         "resume" => (Operation::Resume, &[]),
         "rollback" => (Operation::Act(Action::Rollback), &["bucket"]),
         "kill" => (Operation::Act(Action::Kill), &["bucket"]),
-        "annotations" => (Operation::Annotate, &[]),
+        "annotations" => (note(asked)?, &["kind", "links"]),
         "phase" => {
             let phase =
                 asked.phase.as_deref().ok_or_else(|| Failure::bad_request("`phase` is missing", "the name of the phase that begins"))?;
@@ -110,11 +115,29 @@ fn operation(verb: &str, asked: &Asked) -> Result<Operation, Failure> {
         ("for", asked.r#for.is_some()),
         ("phase", asked.phase.is_some()),
         ("weights", asked.weights.is_some()),
+        ("kind", asked.kind.is_some()),
+        ("links", asked.links.is_some()),
     ];
     match given.iter().find(|(field, given)| *given && !takes.contains(field)) {
         Some((field, _)) => Err(Failure::bad_request(format!("`{field}` means nothing to `{verb}`"), "leave it out")),
         None => Ok(operation),
     }
+}
+
+/// An entry of people's own.
+fn note(asked: &Asked) -> Result<Operation, Failure> {
+    let named = asked.kind.as_deref().unwrap_or("annotation");
+    let kind = LogKind::named(named).filter(|kind| kind.is_note()).ok_or_else(|| {
+        let kinds: Vec<_> = LogKind::ALL.into_iter().filter(|kind| kind.is_note()).map(LogKind::name).collect();
+        Failure::bad_request(format!("people write no entries of the kind `{named}`"), kinds.join(", "))
+    })?;
+    let links = asked.links.clone().unwrap_or_default();
+    let fit = |link: &String| link.len() <= MAX_LINK && (link.starts_with("https://") || link.starts_with("http://"));
+    if links.len() > MAX_LINKS || !links.iter().all(fit) {
+        let hint = format!("links are at most {MAX_LINKS} addresses of http or https, of {MAX_LINK} characters each");
+        return Err(Failure::bad_request("a link is none", hint));
+    }
+    Ok(Operation::Annotate { kind, links })
 }
 
 /// The instant at which a hold ends.

@@ -4,7 +4,9 @@ use super::error::Failure;
 use super::looks::closely;
 use super::{App, LogPage, blocking};
 use crate::clock;
+use crate::engine::decision::{LogKind, LogQuery};
 use crate::engine::state::BinsState;
+use crate::engine::time::Millis;
 use crate::live::Command;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
@@ -22,8 +24,8 @@ const JUDGE: Duration = Duration::from_secs(2);
 const LIST: usize = 100;
 const MAX_LIST: usize = 500;
 /// Entries of a page of the log: unless asked otherwise, and at most.
-const PAGE: usize = 100;
-const MAX_PAGE: usize = 1_000;
+const PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1_000;
 
 pub async fn experiments(State(app): State<App>, headers: HeaderMap) -> Result<Response, Failure> {
     app.api.access.read(&headers)?;
@@ -84,7 +86,16 @@ pub async fn data(State(app): State<App>, headers: HeaderMap) -> Result<Json<Val
 pub struct Paging {
     #[serde(default)]
     after: i64,
-    limit: Option<usize>,
+    limit: Option<u32>,
+    since: Option<jiff::Timestamp>,
+    /// Kinds, separated by commas.
+    #[serde(default)]
+    kind: String,
+}
+
+/// What the execution log holds.
+fn kinds() -> String {
+    LogKind::ALL.map(LogKind::name).join(", ")
 }
 
 /// The log of an experiment; of one that no rule file names any more, too.
@@ -95,14 +106,19 @@ pub async fn log(
     paging: Result<Query<Paging>, QueryRejection>,
 ) -> Result<Json<LogPage>, Failure> {
     app.api.access.read(&headers)?;
-    let Query(Paging { after, limit }) = paging.map_err(|e| Failure::bad_request(e.body_text(), "?after=POSITION&limit=1..1000"))?;
+    let hint = "?after=POSITION&limit=1..1000&since=RFC3339&kind=decision,operator";
+    let Query(Paging { after, limit, since, kind }) = paging.map_err(|e| Failure::bad_request(e.body_text(), hint))?;
     let limit = limit.unwrap_or(PAGE);
     if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(Failure::bad_request(format!("limit is {limit}"), "?after=POSITION&limit=1..1000"));
+        return Err(Failure::bad_request(format!("limit is {limit}"), hint));
     }
+    let known = |kind: &str| LogKind::named(kind).ok_or_else(|| Failure::bad_request(format!("no kind `{kind}`"), kinds()));
+    let kinds = kind.split(',').filter(|kind| !kind.is_empty()).map(known).collect::<Result<Vec<_>, _>>()?;
+    let all = after == 0 && since.is_none() && kinds.is_empty();
+    let asked = LogQuery { after, since: since.map_or(Millis::MIN, jiff::Timestamp::as_millisecond), kinds, limit };
     let name = id.clone();
-    let page = blocking(&app, move |backend| backend.log(&name, after, limit)).await?;
-    if page.entries.is_empty() && after == 0 && app.api.live.get().experiment(&id).is_none() {
+    let page = blocking(&app, move |backend| backend.log(&name, &asked)).await?;
+    if page.entries.is_empty() && all && app.api.live.get().experiment(&id).is_none() {
         return Err(Failure::no_experiment(&id));
     }
     Ok(Json(page))

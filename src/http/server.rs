@@ -88,7 +88,7 @@ pub async fn serve(listener: TcpListener, api: Api, limits: Limits, mut tls: Opt
             Some(_) = connections.join_next() => continue,
             _ = second.tick() => {
                 let (view, fresh) = app.view();
-                app.history().sample(&view);
+                app.api.live.history().sample(&view);
                 news.tell(view, fresh);
                 continue;
             }

@@ -6,6 +6,7 @@
 //! - [`kafka`] starts and stops reading Kafka. Its parts: `context` (librdkafka's callbacks), `batch` (messages taken many at a time;
 //!   the only unsafe code), `consumer` (the thread that owns the consumer), `worker` (threads that own the aggregators), `align` (merges
 //!   the topics of a partition number by time) and `oauth` (tokens).
+//! - [`produce`] writes decisions to a topic.
 //! - [`range`] reads a stretch of Kafka's topics by time, without a group; [`replay`] books it as workers do, by Kafka's time.
 //!
 //! What is exact: offsets move only with the state that reflects them. A worker's snapshot holds, for each partition number, the
@@ -21,6 +22,7 @@ pub mod file;
 pub mod kafka;
 pub mod mapped;
 pub mod oauth;
+pub mod produce;
 pub mod range;
 pub mod rejects;
 pub mod replay;

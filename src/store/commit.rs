@@ -1,6 +1,5 @@
 //! The one transaction that decisions are written in.
 
-use super::rows::word;
 use super::{Commit, Committed, Failure, LIFETIME, NewDelivery, NewOperation, Store, StoreError, checkpoint};
 use crate::engine::decision::{Decision, LogEntry, LogKind, Notice, NoticeKind};
 use crate::engine::time::Millis;
@@ -82,7 +81,7 @@ fn insert_decision(tx: &Transaction<'_>, d: &Decision) -> Result<bool, Failure> 
     Ok(added > 0)
 }
 
-/// Whether the notice is new. A resolved decision takes back what has not been received yet.
+/// Whether the notice is new. A resolved decision takes back what has not been received yet, but for its record in a topic, which tells of the past.
 fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice) -> Result<bool, Failure> {
     insert_decision(tx, &notice.decision)?;
     let added = tx
@@ -103,7 +102,7 @@ fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice) -> Result<b
     if notice.kind == NoticeKind::Resolved {
         tx.execute(
             "UPDATE outbox SET state = 'cancelled', finished_ms = ?2, last_error = 'resolved before it was received'
-             WHERE decision = ?1 AND state = 'pending'",
+             WHERE decision = ?1 AND state = 'pending' AND endpoint NOT LIKE 'kafka:%'",
             params![notice.decision.decision, now],
         )?;
     }
@@ -118,6 +117,7 @@ fn entry_of(decision: &Decision, at: Millis, kind: LogKind, text: String) -> Log
         author: decision.author.clone(),
         text,
         decision: Some(decision.decision.clone()),
+        links: Vec::new(),
     }
 }
 
@@ -155,14 +155,17 @@ pub(super) fn insert_delivery(
 }
 
 pub(super) fn insert_log(tx: &Transaction<'_>, entry: &LogEntry) -> Result<(), Failure> {
-    tx.prepare_cached("INSERT INTO log (experiment, at, kind, author, text, decision) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING")?
-        .execute(params![
+    tx.prepare_cached(
+        "INSERT INTO log (experiment, at, kind, author, text, decision, links) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+    )?
+    .execute(params![
         entry.experiment,
         entry.at,
-        word(entry.kind)?,
+        entry.kind.name(),
         entry.author,
         entry.text,
-        entry.decision.as_deref().unwrap_or_default()
+        entry.decision.as_deref().unwrap_or_default(),
+        serde_json::to_string(&entry.links)?
     ])?;
     Ok(())
 }

@@ -20,6 +20,8 @@ pub enum StoreError {
         "{}: written by a newer guardraild (schema {found}, this one knows {known}); run that version, or name another file", path.display()
     )]
     TooNew { path: PathBuf, found: i64, known: i64 },
+    #[error("{}: written by an older guardraild (schema {found}, this one knows {known}); start the daemon once, or ask it", path.display())]
+    TooOld { path: PathBuf, found: i64, known: i64 },
     #[error("{}: cannot be opened for writing ({detail}); check that the directory exists and who owns it", path.display())]
     Unwritable { path: PathBuf, detail: String },
     #[error("{}: a part of the checkpoint is damaged ({detail})", path.display())]

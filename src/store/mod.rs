@@ -7,6 +7,7 @@
 mod checkpoint;
 mod commit;
 mod error;
+mod history;
 mod outbox;
 mod parts;
 mod read;
@@ -17,6 +18,7 @@ mod tests;
 
 pub use checkpoint::{Checkpoint, Loaded, LoadedCheckpoint};
 pub use error::StoreError;
+pub use history::{Look, NewSummary, StoredPoint, Summary};
 pub use outbox::{AttemptEnd, LIFETIME, Lane, Next, Poll};
 pub use parts::StoredParts;
 pub use rows::{
@@ -25,7 +27,7 @@ pub use rows::{
 };
 
 use crate::fail;
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,16 @@ impl Store {
         connection.busy_timeout(BUSY_TIMEOUT).map_err(|e| StoreError::of(path, e))?;
         schema::migrate(&mut connection, path)?;
         configure(&connection).map_err(|e| StoreError::of(path, e))?;
+        Ok(Store { connection, path: path.to_owned(), epoch: None, held: Duration::ZERO })
+    }
+
+    /// Opens a file that a daemon has made, to read alone: whether one runs on it or not.
+    pub fn open_to_read(path: impl AsRef<Path>) -> Result<Store, StoreError> {
+        let path = path.as_ref();
+        let failed = |e| StoreError::of(path, e);
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(failed)?;
+        connection.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
+        schema::is_current(&connection, path)?;
         Ok(Store { connection, path: path.to_owned(), epoch: None, held: Duration::ZERO })
     }
 

@@ -313,5 +313,5 @@ fn escalate(tx: &Transaction<'_>, d: &Delivery, at: Moment, rows: &[NewDelivery]
 
 fn log(tx: &Transaction<'_>, d: &Delivery, at: Millis, author: Option<String>, text: String) -> Result<(), Failure> {
     let (experiment, decision) = (d.experiment.clone(), Some(d.decision.clone()));
-    insert_log(tx, &LogEntry { at, experiment, kind: LogKind::Delivery, author, text, decision })
+    insert_log(tx, &LogEntry { at, experiment, kind: LogKind::Delivery, author, text, decision, links: Vec::new() })
 }

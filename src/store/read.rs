@@ -1,8 +1,8 @@
-//! Questions about what is stored, and what is thrown away in time.
+//! Questions about what is stored.
 
 use super::rows::{delivery, logged, stored_decision};
-use super::{Attempt, Delivery, DeliveryRecord, Failure, Logged, RuleText, Store, StoreError, StoredDecision, StoredOperation};
-use crate::engine::time::Millis;
+use super::{Attempt, Delivery, DeliveryRecord, Logged, RuleText, Store, StoreError, StoredDecision, StoredOperation};
+use crate::engine::decision::LogQuery;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
 impl Store {
@@ -38,11 +38,14 @@ impl Store {
         })
     }
 
-    /// A page of the execution log, oldest first: entries with a sequence number above `after_seq`.
-    pub fn log(&self, experiment: &str, after_seq: i64, limit: u32) -> Result<Vec<Logged>, StoreError> {
+    /// A page of the execution log, oldest first.
+    pub fn log(&self, experiment: &str, asked: &LogQuery) -> Result<Vec<Logged>, StoreError> {
+        let kinds: Vec<&str> = asked.kinds.iter().map(|kind| kind.name()).collect();
+        let kinds = serde_json::to_string(&kinds)?;
         let sql = "SELECT *, (SELECT traceparent FROM outbox WHERE outbox.decision = log.decision ORDER BY seq LIMIT 1) AS traceparent
-                   FROM log WHERE experiment = ? AND seq > ? ORDER BY seq LIMIT ?";
-        self.read(|c| all(c, sql, params![experiment, after_seq, limit], logged))
+             FROM log WHERE experiment = ?1 AND seq > ?2 AND at >= ?3
+             AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4))) ORDER BY seq LIMIT ?5";
+        self.read(|c| all(c, sql, params![experiment, asked.after, asked.since, kinds, asked.limit], logged))
     }
 
     /// The deliveries of a decision and of the notices about it, with every attempt.
@@ -68,17 +71,6 @@ impl Store {
     /// The newest rows of the outbox, newest first.
     pub fn outbox(&self, limit: u32) -> Result<Vec<Delivery>, StoreError> {
         self.read(|c| all(c, "SELECT * FROM outbox ORDER BY seq DESC LIMIT ?", [limit], delivery))
-    }
-
-    /// Deletes log entries, and finished deliveries with their attempts, from before `before` (ms since the epoch) and
-    /// returns how many rows went. Decisions stay: they keep a replay from acting twice, and there is at most one for each
-    /// guardrail, bucket, revision and arming.
-    pub fn prune(&mut self, before: Millis) -> Result<usize, StoreError> {
-        self.write(|tx| {
-            let deliveries = tx.execute("DELETE FROM outbox WHERE state <> 'pending' AND finished_ms < ?", [before])?;
-            let log = tx.execute("DELETE FROM log WHERE at < ?", [before])?;
-            Ok::<_, Failure>(deliveries + log)
-        })
     }
 }
 

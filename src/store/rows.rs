@@ -200,12 +200,7 @@ pub struct StoredOperation {
     pub body: String,
 }
 
-/// The serde name of a plain enum value, as columns hold it.
-pub(super) fn word<T: Serialize>(value: T) -> Result<String, serde_json::Error> {
-    Ok(serde_json::to_value(value)?.as_str().unwrap_or_default().to_owned())
-}
-
-/// Reads what [`word`] wrote from a column.
+/// A plain enum value by its serde name, as columns hold it.
 pub(super) fn from_word<T: DeserializeOwned>(row: &rusqlite::Row<'_>, column: &str) -> rusqlite::Result<T> {
     let text: String = row.get(column)?;
     serde_json::from_value(serde_json::Value::String(text)).map_err(|e| conversion(row, column, e))
@@ -217,7 +212,7 @@ pub(super) fn conversion(row: &rusqlite::Row<'_>, column: &str, e: serde_json::E
 }
 
 pub(super) fn logged(row: &rusqlite::Row<'_>) -> rusqlite::Result<Logged> {
-    let decision: String = row.get("decision")?;
+    let (decision, links): (String, String) = (row.get("decision")?, row.get("links")?);
     let kind: LogKind = from_word(row, "kind")?;
     let entry = LogEntry {
         at: row.get("at")?,
@@ -226,6 +221,7 @@ pub(super) fn logged(row: &rusqlite::Row<'_>) -> rusqlite::Result<Logged> {
         author: row.get("author")?,
         text: row.get("text")?,
         decision: Some(decision).filter(|d| !d.is_empty()),
+        links: serde_json::from_str(&links).map_err(|e| conversion(row, "links", e))?,
     };
     Ok(Logged { seq: row.get("seq")?, entry, traceparent: row.get("traceparent")? })
 }

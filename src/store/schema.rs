@@ -8,7 +8,7 @@ use std::path::Path;
 const APPLICATION_ID: i64 = 0x4752_4c44;
 
 /// Entry `i` takes a file from `user_version` `i` to `i + 1`. Entries are appended, never changed.
-const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES, RECEIPTS];
+const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES, RECEIPTS, HISTORY];
 
 const FIRST: &str = "
 CREATE TABLE decisions (
@@ -175,6 +175,28 @@ ALTER TABLE outbox ADD COLUMN receipt TEXT;
 CREATE INDEX outbox_delivered ON outbox (endpoint, delivered_ms) WHERE delivered_ms IS NOT NULL;
 ";
 
+/// What a readout needs after the fact.
+const HISTORY: &str = "
+ALTER TABLE log ADD COLUMN links TEXT NOT NULL DEFAULT '[]';
+
+CREATE TABLE points (
+    experiment TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (experiment, at)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE summaries (
+    experiment TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    last INTEGER NOT NULL,
+    rule TEXT NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (experiment, revision)
+) STRICT;
+";
+
 /// Brings the file to the current schema; refuses files of other programs and of newer versions.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), StoreError> {
     let failed = |e| StoreError::of(path, e);
@@ -198,6 +220,18 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), St
     tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
     tx.pragma_update(None, "user_version", known).map_err(failed)?;
     tx.commit().map_err(failed)
+}
+
+/// An error if the file is not of the current schema.
+pub(super) fn is_current(connection: &Connection, path: &Path) -> Result<(), StoreError> {
+    let failed = |e| StoreError::of(path, e);
+    let (found, known) = (version(connection).map_err(failed)?, MIGRATIONS.len() as i64);
+    match is_ours(connection).map_err(failed)? {
+        false => Err(StoreError::Foreign { path: path.to_owned() }),
+        true if found > known => Err(StoreError::TooNew { path: path.to_owned(), found, known }),
+        true if found < known => Err(StoreError::TooOld { path: path.to_owned(), found, known }),
+        true => Ok(()),
+    }
 }
 
 fn version(connection: &Connection) -> rusqlite::Result<i64> {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::clock::Moment;
-use crate::engine::decision::{Action, Decision, Evidence, LogEntry, LogKind, Mode, Notice, NoticeKind, Verdict};
+use crate::engine::decision::{Action, Decision, Evidence, LogEntry, LogKind, LogQuery, Mode, Notice, NoticeKind, Verdict};
 use crate::engine::kept::Change::{self, Append, Set};
 use tempfile::TempDir;
 
@@ -87,7 +87,7 @@ fn a_decision_comes_with_its_delivery_and_its_log_entry() {
     let stored = store.decision("d-1").unwrap().unwrap();
     assert_eq!((stored.epoch, stored.action, stored.revision), (2, Action::Rollback, 3));
     assert_eq!(stored.body.get(), serde_json::to_string(&decision("d-1")).unwrap());
-    let log = store.log("new-checkout", 0, 10).unwrap();
+    let log = store.log("new-checkout", &LogQuery::first(10)).unwrap();
     assert_eq!(log.len(), 1);
     assert_eq!((log[0].entry.kind, log[0].entry.decision.as_deref()), (LogKind::Decision, Some("d-1")));
     let rows = store.deliveries("d-1").unwrap();
@@ -107,17 +107,18 @@ fn replay_changes_nothing() {
         author: None,
         text: "deploy".to_owned(),
         decision: None,
+        links: Vec::new(),
     };
     let mut commit = one("d-1");
     commit.notices.push((notice, vec![delivery("d-1-confirmed", Priority::Inform)]));
     commit.log.push(entry);
     assert_eq!(store.commit(&commit).unwrap().deliveries, 2);
-    let before = store.log("new-checkout", 0, 10).unwrap();
+    let before = store.log("new-checkout", &LogQuery::first(10)).unwrap();
     assert_eq!(before.len(), 3);
 
     let again = store.commit(&commit).unwrap();
     assert_eq!((again.new, again.known, again.deliveries), (vec![], vec!["d-1".to_owned()], 0));
-    assert_eq!(store.log("new-checkout", 0, 10).unwrap(), before);
+    assert_eq!(store.log("new-checkout", &LogQuery::first(10)).unwrap(), before);
     assert_eq!(store.deliveries("d-1").unwrap().len(), 2);
     assert_eq!(store.decisions_after(0).unwrap().len(), 1);
 }
@@ -130,7 +131,7 @@ fn a_commit_that_fails_in_its_middle_leaves_nothing() {
     commit.operation = Some(NewOperation { at: 1, experiment: "new-checkout".to_owned(), body: "{}".to_owned() });
     assert!(store.commit(&commit).is_err());
     assert!(store.decision("d-1").unwrap().is_none());
-    assert!(store.log("new-checkout", 0, 10).unwrap().is_empty());
+    assert!(store.log("new-checkout", &LogQuery::first(10)).unwrap().is_empty());
     assert!(store.operations_after(0).unwrap().is_empty());
 
     store.connection.execute_batch("DROP TRIGGER fail").unwrap();
@@ -360,7 +361,7 @@ fn attempts_are_recorded_and_a_crash_in_one_leaves_it_due() {
     let record = store.delivery(&d.id).unwrap().unwrap();
     assert_eq!(record.delivery.state, DeliveryState::Delivered);
     assert_eq!(record.history.iter().map(|a| (a.n, a.status)).collect::<Vec<_>>(), [(1, None), (2, Some(503)), (3, Some(204))]);
-    assert!(store.log("new-checkout", 0, 10).unwrap().iter().any(|l| l.entry.text.ends_with("204 on attempt 3")));
+    assert!(store.log("new-checkout", &LogQuery::first(10)).unwrap().iter().any(|l| l.entry.text.ends_with("204 on attempt 3")));
 
     assert!(!store.redeliver("d-none", at(5_000), "sre").unwrap());
     assert!(store.redeliver(&d.id, at(5_000), "sre").unwrap());
@@ -404,18 +405,83 @@ fn a_dead_delivery_escalates_once_and_a_disabled_endpoint_stays_so_until_its_con
 }
 
 #[test]
-fn pruning_keeps_what_waits_and_every_decision() {
+fn forgetting_keeps_what_lives_what_waits_and_every_decision() {
     let (_dir, mut store) = open();
     store.commit(&one("d-1")).unwrap();
     store.commit(&one("d-2")).unwrap();
     let d = due(&store, 2_000).unwrap();
     store.start_attempt(&d.id, 2_000).unwrap();
     store.finish_attempt(&d, 1, &end(200), &Next::Delivered, &[]).unwrap();
-    assert_eq!(store.prune(2_101).unwrap(), 4);
-    assert!(store.delivery(&d.id).unwrap().is_none());
+    store.remember(&[look(700)], 10).unwrap();
+    let mine = "new-checkout".to_owned();
+    assert_eq!(store.forget(i64::MAX, std::slice::from_ref(&mine)).unwrap(), [] as [&str; 0]);
+    assert_eq!(store.forget(1_000, &[]).unwrap(), [] as [&str; 0]);
+    assert_eq!(store.remembered().unwrap(), [mine.as_str()]);
+    assert_eq!(store.forget(10_000, &[]).unwrap(), [mine.as_str()]);
+    assert!(store.delivery(&d.id).unwrap().is_none() && store.log(&mine, &LogQuery::first(9)).unwrap().is_empty());
+    assert!(store.points(&mine).unwrap().is_empty() && store.summary(&mine, None).unwrap().is_none());
     assert_eq!(store.outbox(10).unwrap().len(), 1);
-    assert_eq!(store.decisions(Some("new-checkout"), 10).unwrap().len(), 2);
+    assert_eq!(store.decisions(Some(&mine), 10).unwrap().len(), 2);
     assert_eq!(store.commit(&one("d-1")).unwrap().known, ["d-1"]);
+}
+
+fn look(at: i64) -> Look {
+    Look {
+        experiment: "new-checkout".to_owned(),
+        revision: 3,
+        point: Some(StoredPoint { at, body: "{}".to_owned() }),
+        summary: Some(NewSummary { at, last: false, body: at.to_string() }),
+    }
+}
+
+#[test]
+fn points_get_fewer_as_they_get_older_and_a_summary_is_the_newest() {
+    let (_dir, mut store) = open();
+    for at in 0..1_000 {
+        store.remember(&[look(at)], 40).unwrap();
+    }
+    let at: Vec<i64> = store.points("new-checkout").unwrap().into_iter().map(|point| point.at).collect();
+    assert!(at.len() <= 40 && at.len() > 20, "{at:?}");
+    assert_eq!((at[0], at[at.len() - 5..].to_vec()), (0, vec![995, 996, 997, 998, 999]));
+    assert_eq!(store.summary("new-checkout", None).unwrap().unwrap().body, "999");
+    assert_eq!(store.summary("new-checkout", Some(2)).unwrap(), None);
+}
+
+#[test]
+fn a_reader_sees_what_is_written_and_writes_nothing() {
+    let (dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    let path = dir.path().join("guardraild.db");
+    let mut reader = Store::open_to_read(&path).unwrap();
+    assert_eq!(reader.decisions(None, 9).unwrap().len(), 1);
+    assert!(reader.commit(&one("d-2")).is_err());
+    drop((store, reader));
+    assert_eq!(Store::open_to_read(&path).unwrap().decisions(None, 9).unwrap().len(), 1);
+    assert!(matches!(Store::open_to_read(dir.path().join("none.db")), Err(StoreError::Unwritable { .. })));
+}
+
+#[test]
+fn a_log_is_asked_by_time_and_kind() {
+    let (_dir, mut store) = open();
+    let entry = |at, kind, links: &[&str]| LogEntry {
+        at,
+        experiment: "e".to_owned(),
+        kind,
+        author: Some("ann".to_owned()),
+        text: "t".to_owned(),
+        decision: None,
+        links: links.iter().map(|link| (*link).to_owned()).collect(),
+    };
+    let links = ["https://wiki.example/1", "https://wiki.example/2"];
+    store.note(&[entry(1, LogKind::Launch, &[]), entry(2, LogKind::Learning, &links), entry(3, LogKind::Learning, &[])]).unwrap();
+    let asked = |since, kinds: &[LogKind]| {
+        let query = LogQuery { since, kinds: kinds.to_vec(), ..LogQuery::first(9) };
+        store.log("e", &query).unwrap().into_iter().map(|logged| logged.entry.at).collect::<Vec<_>>()
+    };
+    assert_eq!(asked(2, &[]), [2, 3]);
+    assert_eq!(asked(0, &[LogKind::Learning, LogKind::Next]), [2, 3]);
+    assert_eq!(asked(0, &[LogKind::Next]), [] as [i64; 0]);
+    assert_eq!(store.log("e", &LogQuery::first(9)).unwrap()[1].entry.links, links);
 }
 
 #[test]
@@ -447,7 +513,7 @@ fn a_message_goes_to_no_endpoint_that_has_had_it() {
     store.finish_attempt(&second, 2, &end(503), &retry, &to("last")).unwrap();
     let ids: Vec<String> = store.deliveries("d-1").unwrap().into_iter().map(|r| r.delivery.id).collect();
     assert_eq!(ids, ["d-1-rollback", "d-1-rollback-at-backup", "d-1-rollback-at-last"]);
-    let told = store.log("new-checkout", 0, 10).unwrap().into_iter().filter(|l| l.entry.text.contains(" fails: "));
+    let told = store.log("new-checkout", &LogQuery::first(10)).unwrap().into_iter().filter(|l| l.entry.text.contains(" fails: "));
     assert_eq!(told.count(), 2);
     // What has been received needs nobody else.
     store.finish_attempt(&first, 3, &end(200), &Next::Delivered, &[]).unwrap();

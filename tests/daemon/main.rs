@@ -12,6 +12,7 @@ mod database;
 mod fail_points;
 mod harness;
 mod input;
+mod readout;
 mod reload;
 mod secrets;
 mod standby;

@@ -95,7 +95,7 @@ fn plain(value: &Value, indent: usize, text: &mut String) {
 fn people_read_this() {
     Bench::new();
     let rule = rule();
-    let router = Router { base_url: "https://guardraild.example".parse().ok() };
+    let router = Router { base_url: "https://guardraild.example".parse().ok(), topic: None };
     let decided = |decision: &Decision| told(router.decision(&rule, decision, None));
     let noticed = |kind, decision: &Decision, after_ms, words: &str| {
         let notice = Notice { kind, at: decision.decided_at + after_ms, decision: decision.clone(), text: words.to_owned() };

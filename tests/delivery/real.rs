@@ -35,7 +35,7 @@ async fn alertmanager() {
     let (url, mails) = (std::env::var("GUARDRAILD_ALERTMANAGER").unwrap(), std::env::var("GUARDRAILD_MAILS").unwrap());
     let mails = Path::new(&mails);
     let loaded = rules::load(&["tests/delivery/rules.yaml".into()], None);
-    let (rule, router) = (&loaded.rules[0], Router { base_url: "https://guardraild.example".parse().ok() });
+    let (rule, router) = (&loaded.rules[0], Router { base_url: "https://guardraild.example".parse().ok(), topic: None });
     let mut bench = Bench::new();
     let alerts = |name: &str| Endpoint::new(name, Kind::Alertmanager, url.clone());
     let dispatcher = bench.dispatcher(vec![alerts("pager"), alerts("chat")]);

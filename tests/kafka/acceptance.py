@@ -30,6 +30,7 @@ from receiver import Receiver, fault, new_secret, sign
 
 EXPERIMENT = "acceptance"
 EXPOSURES, EVENTS, CONTROL = TOPICS = ["experiment.exposures", "experiment.events", "experiment.control"]
+DECISIONS = "guardraild.decisions"
 GROUP = "guardraild-acceptance"
 RULE = """\
 guardrail: v1
@@ -160,6 +161,7 @@ class Daemon:
                 "brokers": [broker_address],
                 "group": group,
                 "topics": {"exposures": [EXPOSURES], "events": [EVENTS], "control": [CONTROL]},
+                "decisions_topic": DECISIONS,
                 "auto_offset_reset": "earliest",
                 # A killed member holds its partitions until its session ends.
                 "properties": {"session.timeout.ms": 6000, "heartbeat.interval.ms": 1000, **(properties or {})},
@@ -375,6 +377,7 @@ class Story:
             ("killed between attempts: delivered after the restart, under one id", self.killed_between_attempts),
             ("exposures stop: confirmed in the execution log", self.confirmed),
             ("killed again, breach goes on: no second rollback", self.killed_again),
+            ("the topic of decisions has them, by the experiment's key", self.records),
             ("a standby takes over from one that is killed", self.standby_takes_over),
             ("and from one that is stopped, which then wakes up and ends", self.stopped_one_ends),
             ("after all that the experiment has every record exactly once", self.all_counted_once),
@@ -507,6 +510,26 @@ class Story:
         poll("10 s of event time judged after the restart", 90,
              lambda: self.first.alive() and (self.first.experiment()["judged_to"] or 0) > (begun + 10) * 1000, every=0.5)
         equal("id of all rollbacks", self.one_id(), delivered)
+
+    def records(self):
+        delivered = self.one_id().removesuffix("-rollback")
+
+        def read():
+            lines = subprocess.run(["kcat", "-C", "-q", "-e", "-b", self.broker.address, "-t", DECISIONS, "-f", "%k\t%h\t%s\n"],
+                                   capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+            return [line.split("\t", 2) for line in lines]
+
+        def both():
+            found = {json.loads(value)["type"] for _, _, value in read()}
+            return {"guardrail.rollback", "guardrail.confirmed"} <= found
+
+        poll("decision and confirmation in the topic", 60, both, every=1)
+        records = read()
+        equal("keys", {key for key, _, _ in records}, {EXPERIMENT})
+        first = next((headers, value) for _, headers, value in records if json.loads(value)["type"] == "guardrail.rollback")
+        equal("decision", json.loads(first[1])["data"]["decision"], delivered)
+        assert f"webhook-id={delivered}-decision-record" in first[0], first[0]
+        return f"{len(records)} records"
 
     def stands_by(self):
         self.third.start(ready=False)
@@ -646,7 +669,7 @@ def run_all(checks, binary, broker, folder):
     receiver = Receiver(new_secret("flag-service"))
     other = Receiver(receiver.secret)  # takes what the catching-up daemons send
     checks.run("receiver tells forgeries", receiver_tells_forgeries, broker)
-    checks.run("topics are there", broker.topic, *TOPICS)
+    checks.run("topics are there", broker.topic, *TOPICS, DECISIONS)
     Story(checks, binary, broker, receiver, folder).tell()
     for mechanism in ("PLAIN", "SCRAM-SHA-256"):
         checks.run(f"reads by TLS and {mechanism}", reads_securely, binary, broker, other, folder, mechanism)

@@ -114,7 +114,7 @@ pub fn entries(changes: &[Change], author: Option<&str>, at: Millis) -> Vec<LogE
         let details = if change.lines.is_empty() { String::new() } else { format!(": {}", change.lines.join("; ")) };
         let text = format!("rules {} ({}){details}", change.what.name(), change.file);
         let experiment = change.experiment.clone()?;
-        Some(LogEntry { at, experiment, kind: LogKind::Rules, author: author.map(str::to_owned), text, decision: None })
+        Some(LogEntry { at, experiment, kind: LogKind::Rules, author: author.map(str::to_owned), text, decision: None, links: Vec::new() })
     };
     changes.iter().filter_map(entry).collect()
 }

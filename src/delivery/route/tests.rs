@@ -168,7 +168,7 @@ fn who_was_paged_hears_that_it_is_over_or_held_and_nobody_hears_it_twice() {
 
 #[test]
 fn the_body_is_the_decision_with_the_rules_body_and_links() {
-    let router = Router { base_url: Url::parse("https://guardraild.example/ui/").ok() };
+    let router = Router { base_url: Url::parse("https://guardraild.example/ui/").ok(), topic: None };
     let d = decision(Action::Rollback, Mode::Enforce, "limit");
     let row = &router.decision(&whole(), &d, Some("00-a-b-01"))[0];
     let body: Value = serde_json::from_str(&row.payload).unwrap();

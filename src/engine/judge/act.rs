@@ -3,7 +3,7 @@
 use super::books::Books;
 use super::stop::{Confirmation, Stop};
 use super::{Alarm, Guard, Hypothesis, Judge, OperatorHold, SPREADING_MS, interval, limit::Reading};
-use crate::engine::decision::{Action, Decision, Evidence, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
+use crate::engine::decision::{Action, Decision, Evidence, LogEntry, LogKind, Mode, Notice, NoticeKind, Output, Verdict, decision_id};
 use crate::engine::plan::{Guardrail, Statistic};
 use crate::engine::time::{Millis, Pane};
 use std::fmt::Write;
@@ -16,19 +16,19 @@ const REOPEN_MS: Millis = 10_000;
 #[serde(rename_all = "snake_case")]
 pub enum Operation {
     /// Stop acting (never measuring) until `until`, or until resumed. `kill` is not held back.
-    Hold {
-        until: Option<Millis>,
-    },
+    Hold { until: Option<Millis> },
     /// Lift holds and re-arm every guardrail that has tripped; windows start anew.
     Resume,
     /// Act now.
     Act(Action),
     /// The rollout moved.
-    Phase {
-        phase: String,
-        weights: Vec<(String, f64)>,
+    Phase { phase: String, weights: Vec<(String, f64)> },
+    /// Nothing is done but noted.
+    Annotate {
+        /// One of those that people write.
+        kind: LogKind,
+        links: Vec<String>,
     },
-    Annotate,
 }
 
 /// Who asks, when, about what, and why.
@@ -293,8 +293,9 @@ impl Judge {
                 self.move_to(operator.at, Some(index), weights, by, out);
                 Ok(format!("phase is now {phase}"))
             }
-            Operation::Annotate => {
-                self.log(operator.at, LogKind::Annotation, by, operator.reason.clone(), out);
+            Operation::Annotate { kind, links } => {
+                let (experiment, text) = (self.plan.experiment.clone(), operator.reason.clone());
+                out.log.push(LogEntry { at: operator.at, experiment, kind: *kind, author: by, text, decision: None, links: links.clone() });
                 Ok("noted".into())
             }
         }

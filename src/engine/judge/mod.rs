@@ -549,7 +549,7 @@ impl Judge {
     }
 
     fn log(&self, at: Millis, kind: LogKind, author: Option<String>, text: String, out: &mut Output) {
-        out.log.push(LogEntry { at, experiment: self.plan.experiment.clone(), kind, author, text, decision: None });
+        out.log.push(LogEntry { at, experiment: self.plan.experiment.clone(), kind, author, text, decision: None, links: Vec::new() });
     }
 
     /// An operator's hold is in force; it does not keep `kill` back.

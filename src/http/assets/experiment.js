@@ -40,7 +40,7 @@ export function render({ state, decisions, log, series }) {
     segments(state),
     state.funnels.length > 0 && [h("h2", null, "Funnel"), state.funnels.map(funnel)],
     state.retention.length > 0 && [h("h2", null, "Retention"), retention(state.retention)],
-    h("h2", null, "Execution log"), entries(log.entries),
+    h("h2", null, "Execution log"), h("p", null, h("a", { href: `api/v1/experiments/${encodeURIComponent(state.experiment)}/readout?format=html` }, "Readout"), ": one page to print or to keep"), entries(log.entries),
     h("p", { class: "quiet" }, `Charts begin when the daemon did${series.at.length ? `: ${clock(series.at[0])}` : ""}. Intervals hold however often you look.`),
   ];
 }
@@ -228,6 +228,7 @@ function retention(all) {
 
 function entries(log) {
   if (!log.length) return h("p", { class: "quiet" }, "Nothing yet.");
-  const text = (entry) => (entry.decision ? [entry.text, " ", h("a", { href: path("d", entry.decision) }, entry.decision)] : entry.text);
+  const linked = (url) => [" ", h("a", { href: url, rel: "noopener noreferrer" }, new URL(url).host)];
+  const text = (entry) => (entry.decision ? [entry.text, " ", h("a", { href: path("d", entry.decision) }, entry.decision)] : [entry.text, ...(entry.links ?? []).flatMap(linked)]);
   return table("Execution log, newest first", ["When", "What", "By", "Text"], [...log].reverse().slice(0, 50).map((e) => [clock(e.at), e.kind.replace("_", " "), e.author ?? "", text(e)]), { class: "text" });
 }

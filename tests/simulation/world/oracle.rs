@@ -6,7 +6,7 @@ use super::process::settings;
 use super::{AFTERMATH, Outcome};
 use guardraild::delivery::Router;
 use guardraild::engine::aggregate::Aggregator;
-use guardraild::engine::decision::{Decision, LogKind, Output, Verdict};
+use guardraild::engine::decision::{Decision, LogKind, LogQuery, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::outcome::Counts;
 use guardraild::engine::time::Millis;
@@ -141,7 +141,7 @@ fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, fa
         let kinds = [LogKind::Delivery, LogKind::Decision, LogKind::Rules];
         let log = evidence
             .store
-            .log(&rule.name, 0, 100_000)
+            .log(&rule.name, &LogQuery::first(100_000))
             .unwrap()
             .into_iter()
             .map(|l| l.entry)
@@ -168,7 +168,7 @@ fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, fa
 /// A decision has one entry of the log, and the deliveries that its rule asks for, each of which has come to an end.
 fn told(evidence: &Evidence<'_>, decision: &Decision, rows: &[DeliveryRecord], faults: &mut Vec<String>) {
     let id = &decision.decision;
-    let log = evidence.store.log(&decision.experiment, 0, 100_000).unwrap();
+    let log = evidence.store.log(&decision.experiment, &LogQuery::first(100_000)).unwrap();
     let entries = log.iter().filter(|l| l.entry.kind == LogKind::Decision && l.entry.decision.as_ref() == Some(id)).count();
     if entries != 1 {
         faults.push(format!("{id} has {entries} entries in the log"));

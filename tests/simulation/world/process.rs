@@ -9,7 +9,7 @@ use guardraild::app::judging::{self, Court, Reading, Session, Stop};
 use guardraild::app::recovery::recover;
 use guardraild::clock::Time as _;
 use guardraild::delivery::{Router, Waker};
-use guardraild::engine::decision::{Action, Output};
+use guardraild::engine::decision::{Action, LogKind, Output};
 use guardraild::engine::plan::{BlastRadius, Settings};
 use guardraild::engine::time::Millis;
 use guardraild::ingest::decode::Limits;
@@ -449,7 +449,7 @@ impl Process {
             "rollback" => Operation::Act(Action::Rollback),
             "kill" => Operation::Act(Action::Kill),
             "phase" => Operation::Phase { phase: "1".to_owned(), weights: Vec::new() },
-            _ => Operation::Annotate,
+            _ => Operation::Annotate { kind: LogKind::Annotation, links: Vec::new() },
         };
         let (reply, mut answer) = oneshot::channel();
         let (author, reason) = ("sre".to_owned(), "because".to_owned());

@@ -72,6 +72,8 @@ pub fn run(args: &CheckArgs) -> i32 {
     };
     let paths = match (&args.paths[..], &config) {
         ([], Some(config)) => config.rules.clone(),
+        // A configuration that cannot be read does not say where its rules are: its own faults are told all the same.
+        ([], None) if args.config.is_some() && !Path::new("rules").exists() => Vec::new(),
         ([], None) => vec![PathBuf::from("rules")],
         (paths, _) => paths.to_vec(),
     };

@@ -263,6 +263,25 @@ async fn a_delivery_is_signed_with_every_secret_and_received_once() {
 }
 
 #[tokio::test]
+async fn a_rotated_secret_signs_the_next_attempt() {
+    let mut bench = Bench::new();
+    let mut receiver = Receiver::always(500).await;
+    bench.send("d-1", "flags", Priority::Rollback);
+    let flags = |secret: &str| Endpoint { secrets: vec![secret.into()], ..Endpoint::new("flags", Kind::Webhook, receiver.url.clone()) };
+    let (old, new) = (flags(OLD_SECRET), flags(SECRET));
+    let dispatcher = bench.dispatcher(vec![old.clone()]);
+    let renewer = dispatcher.renewer();
+    assert!(verified(OLD_SECRET, &receiver.hit().await));
+    assert!(!renewer.renew(old).unwrap(), "nothing has changed");
+    let faulty = Endpoint { secrets: vec!["whsec_short".into()], ..new.clone() };
+    assert!(renewer.renew(faulty).is_err() && !renewer.renew(Endpoint { name: "other".to_owned(), ..new.clone() }).unwrap());
+    assert!(renewer.renew(new).unwrap());
+    let hit = receiver.hit().await;
+    assert!(verified(SECRET, &hit) && !verified(OLD_SECRET, &hit));
+    assert_eq!(hit.id(), "d-1-x");
+}
+
+#[tokio::test]
 async fn a_failure_is_tried_again_under_the_same_id() {
     let mut bench = Bench::new();
     let mut receiver = Receiver::start(|hit| async move { (if hit.number == 1 { 500 } else { 200 }, None) }).await;

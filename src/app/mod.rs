@@ -7,8 +7,11 @@ pub mod dossier;
 pub mod judging;
 pub mod recovery;
 mod reload;
+mod renew;
 mod topic;
 mod turn;
+
+pub use renew::Reread;
 
 use crate::clock;
 use crate::config::{self, Config, OAuth, OffsetReset, Property};
@@ -29,8 +32,10 @@ use crate::store::Store;
 use crate::telemetry::{Metrics, Telemetry, names};
 use crate::tools::demo::Daemon;
 use anyhow::Context;
+use crossbeam_channel::RecvTimeoutError;
 use judging::{Court, Stop};
 use reload::{Keeper, Place};
+use renew::Renewal;
 use secrecy::ExposeSecret;
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -39,8 +44,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use turn::{Holder, Turn};
 
@@ -51,6 +57,8 @@ pub struct BadConfig(String);
 
 /// Messages between ingest and judge at most; beyond it, reading waits. Most are panes: what waits here is memory, and a checkpoint waits behind it.
 const INBOX: usize = 256;
+/// What a state may take to be restored, as far as the service manager is told.
+const RESTORING: Duration = Duration::from_secs(600);
 /// What deliveries in flight may take at the end; the rest is attempted at the next start.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -67,6 +75,8 @@ pub struct App {
     stop: Stop,
     reloads: mpsc::Sender<ReloadRequest>,
     judging: JoinHandle<()>,
+    /// SIGHUPs since the start began.
+    hangups: Option<Signal>,
     /// One active daemon per state directory, for as long as it runs.
     _turn: Arc<Turn>,
 }
@@ -75,11 +85,12 @@ pub struct App {
 ///
 /// # Errors
 /// What keeps it from starting, or what ended it.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, reread: Reread) -> anyhow::Result<()> {
     let telemetry = Telemetry::init(&config.telemetry)?;
-    let app = start(config, telemetry.metrics.clone())?;
+    let mut app = start(config, telemetry.metrics.clone(), Some(reread))?;
     tracing::info!(address = %app.http, "listening");
-    let outcome = app.runtime.block_on(until_stopped(&app.stop, &app.reloads));
+    let hangups = app.hangups.take();
+    let outcome = app.runtime.block_on(until_stopped(&app.stop, &app.reloads, hangups));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     app.shutdown();
     telemetry.shutdown();
@@ -87,10 +98,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 }
 
 /// Waits for a signal to stop, or for the judging thread to give up. SIGHUP reads the rules again.
-async fn until_stopped(stop: &Stop, reloads: &mpsc::Sender<ReloadRequest>) -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
+async fn until_stopped(stop: &Stop, reloads: &mpsc::Sender<ReloadRequest>, hangups: Option<Signal>) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut hangup = hangups.map_or_else(|| signal(SignalKind::hangup()), Ok)?;
     loop {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: draining"),
@@ -125,7 +135,7 @@ async fn reloading(answer: oneshot::Receiver<Result<ReloadReport, Refusal>>) {
 ///
 /// # Errors
 /// What keeps it from starting; [`BadConfig`] where the rules are at fault.
-pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
+pub fn start(config: Config, metrics: Metrics, reread: Option<Reread>) -> anyhow::Result<App> {
     // TLS needs one process-wide provider; an error only says that somebody has installed it already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     fail::arm_from_environment().map_err(BadConfig)?;
@@ -143,6 +153,8 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
         .create(&config.state_dir)
         .with_context(|| format!("state_dir {} cannot be made", config.state_dir.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("io").enable_all().build()?;
+    // From here on it does not end the process, however long there is another daemon, or a state to be restored; it is heard afterwards.
+    let hangups = reread.is_some().then(|| runtime.block_on(async { signal(SignalKind::hangup()) })).transpose()?;
     let tls = config.http.tls.as_ref().map(http::Tls::load).transpose().map_err(|e| BadConfig(format!("http.tls: {e}")))?;
     let listener = runtime.block_on(http::bind(config.http.listen))?;
     let address = listener.local_addr()?;
@@ -158,6 +170,7 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     }));
 
     let turn = take_turn(&config, address, &live, &metrics)?.keep(stop.clone())?;
+    let fed = feed_watchdog()?;
     private(&database)?;
     let open = || Store::open(&database).with_context(|| format!("the database {} cannot be used", database.display()));
     let mut store = open()?;
@@ -198,7 +211,8 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     chronicle::restore(&store, &live, &recovered.fleet.views())?;
     runtime.spawn(chronicle::Chronicle::new(open()?, live.clone(), config.store.retention).keep());
     live.set_files(files);
-    let keeper = Keeper::new(place, live.clone(), metrics.clone(), to_judge, (&loaded, digest));
+    let renewal = reread.map(|reread| Renewal { reread, started: config.clone(), endpoints: dispatcher.renewer() });
+    let keeper = Keeper::new(place, live.clone(), metrics.clone(), to_judge, (&loaded, digest)).renewing(renewal);
     runtime.spawn(keeper.run(requests, config.reload.every));
     let readable = Arc::clone(&ingest);
     let published = config.kafka.decisions_topic.as_deref().map(delivery::topic_endpoint);
@@ -230,7 +244,24 @@ pub fn start(config: Config, metrics: Metrics) -> anyhow::Result<App> {
     live.set(View::default());
     let signal = stop.clone();
     let judging = std::thread::Builder::new().name("judge".into()).spawn(move || court.run(ingest, inbox, orders, &signal))?;
-    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, reloads, judging, _turn: turn })
+    // The judging thread feeds it from here on.
+    drop(fed);
+    Ok(App { live, http: address, metrics, runtime, dispatcher, close_http, served, stop, reloads, judging, hangups, _turn: turn })
+}
+
+/// Tells the service manager once a second that this process is at work, until the sender is dropped: to restore a large state may take longer
+/// than its watchdog waits, and than it waits for a start.
+fn feed_watchdog() -> std::io::Result<crossbeam_channel::Sender<()>> {
+    let (fed, ended) = crossbeam_channel::bounded::<()>(0);
+    let feed = move || {
+        let begun = Instant::now();
+        while begun.elapsed() < RESTORING && ended.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+            let more = sd_notify::NotifyState::ExtendTimeoutUsec(30_000_000);
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog, more]);
+        }
+    };
+    std::thread::Builder::new().name("watchdog".into()).spawn(feed)?;
+    Ok(fed)
 }
 
 /// What is shown before this daemon is the active one.
@@ -294,7 +325,7 @@ impl App {
 pub fn start_for_demo(path: &Path) -> anyhow::Result<Daemon> {
     // Settings of a real daemon in the environment are none of the demo's business.
     let config = Config::load_with(Some(path), &[], &BTreeMap::new())?;
-    let app = start(config, Metrics::default())?;
+    let app = start(config, Metrics::default(), None)?;
     Ok(Daemon { live: app.live.clone(), http: app.http, stop: Box::new(move || app.shutdown()) })
 }
 

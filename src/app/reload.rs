@@ -3,6 +3,7 @@
 //! Files are read whole and compared by content: that works for mounted ConfigMaps, for editors that write by renaming, and on volumes that
 //! tell nobody of changes. A change counts once two looks have found the same; whoever asks need not wait.
 
+use super::renew::Renewal;
 use crate::clock;
 use crate::engine::state::{ExperimentState, Stage};
 use crate::live::{Command, Live, Refusal, Reload, ReloadReport, ReloadRequest};
@@ -138,13 +139,20 @@ pub struct Keeper {
     /// Digest of the files that have been dealt with, and of the last look.
     settled: u64,
     seen: u64,
+    /// What of the configuration is read again when somebody asks.
+    renewal: Option<Renewal>,
 }
 
 impl Keeper {
     /// Goes on from what is in force at the start, when the files had this digest.
     pub fn new(place: Place, live: Live, metrics: Metrics, judge: mpsc::Sender<Command>, (loaded, digest): (&Loaded, u64)) -> Keeper {
         metrics.set(&names::RELOADED_AT, &[], clock::now() as f64 / 1_000.0);
-        Keeper { place, live, metrics, judge, in_force: in_force(loaded), settled: digest, seen: digest }
+        Keeper { place, live, metrics, judge, in_force: in_force(loaded), settled: digest, seen: digest, renewal: None }
+    }
+
+    #[must_use]
+    pub fn renewing(self, renewal: Option<Renewal>) -> Keeper {
+        Keeper { renewal, ..self }
     }
 
     /// Looks at the files now and then, and when asked; until nobody can ask any more.
@@ -190,6 +198,9 @@ impl Keeper {
     }
 
     async fn reload(&mut self, author: Option<String>, dry_run: bool) -> Result<ReloadReport, Refusal> {
+        if let Some(renewal) = self.renewal.as_ref().filter(|_| !dry_run) {
+            tokio::task::block_in_place(|| renewal.renew());
+        }
         match self.find().await {
             Some(found) => self.take_up(found, author, dry_run).await,
             None => Err(Refusal::NotPossible("the rule files could not be read: the thread failed".into())),

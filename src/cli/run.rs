@@ -35,7 +35,8 @@ pub fn run(args: &RunArgs) -> i32 {
         Ok(config) => config,
         Err(errors) => return refuse(&errors, BAD_CONFIG),
     };
-    match app::run(config) {
+    let (path, overrides) = (args.config.clone(), args.overrides.clone());
+    match app::run(config, Box::new(move || Config::load(path.as_deref(), &overrides))) {
         Ok(()) => 0,
         Err(error) => {
             tracing::error!("{error:#}");

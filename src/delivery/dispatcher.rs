@@ -12,6 +12,7 @@ use crate::clock::Moment;
 use crate::engine::time::Millis;
 use crate::store::{Delivery, Lane, Store, StoreError};
 use crate::telemetry;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -52,11 +53,28 @@ impl Waker {
 }
 
 /// The running lanes. Dropping it cuts off attempts in flight; they are made again, under the same id, at the next start.
-#[derive(Debug)]
 pub struct Dispatcher {
     waker: Waker,
     stop: watch::Sender<bool>,
     lanes: JoinSet<()>,
+    renewer: Renewer,
+}
+
+/// Lets running lanes go on with another definition of their endpoint.
+#[derive(Clone)]
+pub struct Renewer(Arc<BTreeMap<String, watch::Sender<Arc<Sender>>>>, Waker);
+
+impl Renewer {
+    /// The next attempt is made by this definition; `false` where it is the same as before, or no lane has such an endpoint.
+    ///
+    /// # Errors
+    /// What is wrong with it: then the one before stays.
+    pub fn renew(&self, endpoint: Endpoint) -> Result<bool, EndpointError> {
+        let Some(lane) = self.0.get(&endpoint.name).filter(|lane| !lane.borrow().endpoint.is_same(&endpoint)) else { return Ok(false) };
+        lane.send_replace(Arc::new(Sender::new(endpoint)?));
+        self.1.wake();
+        Ok(true)
+    }
 }
 
 impl Dispatcher {
@@ -89,14 +107,22 @@ impl Dispatcher {
         let mut lanes = JoinSet::new();
         let names = senders.iter().map(|s| s.endpoint.name.clone()).chain(others).collect();
         lanes.spawn(shared.clone().strays(names));
+        let mut by_name = BTreeMap::new();
         for sender in senders.into_iter().map(Arc::new) {
+            let newest = watch::Sender::new(Arc::clone(&sender));
             if sender.endpoint.kind == Kind::Alertmanager {
-                lanes.spawn(shared.clone().say_again(Arc::clone(&sender)));
+                lanes.spawn(shared.clone().say_again(newest.subscribe()));
             }
-            lanes.spawn(shared.clone().lane(Arc::clone(&sender), Lane::Intervene, INTERVENTIONS));
-            lanes.spawn(shared.clone().lane(sender, Lane::Inform, 1));
+            lanes.spawn(shared.clone().lane(newest.subscribe(), Lane::Intervene, INTERVENTIONS));
+            lanes.spawn(shared.clone().lane(newest.subscribe(), Lane::Inform, 1));
+            by_name.insert(sender.endpoint.name.clone(), newest);
         }
-        Ok(Dispatcher { waker, stop, lanes })
+        let renewer = Renewer(Arc::new(by_name), waker.clone());
+        Ok(Dispatcher { waker, stop, lanes, renewer })
+    }
+
+    pub fn renewer(&self) -> Renewer {
+        self.renewer.clone()
     }
 
     pub fn waker(&self) -> Waker {
@@ -141,12 +167,13 @@ struct Landed {
 }
 
 impl Shared {
-    async fn lane(mut self, sender: Arc<Sender>, lane: Lane, width: usize) {
+    async fn lane(mut self, newest: watch::Receiver<Arc<Sender>>, lane: Lane, width: usize) {
         let mut flying: JoinSet<Landed> = JoinSet::new();
         let mut overdue: JoinSet<()> = JoinSet::new();
         let mut ids: Vec<String> = Vec::new();
         while !*self.stop.borrow_and_update() {
             self.wake.mark_unchanged();
+            let sender = Arc::clone(&newest.borrow());
             let mut sleep = None;
             if flying.len() < width {
                 let (to, in_flight) = (Arc::clone(&sender), ids.clone());
@@ -208,8 +235,9 @@ impl Shared {
     }
 
     /// Says to an Alertmanager, once a minute, what stands; it forgets what it does not hear of.
-    async fn say_again(mut self, sender: Arc<Sender>) {
+    async fn say_again(mut self, newest: watch::Receiver<Arc<Sender>>) {
         while !*self.stop.borrow_and_update() {
+            let sender = Arc::clone(&newest.borrow());
             let (to, now) = (Arc::clone(&sender), (self.clock)().wall);
             let told = self.with_store(move |store, _| store.received(to.name(), now - alertmanager::LONGEST, TOLD)).await;
             let said = match told {

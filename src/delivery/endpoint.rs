@@ -218,6 +218,12 @@ impl Endpoint {
     }
 
     /// Removes everything of this endpoint's that must not be shown, and control characters, from an answer's text.
+    /// Whether they are reached in the same way, with the same secrets.
+    pub(super) fn is_same(&self, other: &Endpoint) -> bool {
+        // What is printed lacks the secrets alone.
+        format!("{self:?}") == format!("{other:?}") && self.held() == other.held()
+    }
+
     pub(super) fn redact(&self, text: &str) -> String {
         let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         for secret in self.held() {

@@ -20,7 +20,7 @@ mod template;
 pub use address::Reach;
 pub use attempt::{DeliveryEvent, DeliveryResult};
 pub use client::{Answer, Sender};
-pub use dispatcher::{Clock, Dispatcher, Observer, Waker};
+pub use dispatcher::{Clock, Dispatcher, Observer, Renewer, Waker};
 pub use endpoint::{Endpoint, EndpointError, EndpointFault, Kind};
 pub use probe::Unreachable;
 pub use rehearsal::{rehearsal, unfit};

@@ -29,7 +29,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// A partition that has not moved for this long, though it could, no longer makes those ahead of it wait.
 const LAME: Duration = Duration::from_secs(30);
 /// A turn of the loop that takes longer was not the loop's own doing: the process was stopped, or had no processor.
-const TURN: Duration = Duration::from_secs(1);
+const TURN: Duration = Duration::from_millis(200);
 
 /// What the owner asks for.
 pub enum Command {

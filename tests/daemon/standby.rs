@@ -1,7 +1,7 @@
 //! Two daemons on one state directory: the standby takes over from one that was killed or stopped, and whoever was stopped and wakes up
 //! writes and sends nothing. And checkpoints that were damaged meanwhile.
 
-use super::harness::{Daemon, Hook, Kafka, Site, holds, one_topic, until};
+use super::harness::{Daemon, Hook, Kafka, OPERATOR, Site, holds, one_topic, until};
 use super::stream::{EXPERIMENT, Service, rule};
 use serde_json::Value;
 use std::process::Command;
@@ -47,6 +47,9 @@ fn a_standby_takes_over_from_a_killed_one_and_nothing_is_lost_or_doubled() {
     let (status, body) = second.get("/api/v1/experiments");
     assert!(status == 503 && body.contains("standing by") && body.contains("http://"), "{status} {body}");
     assert!(second.get("/metrics").1.contains("guardraild_standby 1"));
+    let (status, body) = second.post("/-/reload", Some(OPERATOR), "");
+    assert!(status == 503 && body.to_string().contains("standing by"), "{status} {body}");
+    signal(&second, "-HUP");
 
     kafka.write("all", &service.records(0, 13_000));
     holds("the breach is decided", || !hook.of("guardrail.rollback").is_empty());
@@ -91,6 +94,40 @@ fn a_stopped_daemon_that_wakes_up_writes_and_sends_nothing() {
     assert_eq!(writes(&site).0, written.0, "attempts");
     assert_eq!(writes(&site).1, 2, "the epoch is the new one's");
     new.ready();
+}
+
+/// Two that know nothing of each other: either is enough, and receivers tell repeats by their ids.
+#[test]
+fn two_daemons_on_two_state_directories_decide_the_same_under_the_same_ids() {
+    let kafka = Kafka::start(&["exposures", "events"], 1);
+    let hook = Hook::ok();
+    let topics = one_topic(&kafka, "exposures").replace("events: []", "events: [events]");
+    let sites = [0, 1].map(|_| Site::new(&topics, &hook, &[("rule", rule(EXPERIMENT, "enforce"))]));
+    let service = breach();
+    let mut one = sites[0].start(&["kafka.group=one", "engine.idle_after=1h"]);
+    let mut other = sites[1].start(&["kafka.group=other", "engine.idle_after=1h"]);
+    one.ready();
+    other.ready();
+    let write = |from, to| {
+        for record in service.records(from, to) {
+            let topic = if String::from_utf8_lossy(&record.payload).contains("\"exposure\"") { "exposures" } else { "events" };
+            kafka.send(topic, 0, record.ts, &record.payload);
+        }
+        kafka.flush();
+    };
+    write(0, 13_000);
+    holds("both roll back", || hook.of("guardrail.rollback").len() == 2);
+    assert_eq!(hook.ids("guardrail.rollback").len(), 1, "under one id");
+    one.until_records(service.records(0, 13_000).len());
+    one.kill();
+    write(13_000, 25_000);
+    other.until_records(service.records(0, 25_000).len());
+    let mut one = sites[0].start(&["kafka.group=one", "engine.idle_after=1h"]);
+    one.until_records(service.records(0, 25_000).len());
+    assert_eq!((one.terminate().0.code(), other.terminate().0.code()), (Some(0), Some(0)));
+    let [decisions, others] = sites.map(|site| site.decisions());
+    assert!(!decisions.is_empty() && decisions == others, "{decisions:?}\n{others:?}");
+    assert_eq!(hook.ids("guardrail.rollback").len(), 1);
 }
 
 /// Attempts begun, and the epoch.

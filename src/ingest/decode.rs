@@ -8,6 +8,7 @@
 pub(super) mod fields;
 mod guess;
 pub(super) mod json;
+mod known;
 #[cfg(test)]
 mod tests;
 mod timestamp;
@@ -21,6 +22,7 @@ use crate::engine::plan::{FieldTable, MAX_BUCKETS};
 use fields::{Pointers, members};
 use guess::{Guesses, SLOTS, START, Slot};
 use json::{Fault, Scanner, Value, named_experiment, number};
+use known::KnownObjects;
 use std::borrow::Cow;
 
 /// Bounds on one record.
@@ -55,6 +57,8 @@ pub struct Decoder {
     limits: Limits,
     pointers: Pointers,
     guesses: Guesses,
+    /// Plain ones.
+    attributes: KnownObjects,
 }
 
 /// What the pass over a record noted.
@@ -82,7 +86,7 @@ impl Decoder {
     /// A decoder that also reads the `fields` that live rules ask for.
     pub fn new(fields: &FieldTable, limits: Limits) -> Decoder {
         let limits = Limits { max_depth: limits.max_depth.min(128), ..limits };
-        Decoder { limits, pointers: Pointers::new(fields), guesses: Guesses::new() }
+        Decoder { limits, pointers: Pointers::new(fields), guesses: Guesses::new(), attributes: KnownObjects::new() }
     }
 
     /// Keys recognised by guessing and by scanning.
@@ -158,19 +162,28 @@ impl Decoder {
 
     /// Passes over the value of `attributes`.
     #[inline]
-    fn attributes<'a>(&self, scan: &mut Scanner<'a>) -> Result<Attributes<'a>, Fault> {
+    fn attributes<'a>(&mut self, scan: &mut Scanner<'a>) -> Result<Attributes<'a>, Fault> {
         scan.space();
         if scan.peek() != b'{' {
             return Ok(if scan.value(1)? == Value::Absent { Attributes::Absent } else { Attributes::Wrong });
         }
         let (from, longest) = (scan.pos(), self.limits.max_text);
+        let rest = &scan.bytes()[from..];
+        if let Some(len) = self.attributes.find(rest) {
+            scan.skip(len);
+            return Ok(Attributes::Plain(scan.text(from)));
+        }
         let (mut members, mut plain) = (0, true);
         scan.object(1, |key, value| {
             members += 1;
             plain &= matches!(value, Value::String(raw) if raw.text.len() <= longest) && key.text.len() <= longest;
         })?;
         let text = scan.text(from);
-        Ok(if plain && members <= self.limits.max_attributes { Attributes::Plain(text) } else { Attributes::Odd(text) })
+        if !plain || members > self.limits.max_attributes {
+            return Ok(Attributes::Odd(text));
+        }
+        self.attributes.learn(rest, text.len());
+        Ok(Attributes::Plain(text))
     }
 
     /// The attributes of an object that has been passed over, or why they cannot be accepted.

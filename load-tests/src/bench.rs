@@ -26,7 +26,7 @@ pub struct Args {
     /// Runs of each side, instead of the case's
     #[arg(long)]
     repeats: Option<usize>,
-    /// Also runs the daemon without checkpoints, in turn with the others: give it records for a few times 10 s
+    /// Also runs the daemon without checkpoints, in turn with the others: give it records for a minute, since one is made every 10 s or less often
     #[arg(long)]
     checkpoints: bool,
 }

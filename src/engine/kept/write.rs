@@ -9,13 +9,18 @@ pub struct Writer {
     out: Vec<u8>,
     /// Numbers of the names written so far.
     names: HashMap<&'static str, u64, FixedState>,
+    /// Those used lately, each where its address leads: the fields of a long list of structs come again and again.
+    lately: [(&'static str, u64); 1 << LATELY],
 }
+
+/// Logarithm of the number of places.
+const LATELY: u32 = 6;
 
 type Written = Result<(), Fault>;
 
 impl Writer {
     pub fn new(format: u8) -> Writer {
-        Writer { out: vec![format], names: HashMap::default() }
+        Writer { out: vec![format], names: HashMap::default(), lately: [("", 0); 1 << LATELY] }
     }
 
     pub fn finish(self) -> Vec<u8> {
@@ -46,8 +51,15 @@ impl Writer {
 
     /// 0 and the name itself, or the number that it got then, from 1.
     fn name(&mut self, name: &'static str) {
+        // An odd multiplier (golden ratio) spreads addresses over all places.
+        let place = ((name.as_ptr().addr() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - LATELY)) as usize;
+        let (last, number) = self.lately[place];
+        if number > 0 && std::ptr::eq(last, name) {
+            return self.number(number);
+        }
         let next = self.names.len() as u64 + 1;
         let known = *self.names.entry(name).or_insert(next);
+        self.lately[place] = (name, known);
         if known == next {
             self.number(0);
             self.number(name.len() as u64);

@@ -35,7 +35,7 @@ A test stands beside its rule file: rules/new-checkout_test.yaml tests rules/new
       for: 6h
       seeds: 500
       expect: [{acts: any, in_at_most: 1%}]
-docs/testing-rules.md has all of it; `guardraild schema --tests` is for editors.";
+docs/testing-rules.md has all of it; `guardraild schema --kind test` is for editors.";
 
 /// Test rule files: traffic in virtual time, what goes wrong, and what must come of it.
 ///

@@ -197,6 +197,7 @@ fn events(case: &Case, seen: &Seen, out: &mut String) {
             format!("  webhook to {}: {what}, attempt {}: {}", attempt.endpoint, attempt.n, attempt.answer),
         ));
     }
+    all.extend(seen.log.iter().map(|entry| (entry.at - seen.start, format!("  {}", entry.text))));
     all.extend(seen.notices.iter().map(|n| (n.at - seen.start, format!("  {}: {}", n.kind.name(), n.text))));
     all.sort_by_key(|(at, _)| *at);
     for (at, text) in all.iter().take(EVENTS) {

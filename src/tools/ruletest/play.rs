@@ -36,7 +36,7 @@ pub struct Seen {
     pub length: Millis,
     pub decisions: Vec<Decision>,
     pub notices: Vec<Notice>,
-    /// Of the execution log: what operators and checks did.
+    /// Of the execution log: how the rollout went, and what a hold kept back.
     pub log: Vec<LogEntry>,
     pub attempts: Vec<Attempt>,
     /// States that expectations ask for, by the time asked for; that of the end under [`Millis::MAX`].
@@ -315,11 +315,10 @@ impl<'s> Run<'s> {
         }
         for notice in notices {
             let deliveries = router.notice(rule, &notice, None);
-            // What is resolved is not waited for any more.
             self.seen.notices.push(notice.clone());
             commit.notices.push((notice, deliveries));
         }
-        let told = [LogKind::Operator, LogKind::Phase, LogKind::FullRollout, LogKind::WatchOver, LogKind::Ended, LogKind::Withheld];
+        let told = [LogKind::Phase, LogKind::FullRollout, LogKind::WatchOver, LogKind::Ended, LogKind::Withheld];
         self.seen.log.extend(log.into_iter().filter(|entry| told.contains(&entry.kind)));
         let rows = commit.decisions.iter().map(|(_, rows)| rows).chain(commit.notices.iter().map(|(_, rows)| rows));
         let some = rows.flatten().next().is_some();

@@ -3,7 +3,7 @@
 
 mod support;
 
-use guardraild::engine::decision::{Action, Output, Verdict};
+use guardraild::engine::decision::{Action, Decision, NoticeKind, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::judge::{Operation, Operator};
 use guardraild::engine::kept::Kept;
@@ -422,6 +422,26 @@ fn a_hold_withholds_everything_but_kill_and_never_measuring() {
     assert!(decided[0].decided_at < START + 80_000);
     assert_eq!(decided[1].decided_at, START + 80_000, "when the hold expires");
     assert_eq!(decided[1].covered_by.as_ref(), Some(&decided[0].decision), "the kill has done as much already");
+}
+
+#[test]
+fn a_hold_tells_those_who_were_paged_and_nobody_else() {
+    let text = rule("  - {metric: latency_p95, window: 30s, limit: 300ms}\n  - {metric: error_rate, limit: 10%, on_breach: page}", "");
+    let (out, mut fleet) = run(&[&text], &traffic(60, |_| 900.0, |_, _| true));
+    let paged: Vec<&Decision> = out.decisions.iter().filter(|d| d.action == Action::Page).collect();
+    assert!(out.decisions.len() > paged.len() && !paged.is_empty(), "{:?}", out.decisions);
+    let operator = Operator {
+        operation: Operation::Hold { until: None },
+        bucket: None,
+        author: "ann".into(),
+        reason: "looking".into(),
+        at: START + 61_000,
+    };
+    let mut out = Output::default();
+    fleet.operate("exp", &operator, &mut out).unwrap().unwrap();
+    let held: Vec<(NoticeKind, &str)> = out.notices.iter().map(|n| (n.kind, n.decision.decision.as_str())).collect();
+    assert_eq!(held.len(), paged.len());
+    assert!(paged.iter().all(|d| held.contains(&(NoticeKind::Held, d.decision.as_str()))), "{held:?}");
 }
 
 #[test]

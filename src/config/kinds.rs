@@ -157,4 +157,15 @@ mod tests {
         assert!(OF_SOME.iter().all(|key| FORMS.iter().any(|form| form.needs.contains(key) || form.takes.contains(key))));
         assert!(TEXTS.iter().all(|key| OF_SOME.contains(key)));
     }
+
+    #[test]
+    fn every_kind_and_every_setting_is_documented() {
+        let (settings, kinds) = (include_str!("../../config/default.yaml"), include_str!("../../docs/endpoints.md"));
+        for key in OF_SOME.iter().chain(&OF_HTTP) {
+            assert!(settings.contains(&format!("\n#     {key}: ")), "config/default.yaml says nothing of `{key}`");
+        }
+        for form in &FORMS {
+            assert!(settings.contains(form.name) && kinds.contains(&format!("kind: {}", form.name)), "`{}` has no example", form.name);
+        }
+    }
 }

@@ -95,7 +95,8 @@ pub fn claim(store: &mut Store, sender: &Sender, lane: Lane, now: Moment, in_fli
         }
     };
     let thread = match sender.follows_up() {
-        true => store.thread(sender.name(), &delivery.decision)?,
+        // A message outside of its thread is better than none.
+        true => store.thread(sender.name(), &delivery.decision).unwrap_or_default(),
         false => None,
     };
     Ok(Step::Attempt(Box::new(Delivery { thread, ..*delivery }), n))

@@ -238,7 +238,7 @@ impl Sender {
             flagd::apply(&endpoint, &delivery)
         });
         match written.await {
-            Ok(Ok(_)) => Answer::default(),
+            Ok(Ok(())) => Answer::default(),
             Ok(Err(flagd::FlagdError::Unfit(unfit))) => unfit.into(),
             Ok(Err(e)) => Answer::none(e.to_string()),
             Err(e) => Answer::none(e.to_string()),

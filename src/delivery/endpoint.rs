@@ -294,9 +294,10 @@ mod tests {
 
     #[test]
     fn answers_are_redacted() {
-        let e = Endpoint { headers: vec![("authorization".into(), "Bearer t0p".into())], ..endpoint("https://x.example/T0/s3cret") };
-        let text = e.redact("no\nBearer t0p at https://x.example/T0/s3cret, a secret of thirty-two characters");
-        assert_eq!(text, "no [redacted] at [redacted], [redacted]");
+        let headers = vec![("authorization".into(), "Bearer t0p".into())];
+        let e = Endpoint { headers, token: Some("t0k3n".into()), ..endpoint("https://x.example/T0/s3cret") };
+        let text = e.redact("no\nBearer t0p at https://x.example/T0/s3cret, a secret of thirty-two characters, t0k3n");
+        assert_eq!(text, "no [redacted] at [redacted], [redacted], [redacted]");
         assert!(!format!("{e:?}").contains("s3cret"));
     }
 }

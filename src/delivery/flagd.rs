@@ -12,19 +12,9 @@ use std::path::Path;
 /// Bytes of a file, at most.
 const LARGEST: u64 = 16 << 20;
 
-/// What has become of the flag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    Written,
-    /// It is off, or serves the bucket, already.
-    Unchanged,
-    /// `guardrail.test`: the flag is there and the file could be written.
-    Looked,
-}
-
 /// Why a flag was not changed.
 #[derive(Debug, thiserror::Error)]
-pub enum FlagdError {
+pub(super) enum FlagdError {
     #[error("the file of flags: {0}")]
     Io(#[from] io::Error),
     /// Another attempt may find another text.
@@ -59,11 +49,12 @@ pub(super) fn asked(endpoint: &Endpoint, delivery: &Delivery) -> Result<Asked, U
     Ok(Asked { flag, serve, looks })
 }
 
-/// Carries out a message: a rollback or kill turns the flag off, or lets it serve one variant to everybody. Blocks.
+/// Carries out a message: a rollback or kill turns the flag off, or lets it serve one variant to everybody; a test looks whether the flag is
+/// there and the file could be written. Blocks.
 ///
 /// # Errors
 /// The file cannot be read or replaced, is not flagd's, or lacks the flag; or the message means nothing here.
-pub(super) fn apply(endpoint: &Endpoint, delivery: &Delivery) -> Result<Change, FlagdError> {
+pub(super) fn apply(endpoint: &Endpoint, delivery: &Delivery) -> Result<(), FlagdError> {
     let Asked { flag, serve, looks } = asked(endpoint, delivery)?;
     // Behind a link lies what is replaced.
     let path = fs::canonicalize(endpoint.file.as_deref().unwrap_or(Path::new("")))?;
@@ -74,10 +65,11 @@ pub(super) fn apply(endpoint: &Endpoint, delivery: &Delivery) -> Result<Change, 
     match edited(&text, &flag, serve.as_deref()).map_err(FlagdError::File)? {
         _ if looks => {
             tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-            Ok(Change::Looked)
+            Ok(())
         }
-        None => Ok(Change::Unchanged),
-        Some(text) => Ok(replace(&path, &text).map(|()| Change::Written)?),
+        // It is off, or serves the variant, already.
+        None => Ok(()),
+        Some(text) => Ok(replace(&path, &text)?),
     }
 }
 

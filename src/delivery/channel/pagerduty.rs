@@ -15,7 +15,7 @@ const DETAIL: usize = 2_000;
 pub(super) fn event(endpoint: &Endpoint, message: &Message) -> String {
     let d = &message.data;
     let links: Vec<Value> = d.links.iter().map(|(name, url)| json!({ "text": name, "href": url })).collect();
-    let event = json!({
+    let mut event = json!({
         "routing_key": endpoint.routing_key.as_ref().map(|k| k.expose_secret()),
         "event_action": action(message),
         "dedup_key": dedup_key(message),
@@ -31,8 +31,10 @@ pub(super) fn event(endpoint: &Endpoint, message: &Message) -> String {
         },
         "links": links,
         "client": "guardraild",
-        "client_url": d.links.get("decision"),
     });
+    if let Some(url) = d.links.get("decision") {
+        event["client_url"] = json!(url);
+    }
     event.to_string()
 }
 

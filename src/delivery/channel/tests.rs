@@ -85,6 +85,10 @@ fn pagerduty_triggers_and_resolves_under_one_key() {
     assert_eq!(details["Done"], "2026-12-02 09:20:17Z rollback; 2026-12-02 09:20:49Z exposures stopped");
     assert_eq!(details["Kill"], "guardraild kill new-checkout --bucket treatment --reason \"...\"");
     assert!(trigger["payload"]["summary"].as_str().unwrap().starts_with("[NOT CONFIRMED] new-checkout / treatment"));
+    let held = PAYLOAD.replace("guardrail.confirmed", "guardrail.alert").replace(r#""kind":"confirmed""#, r#""kind":"held""#);
+    let acknowledge = posted(Kind::PagerDuty, &delivery("guardrail.alert", held));
+    assert_eq!((&acknowledge["event_action"], &acknowledge["dedup_key"]), (&json!("acknowledge"), &trigger["dedup_key"]));
+    assert!(acknowledge["payload"]["summary"].as_str().unwrap().starts_with("[BEING HANDLED] new-checkout"));
     let resolve = posted(Kind::PagerDuty, &delivery("guardrail.confirmed", PAYLOAD.to_owned()));
     assert_eq!((&resolve["event_action"], &resolve["dedup_key"]), (&json!("resolve"), &trigger["dedup_key"]));
 }

@@ -154,7 +154,7 @@ impl Case {
             return Ok(None);
         }
         let spec = self.spec(self.seconds)?;
-        Ok(Some(healthy(&spec, &options(args.seed, 0, &spec), runs, &AtomicBool::new(false), |_| ())))
+        Ok(healthy(&[&spec], &options(args.seed, 0, &spec), runs, &AtomicBool::new(false), |_| ()).pop())
     }
 
     fn detection(&self, detect: &Detect, args: &Args) -> anyhow::Result<Option<(Detection, Option<Bare>)>> {
@@ -168,13 +168,13 @@ impl Case {
         if let Some(segment) = &detect.segment {
             options.segment = Some(spec.segment(segment).with_context(|| format!("the traffic has no {segment}"))?);
         }
-        let found = detection(&spec, &options, &effect, runs, &AtomicBool::new(false), |_| ());
+        let found = detection(&[&spec], &options, &effect, runs, &AtomicBool::new(false), |_| ()).pop();
         let bare = detect.reference.filter(|_| !args.smoke).and_then(|reference| {
             let ours = self.needed(&spec, detect.onset);
             let [reference, at_ours] = bare::detection(&spec, &options, &effect, runs, [reference.needed(self.alpha), ours])?;
             Some(Bare { reference, at_ours, ours })
         });
-        Ok(Some((found, bare)))
+        Ok(found.map(|found| (found, bare)))
     }
 
     /// Log e-value at which the engine acts: of the test from the beginning, or of the one that starts at `onset`, s.

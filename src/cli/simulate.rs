@@ -7,7 +7,8 @@ use crate::engine::time::Millis;
 use crate::rules::quantity::{Quantity, number, per_day};
 use crate::rules::{self, Planning};
 use crate::tools::simulate::study::Options;
-use crate::tools::simulate::{self, Effect, Latency, LogNormal, Progress, Questions, Report, Shape, Spec, Spread, Traffic};
+use crate::tools::simulate::sweep::{Axis, Grid};
+use crate::tools::simulate::{self, Effect, Latency, LogNormal, Progress, Questions, Shape, Spec, Spread, Traffic};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{self, IsTerminal, Write};
@@ -26,6 +27,8 @@ Examples:
       traffic as measured, a picture, and figures for machines
   guardraild simulate --rules rules/new-checkout.yaml --onset 6h --runs 0 --effect latency_p95=+50%
       a regression that begins after six healthy hours
+  guardraild simulate --rules rules/new-checkout.yaml --days 0.1 --sweep latency_p95.margin=5%,10%,20% --effect latency_p95=+30%
+      which margin?
 
 A traffic description overrides what the rule file says and what is assumed; every key is optional but `traffic`:
   traffic: v1
@@ -76,6 +79,13 @@ pub struct SimulateArgs {
     /// Another false-alarm budget than the rule's.
     #[arg(long)]
     pub alpha: Option<f64>,
+    /// Try values of a key side by side: margin, limit or window (of one guardrail: latency_p95.margin), alpha, min_units, or traffic (a
+    /// share of the units). Repeated, every combination; all see the same traffic, and one is recommended.
+    #[arg(long = "sweep", value_name = "KEY=VALUE,…")]
+    pub sweeps: Vec<String>,
+    /// Write the sweep as a page, too.
+    #[arg(long, value_name = "FILE.html", requires = "sweeps")]
+    pub report: Option<PathBuf>,
     /// Search for the smallest effect that this share of runs detects, such as 80%; `off` saves the time (up to five times the runs
     /// of an effect for each metric) [default: the rule's power, else 80%]
     #[arg(long, value_name = "SHARE")]
@@ -104,8 +114,8 @@ pub struct SimulateArgs {
     /// Threads [default: one for each core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
-    /// Write a picture, too.
-    #[arg(long, value_name = "FILE.svg")]
+    /// Write a picture, too; of a sweep, --report does.
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "sweeps")]
     pub plot: Option<PathBuf>,
     /// How the result is shown.
     #[arg(long, value_enum, default_value_t = OutputFormat::Human)]
@@ -136,9 +146,17 @@ pub fn run(args: &SimulateArgs) -> i32 {
 
 struct Prepared {
     spec: Spec,
+    grid: Option<Grid>,
     planning: Planning,
     questions: Questions,
     options: Options,
+}
+
+impl Prepared {
+    /// What looks at a run at once.
+    fn specs(&self) -> Vec<&Spec> {
+        self.grid.as_ref().map_or_else(|| vec![&self.spec], Grid::widest)
+    }
 }
 
 fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
@@ -160,7 +178,7 @@ fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
             .map_err(|faults| Refusal(faults.iter().map(|d| d.human(check::color_stderr())).collect(), 1))?;
     }
     overlay(args, &mut traffic)?;
-    let questions = questions(args, &plan, &planning, &traffic)?;
+    let mut questions = questions(args, &plan, &planning, &traffic)?;
     traffic.units_per_day *= args.scale;
     let bucket = match &args.bucket {
         None => (0..plan.buckets.len()).find(|b| *b != plan.baseline()),
@@ -174,9 +192,16 @@ fn prepare(args: &SimulateArgs) -> Result<Prepared, Refusal> {
     }
     let threads = args.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let settings = Settings { pane: args.pane, ..Settings::default() };
+    let axes: Result<Vec<Axis>, String> = args.sweeps.iter().map(|text| Axis::parse(text, &plan)).collect();
+    let axes = axes.map_err(|message| usage(format!("--sweep: {message}")))?;
+    let grid = (!axes.is_empty()).then(|| Grid::new(axes, &plan, (&fields, &settings), &traffic, length)).transpose();
+    let grid = grid.map_err(|message| usage(format!("--sweep: {message}")))?;
+    if let Some(grid) = grid.as_ref().filter(|_| args.effects.is_empty()) {
+        questions.effects = grid.effects(&plan, &questions.effects);
+    }
     let spec = Spec::new(plan, fields, settings, traffic, length).map_err(|e| usage(e.to_string()))?;
     let segment = args.segment.as_deref().map(|text| spec.segment(text).ok_or_else(|| no_segment(&spec, text))).transpose()?;
-    Ok(Prepared { spec, planning, questions, options: Options { seed: args.seed, threads, bucket, segment, onset } })
+    Ok(Prepared { spec, grid, planning, questions, options: Options { seed: args.seed, threads, bucket, segment, onset } })
 }
 
 fn no_segment(spec: &Spec, text: &str) -> Refusal {
@@ -261,27 +286,33 @@ fn length(args: &SimulateArgs, plan: &Plan, planning: &Planning) -> Result<Milli
 
 fn play(args: &SimulateArgs, prepared: &Prepared) -> Result<(), Refusal> {
     let cancelled = super::interrupted();
-    let mut bar = Meter::new(&prepared.questions);
+    let Prepared { spec, grid, planning, questions, options } = prepared;
+    let mut bar =
+        Meter::new(grid.as_ref().map_or_else(|| questions.runs + questions.rounds() * questions.effect_runs, |grid| grid.runs(questions)));
     bar.estimate(prepared);
-    let Prepared { spec, planning, questions, options } = prepared;
-    let report = simulate::simulate(spec, planning, questions, options, &cancelled, |progress| bar.tell(progress));
+    let tell = |progress: &Progress<'_>| bar.tell(progress);
+    let json = args.output == OutputFormat::Json;
+    // A report holds no map with other keys than texts; numbers that JSON cannot write become null.
+    let (text, picture) = match grid {
+        Some(grid) => {
+            let swept = grid.play(questions, options, &cancelled, tell);
+            let text = if json { serde_json::to_string(&swept).unwrap_or_default() + "\n" } else { swept.human() };
+            (text, args.report.as_ref().map(|path| (path, swept.page())))
+        }
+        None => {
+            let report = simulate::simulate(spec, planning, questions, options, &cancelled, tell);
+            let text = if json { serde_json::to_string(&report).unwrap_or_default() + "\n" } else { report.human() };
+            (text, args.plot.as_ref().map(|path| (path, simulate::svg(&report))))
+        }
+    };
     bar.end();
-    if let Some(path) = &args.plot {
-        std::fs::write(path, simulate::svg(&report)).map_err(|e| Refusal(format!("error: cannot write {}: {e}", path.display()), 1))?;
+    if let Some((path, picture)) = picture {
+        std::fs::write(path, picture).map_err(|e| Refusal(format!("error: cannot write {}: {e}", path.display()), 1))?;
         eprintln!("picture: {}", path.display());
     }
-    show(&report, args.output);
-    Ok(())
-}
-
-fn show(report: &Report, format: OutputFormat) {
-    let text = match format {
-        OutputFormat::Human => report.human(),
-        // A report holds no map with other keys than texts; numbers that JSON cannot write become null.
-        OutputFormat::Json => serde_json::to_string(report).unwrap_or_default() + "\n",
-    };
     // A closed pipe is no reason to fail.
     let _ = io::stdout().lock().write_all(text.as_bytes());
+    Ok(())
 }
 
 /// What is done so far: a bar on a terminal, else a line every ten seconds.
@@ -296,8 +327,7 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(questions: &Questions) -> Meter {
-        let total = questions.runs + questions.rounds() * questions.effect_runs;
+    fn new(total: u64) -> Meter {
         // Hidden unless standard error is a terminal.
         let bar = ProgressBar::new(total);
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} runs, {eta} left: {msg}");
@@ -309,7 +339,7 @@ impl Meter {
     /// Says how long it will take, if that is long.
     fn estimate(&self, prepared: &Prepared) {
         let threads = prepared.options.threads as u32;
-        let each = simulate::pace(&prepared.spec, Duration::from_millis(500));
+        let each = simulate::pace(&prepared.specs(), Duration::from_millis(500));
         let whole = each.mul_f64(self.total as f64) / threads;
         if whole > Duration::from_secs(60) {
             let (whole, each) = (simulate::duration(whole.as_millis() as f64), simulate::duration(each.as_millis() as f64));

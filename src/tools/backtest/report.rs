@@ -117,12 +117,13 @@ fn lines(course: &Course, decisions: &[Decision]) -> Lines {
     let of = |d: &&Decision| (&d.experiment, &d.bucket, &d.guardrail) == (&course.experiment, &course.bucket, &course.guardrail);
     let mark = |d: &Decision| Mark { x: d.decided_at as f64, kind: MarkKind::Decision, label: marked(d) };
     let bound = course.bound.map(|bound| (bound, format!("{} {}", if zero { "margin" } else { "limit" }, unit.show(bound))));
+    let with = if course.points.iter().any(|p| p.interval.is_some()) { ", with its anytime-valid interval" } else { "" };
     let points = course.points.iter().map(|p| Point { x: p.at as f64, y: p.value, band: p.interval });
     Lines {
         alt: format!("{} of {} over time: {what}", course.guardrail, course.bucket),
         axis: Axis::Time,
         unit,
-        lines: vec![Line { name: format!("{what}, with its anytime-valid interval"), points: points.collect() }],
+        lines: vec![Line { name: format!("{what}{with}"), points: points.collect() }],
         margin: bound,
         zero,
         marks: decisions.iter().filter(of).map(mark).collect(),

@@ -15,6 +15,7 @@ mod sample;
 mod size;
 mod spec;
 pub mod study;
+pub mod sweep;
 mod traffic;
 
 pub use draw::Draw;
@@ -78,15 +79,16 @@ pub fn simulate(
     let runs = questions.effect_runs;
     let healthy = (questions.runs > 0).then(|| {
         let done = counter("healthy runs", questions.runs, &mut progress);
-        healthy(spec, options, questions.runs, cancelled, done)
+        healthy(&[spec], options, questions.runs, cancelled, done)
     });
+    let healthy = healthy.and_then(|mut of_rules| of_rules.pop());
     let mut detections: Vec<Detection> = Vec::new();
     for effect in &questions.effects {
         if runs == 0 || stopped() {
             break;
         }
         let text = effect.to_string();
-        detections.push(detection(spec, options, effect, runs, cancelled, counter(&text, runs, &mut progress)));
+        detections.extend(detection(&[spec], options, effect, runs, cancelled, counter(&text, runs, &mut progress)));
     }
     detections.retain(|d| d.detected.runs > 0);
     let mut found = Vec::new();
@@ -106,8 +108,9 @@ pub fn simulate(
             Ok(effect) => {
                 let known = detections.iter().find(|d| d.effect == effect).cloned();
                 let text = effect.to_string();
-                let play = || detection(spec, options, &effect, runs, cancelled, counter(&text, runs, &mut progress));
-                size.sequential = known.or_else(|| (runs > 0 && !stopped()).then(play)).filter(|d| d.detected.runs > 0);
+                let mut play = || detection(&[spec], options, &effect, runs, cancelled, counter(&text, runs, &mut progress)).pop();
+                let found = known.or_else(|| if runs > 0 && !stopped() { play() } else { None });
+                size.sequential = found.filter(|d| d.detected.runs > 0);
             }
         }
         size

@@ -194,7 +194,7 @@ fn detection_row(d: &Detection) -> Vec<String> {
 }
 
 /// Columns wide enough for their contents; the first to the left, the others to the right.
-fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) -> std::fmt::Result {
+pub(super) fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) -> std::fmt::Result {
     let width = |column: usize| {
         let cells = rows.iter().filter_map(|r| r.get(column)).map(|c| c.chars().count());
         cells.chain([head[column].chars().count()]).max().unwrap_or(0)
@@ -210,12 +210,12 @@ fn table(out: &mut String, head: &[&str], rows: &[Vec<String>]) -> std::fmt::Res
     Ok(())
 }
 
-fn share(s: &Share) -> String {
+pub(super) fn share(s: &Share) -> String {
     let whole = |v: f64| format!("{:.0}", v * 100.0);
     format!("{}% ({} .. {})", whole(s.share), whole(s.interval[0]), whole(s.interval[1]))
 }
 
-fn per_mille(share: f64) -> String {
+pub(super) fn per_mille(share: f64) -> String {
     format!("{:.1}", share * 1e3)
 }
 
@@ -223,7 +223,7 @@ fn percent(share: f64) -> String {
     format!("{}%", round(share * 100.0))
 }
 
-fn days(days: f64) -> String {
+pub(super) fn days(days: f64) -> String {
     duration(days * 86_400_000.0)
 }
 

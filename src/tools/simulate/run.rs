@@ -52,29 +52,34 @@ pub struct Harm {
     pub until: Millis,
 }
 
-/// One run. It ends early once `enough` says so of what has tripped; `None` when `cancelled` is set meanwhile.
-pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]) -> bool, cancelled: &AtomicBool) -> Option<Run> {
-    let mut generator = Generator::new(spec, harm.map_or(&[][..], std::slice::from_ref), draw);
-    let mut aggregator = Aggregator::new(0, Arc::clone(&spec.catalog), spec.settings.clone());
-    let mut fleet = Fleet::new(&spec.catalog, spec.settings.pane);
-    let mut trips: Vec<Trip> = Vec::new();
-    let mut out = Output::default();
-    let onset = harm.map_or(0, |h| h.onset);
-    let mut units_before = 0;
-    loop {
-        let end = generator.pane(|event, _| {
-            aggregator.observe(event);
-        });
+/// The engine under one rule, and what it has said.
+struct Eyes<'s> {
+    spec: &'s Spec,
+    aggregator: Aggregator,
+    fleet: Fleet,
+    trips: Vec<Trip>,
+    out: Output,
+    /// What it came to, once it has seen enough.
+    done: Option<Run>,
+}
+
+impl<'s> Eyes<'s> {
+    fn new(spec: &'s Spec) -> Eyes<'s> {
+        let aggregator = Aggregator::new(0, Arc::clone(&spec.catalog), spec.settings.clone());
+        let fleet = Fleet::new(&spec.catalog, spec.settings.pane);
+        Eyes { spec, aggregator, fleet, trips: Vec::new(), out: Output::default(), done: None }
+    }
+
+    /// A pane is over; the last one where there is no `end`.
+    fn close(&mut self, end: Option<Millis>, units: u64) {
         match end {
             // Time passes, whether or not there were events.
-            Some(end) => aggregator.advance(spec.start + end),
-            None => aggregator.finish(),
+            Some(end) => self.aggregator.advance(self.spec.start + end),
+            None => self.aggregator.finish(),
         }
-        if end.is_some_and(|end| end <= onset) {
-            units_before = generator.units();
-        }
-        aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, &mut out));
-        for decision in out.decisions.drain(..).filter(|d| !["confirm_within", "undone"].contains(&d.criterion.as_str())) {
+        let (fleet, out, trips) = (&mut self.fleet, &mut self.out, &mut self.trips);
+        self.aggregator.drain().into_iter().for_each(|emission| fleet.take(emission, out));
+        for decision in out.decisions.drain(..).filter(|d| !d.is_follow_up()) {
             let known = |t: &Trip| (&t.guardrail, &t.bucket, &t.segment) == (&decision.guardrail, &decision.bucket, &decision.segment);
             if !trips.iter().any(known) {
                 trips.push(Trip {
@@ -83,31 +88,58 @@ pub fn run(spec: &Spec, harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]
                     segment: decision.segment,
                     criterion: decision.criterion,
                     test: decision.test,
-                    at: decision.decided_at - spec.start,
-                    units: generator.units(),
+                    at: decision.decided_at - self.spec.start,
+                    units,
                 });
             }
         }
         out.log.clear();
         out.notices.clear();
+    }
+}
+
+/// One run of traffic, seen under each of the rules: those are the same but for what the generator does not look at. Each ends early once `enough` says so of
+/// what has tripped; `None` when `cancelled` is set meanwhile.
+pub fn run(specs: &[&Spec], harm: Option<&Harm>, draw: Draw, enough: impl Fn(&[Trip]) -> bool, cancelled: &AtomicBool) -> Option<Vec<Run>> {
+    let mut generator = Generator::new(specs.first()?, harm.map_or(&[][..], std::slice::from_ref), draw);
+    let mut eyes: Vec<Eyes<'_>> = specs.iter().map(|spec| Eyes::new(spec)).collect();
+    let onset = harm.map_or(0, |h| h.onset);
+    let mut units_before = 0;
+    loop {
+        let end = generator.pane(|event, _| {
+            for eyes in eyes.iter_mut().filter(|eyes| eyes.done.is_none()) {
+                eyes.aggregator.observe(event);
+            }
+        });
+        if end.is_some_and(|end| end <= onset) {
+            units_before = generator.units();
+        }
+        for eyes in eyes.iter_mut().filter(|eyes| eyes.done.is_none()) {
+            eyes.close(end, generator.units());
+            if end.is_none() || enough(&eyes.trips) {
+                let trips = std::mem::take(&mut eyes.trips);
+                eyes.done = Some(Run { trips, units: generator.units(), units_before, events: generator.events() });
+            }
+        }
         if cancelled.load(Ordering::Relaxed) {
             return None;
         }
-        if end.is_none() || enough(&trips) {
-            return Some(Run { trips, units: generator.units(), units_before, events: generator.events() });
+        if eyes.iter().all(|eyes| eyes.done.is_some()) {
+            return Some(eyes.into_iter().filter_map(|eyes| eyes.done).collect());
         }
     }
 }
 
-/// About how long a run takes, judged by its first panes, at most so much of the clock. A run is dearer later, when windows are full.
-pub fn pace(spec: &Spec, most: Duration) -> Duration {
+/// About how long a run takes that so many look at, judged by its first panes, at most so much of the clock. A run is dearer later, when windows are full.
+pub fn pace(specs: &[&Spec], most: Duration) -> Duration {
+    let Some(spec) = specs.first() else { return Duration::ZERO };
     let begun = Instant::now();
     let panes = Cell::new(0);
     let enough = |_: &[Trip]| {
         panes.set(panes.get() + 1);
         begun.elapsed() > most
     };
-    run(spec, None, Draw::new(0, 0, 0), enough, &AtomicBool::new(false));
+    run(specs, None, Draw::new(0, 0, 0), enough, &AtomicBool::new(false));
     let all = spec.length / spec.settings.pane;
     begun.elapsed().mul_f64(all as f64 / f64::from(panes.get().max(1)))
 }

@@ -7,8 +7,10 @@ use super::generate::Generator;
 use super::run::{Harm, Run, Trip, run, spread};
 use super::spec::Spec;
 use super::traffic::metric_name;
+use crate::engine::plan::Plan;
 use crate::engine::time::Millis;
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Halvings of the search for the smallest effect.
@@ -101,34 +103,57 @@ pub struct Detection {
     pub alarmed_before: u64,
 }
 
-/// Plays `runs` runs of healthy traffic. `done` hears of each.
-pub fn healthy(spec: &Spec, options: &Options, runs: u64, cancelled: &AtomicBool, mut done: impl FnMut(&Run)) -> Healthy {
-    let buckets = spec.plan.buckets.len() - 1;
-    let all = spec.plan.guardrails.len() * buckets;
-    let is_guardrail = |t: &Trip| spec.plan.guardrails.iter().any(|g| g.name == t.guardrail);
+/// Plays `runs` runs of healthy traffic, which all rules see. `done` hears of each.
+pub fn healthy(specs: &[&Spec], options: &Options, runs: u64, cancelled: &AtomicBool, mut done: impl FnMut(&Run)) -> Vec<Healthy> {
+    let Some(plan) = specs.first().map(|spec| &spec.plan) else { return Vec::new() };
+    let all = plan.guardrails.len() * (plan.buckets.len() - 1);
+    let is_guardrail = |t: &Trip| plan.guardrails.iter().any(|g| g.name == t.guardrail);
     let enough = |trips: &[Trip]| trips.iter().filter(|t| t.segment.is_none() && is_guardrail(t)).count() >= all;
-    let work = |i: usize| run(spec, None, Draw::new(options.seed, 0, i as u64), enough, cancelled);
-    let (mut count, mut family, mut events, mut units) = (0, 0, 0.0, 0.0);
-    let mut guardrails = vec![0; spec.plan.guardrails.len()];
-    let mut quality = vec![0; spec.plan.quality.len()];
-    spread(runs as usize, options.threads, work, |_, run: Run| {
-        count += 1;
-        events += run.events as f64;
-        units += run.units as f64;
-        let tripped = |name: &str| run.trips.iter().any(|t| t.guardrail == name);
-        family += u64::from(run.trips.iter().any(is_guardrail));
-        spec.plan.guardrails.iter().zip(&mut guardrails).for_each(|(g, n)| *n += u64::from(tripped(&g.name)));
-        spec.plan.quality.iter().zip(&mut quality).for_each(|(q, n)| *n += u64::from(tripped(q.kind.name())));
-        done(&run);
+    let work = |i: usize| run(specs, None, Draw::new(options.seed, 0, i as u64), enough, cancelled);
+    let mut tallies: Vec<Tally> = specs.iter().map(|spec| Tally::of(&spec.plan)).collect();
+    spread(runs as usize, options.threads, work, |_, runs: Vec<Run>| {
+        tallies.iter_mut().zip(&runs).for_each(|(tally, run)| tally.add(plan, run));
+        runs.first().into_iter().for_each(&mut done);
     });
-    let named = |(name, hits): (&str, u64)| Named { name: name.to_owned(), share: Share::of(hits, count) };
-    Healthy {
-        runs: count,
-        family: Share::of(family, count),
-        guardrails: spec.plan.guardrails.iter().map(|g| g.name.as_str()).zip(guardrails).map(named).collect(),
-        quality: spec.plan.quality.iter().map(|q| q.kind.name()).zip(quality).map(named).collect(),
-        events_per_run: events / count.max(1) as f64,
-        units_per_run: units / count.max(1) as f64,
+    tallies.into_iter().map(|tally| tally.healthy(plan)).collect()
+}
+
+/// Healthy runs under one rule, added up.
+struct Tally {
+    count: u64,
+    family: u64,
+    events: f64,
+    units: f64,
+    guardrails: Vec<u64>,
+    quality: Vec<u64>,
+}
+
+impl Tally {
+    fn of(plan: &Plan) -> Tally {
+        let (guardrails, quality) = (vec![0; plan.guardrails.len()], vec![0; plan.quality.len()]);
+        Tally { count: 0, family: 0, events: 0.0, units: 0.0, guardrails, quality }
+    }
+
+    fn add(&mut self, plan: &Plan, run: &Run) {
+        self.count += 1;
+        self.events += run.events as f64;
+        self.units += run.units as f64;
+        let tripped = |name: &str| run.trips.iter().any(|t| t.guardrail == name);
+        self.family += u64::from(plan.guardrails.iter().any(|g| tripped(&g.name)));
+        plan.guardrails.iter().zip(&mut self.guardrails).for_each(|(g, n)| *n += u64::from(tripped(&g.name)));
+        plan.quality.iter().zip(&mut self.quality).for_each(|(q, n)| *n += u64::from(tripped(q.kind.name())));
+    }
+
+    fn healthy(self, plan: &Plan) -> Healthy {
+        let named = |(name, hits): (&str, u64)| Named { name: name.to_owned(), share: Share::of(hits, self.count) };
+        Healthy {
+            runs: self.count,
+            family: Share::of(self.family, self.count),
+            guardrails: plan.guardrails.iter().map(|g| g.name.as_str()).zip(self.guardrails).map(named).collect(),
+            quality: plan.quality.iter().map(|q| q.kind.name()).zip(self.quality).map(named).collect(),
+            events_per_run: self.events / self.count.max(1) as f64,
+            units_per_run: self.units / self.count.max(1) as f64,
+        }
     }
 }
 
@@ -159,15 +184,16 @@ impl Scenario {
     }
 }
 
-/// Plays `runs` runs with an effect; it is detected by the first guardrail on its metric that acts on the affected bucket.
+/// Plays `runs` runs with an effect, which all rules see; it is detected by the first guardrail on its metric that acts on the affected bucket.
 pub fn detection(
-    spec: &Spec,
+    specs: &[&Spec],
     options: &Options,
     effect: &Effect,
     runs: u64,
     cancelled: &AtomicBool,
     mut done: impl FnMut(&Run),
-) -> Detection {
+) -> Vec<Detection> {
+    let Some(spec) = specs.first() else { return Vec::new() };
     let Scenario { harm, text, number } = Scenario::of(spec, options, effect);
     let bucket = &spec.plan.buckets[options.bucket].name;
     // A timeout is seen by any guardrail.
@@ -177,35 +203,47 @@ pub fn detection(
             && (metric_name(&t.guardrail) == effect.metric || any && spec.plan.guardrails.iter().any(|g| g.name == t.guardrail))
     };
     let enough = |trips: &[Trip]| trips.iter().any(sees);
-    let work = |i: usize| run(spec, Some(&harm), Draw::new(options.seed, number, i as u64), enough, cancelled);
-    let (mut count, mut before) = (0, 0);
-    let mut hits: Vec<(Millis, u64)> = Vec::new();
-    let mut tests: Vec<(String, u64)> = Vec::new();
-    spread(runs as usize, options.threads, work, |_, run: Run| {
-        done(&run);
-        let first = run.trips.iter().find(|t| sees(t));
-        if first.is_some_and(|t| t.at <= options.onset && options.onset > 0) {
-            before += 1;
+    let work = |i: usize| run(specs, Some(&harm), Draw::new(options.seed, number, i as u64), enough, cancelled);
+    let mut all: Vec<Finds> = specs.iter().map(|_| Finds::default()).collect();
+    spread(runs as usize, options.threads, work, |_, runs: Vec<Run>| {
+        runs.first().into_iter().for_each(&mut done);
+        all.iter_mut().zip(&runs).for_each(|(finds, run)| finds.add(run, run.trips.iter().find(|t| sees(t)), options.onset));
+    });
+    all.into_iter().map(|finds| finds.detection(effect, &text)).collect()
+}
+
+/// Runs with an effect under one rule, added up.
+#[derive(Default)]
+struct Finds {
+    count: u64,
+    before: u64,
+    hits: Vec<(Millis, u64)>,
+    tests: BTreeMap<String, u64>,
+}
+
+impl Finds {
+    fn add(&mut self, run: &Run, first: Option<&Trip>, onset: Millis) {
+        if first.is_some_and(|t| t.at <= onset && onset > 0) {
+            self.before += 1;
             return;
         }
-        count += 1;
+        self.count += 1;
         if let Some(trip) = first {
-            hits.push((trip.at - options.onset, trip.units.saturating_sub(run.units_before)));
-            match tests.iter_mut().find(|(name, _)| *name == trip.test) {
-                Some((_, n)) => *n += 1,
-                None => tests.push((trip.test.clone(), 1)),
-            }
+            self.hits.push((trip.at - onset, trip.units.saturating_sub(run.units_before)));
+            *self.tests.entry(trip.test.clone()).or_default() += 1;
         }
-    });
-    tests.sort();
-    Detection {
-        effect: effect.clone(),
-        text,
-        detected: Share::of(hits.len() as u64, count),
-        delay_ms: Delay::of(hits.iter().map(|h| h.0 as f64).collect(), count),
-        units: Delay::of(hits.iter().map(|h| h.1 as f64).collect(), count),
-        tests,
-        alarmed_before: before,
+    }
+
+    fn detection(self, effect: &Effect, text: &str) -> Detection {
+        Detection {
+            effect: effect.clone(),
+            text: text.to_owned(),
+            detected: Share::of(self.hits.len() as u64, self.count),
+            delay_ms: Delay::of(self.hits.iter().map(|h| h.0 as f64).collect(), self.count),
+            units: Delay::of(self.hits.iter().map(|h| h.1 as f64).collect(), self.count),
+            tests: self.tests.into_iter().collect(),
+            alarmed_before: self.before,
+        }
     }
 }
 
@@ -254,10 +292,8 @@ pub fn detectable(
         if cancelled.load(Ordering::Relaxed) || !effect.possible(&spec.traffic) || next == 0.0 {
             break;
         }
-        let tried = detection(spec, options, &effect, runs, cancelled, &mut done);
-        if cancelled.load(Ordering::Relaxed) {
-            break;
-        }
+        let tried = detection(&[spec], options, &effect, runs, cancelled, &mut done).pop();
+        let Some(tried) = tried.filter(|_| !cancelled.load(Ordering::Relaxed)) else { break };
         if enough(&tried) { found = Some(tried) } else { missed = Some(effect) }
     }
     let text = match (&found, &missed) {

@@ -25,8 +25,8 @@ fn nothing_depends_on_the_number_of_threads() {
     let effect = Effect::parse("latency_p50=+100%", &spec.plan).unwrap();
     let all = |threads| {
         let options = options(threads, 0);
-        let clean = healthy(&spec, &options, 12, &go, |_| ());
-        (clean, detection(&spec, &options, &effect, 12, &go, |_| ()))
+        let clean = healthy(&[&spec], &options, 12, &go, |_| ()).remove(0);
+        (clean, detection(&[&spec], &options, &effect, 12, &go, |_| ()).remove(0))
     };
     let (clean, found) = all(1);
     assert_eq!((clean.clone(), found.clone()), all(5));
@@ -40,7 +40,7 @@ fn nothing_depends_on_the_number_of_threads() {
 fn delays_are_counted_from_the_onset() {
     let (spec, go) = (spec(), AtomicBool::new(false));
     let effect = Effect::parse("latency_p50=+400%", &spec.plan).unwrap();
-    let found = detection(&spec, &options(2, 10_000), &effect, 10, &go, |_| ());
+    let found = detection(&[&spec], &options(2, 10_000), &effect, 10, &go, |_| ()).remove(0);
     assert_eq!((found.detected.hits, found.alarmed_before), (10, 0));
     let (delay, units) = (found.delay_ms.median.unwrap(), found.units.median.unwrap());
     assert!((1_000.0..40_000.0).contains(&delay), "{delay}");
@@ -52,7 +52,7 @@ fn delays_are_counted_from_the_onset() {
 fn what_is_never_seen_has_no_delay() {
     let (spec, go) = (spec(), AtomicBool::new(false));
     let effect = Effect::parse("error_rate=+0.1pp", &spec.plan).unwrap();
-    let found = detection(&spec, &options(2, 0), &effect, 6, &go, |_| ());
+    let found = detection(&[&spec], &options(2, 0), &effect, 6, &go, |_| ()).remove(0);
     assert_eq!((found.detected.hits, found.delay_ms.median, found.delay_ms.median_interval), (0, None, [None, None]));
 }
 
@@ -61,7 +61,7 @@ fn the_smallest_effect_lies_between_what_was_missed_and_found() {
     let (spec, go) = (spec(), AtomicBool::new(false));
     let options = options(2, 0);
     let effect = Effect::parse("latency_p50=+200%", &spec.plan).unwrap();
-    let known = [detection(&spec, &options, &effect, 6, &go, |_| ())];
+    let known = [detection(&[&spec], &options, &effect, 6, &go, |_| ()).remove(0)];
     let smallest = detectable(&spec, &options, &known, 0.5, 6, &go, |_| ()).unwrap();
     let (found, missed) = (smallest.found.unwrap().effect.size.value(), smallest.missed.unwrap().size.value());
     // 39% lead from 180 ms to the limit.
@@ -71,7 +71,7 @@ fn the_smallest_effect_lies_between_what_was_missed_and_found() {
 #[test]
 fn a_cancelled_study_holds_the_runs_that_were_done() {
     let (spec, stop) = (spec(), AtomicBool::new(false));
-    let clean = healthy(&spec, &options(1, 0), 1_000, &stop, |_| stop.store(true, Ordering::Relaxed));
+    let clean = healthy(&[&spec], &options(1, 0), 1_000, &stop, |_| stop.store(true, Ordering::Relaxed)).remove(0);
     assert!((1..1_000).contains(&clean.runs), "{}", clean.runs);
     assert_eq!(clean.family.runs, clean.runs);
 }

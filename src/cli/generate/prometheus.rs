@@ -30,8 +30,9 @@ pub fn write(out: &mut String, rule: &RuleSet) -> Result {
         if !alert.wait.is_empty() {
             writeln!(out, "        for: {}", alert.wait)?;
         }
-        // The name comes from the series: Prometheus would expand what a literal holds.
-        writeln!(out, "        labels: {{severity: {}}}", alert.severity)?;
+        // Also where the series have it: rules of two experiments would else be duplicates. Prometheus expands labels as templates.
+        let label = quoted(&experiment.replace("{{", "{{\"{{\"}}"));
+        writeln!(out, "        labels: {{severity: {}, experiment: {label}}}", alert.severity)?;
         writeln!(out, "        annotations:\n          summary: {}", quoted(&format!("{{{{ $labels.experiment }}}}: {}", alert.summary)))?;
         writeln!(out, "          description: {}", quoted(alert.description))?;
         writeln!(out, "          runbook_url: deploy/RUNBOOK.md#{}", alert.section)?;

@@ -101,7 +101,8 @@ fn a_stopped_daemon_that_wakes_up_writes_and_sends_nothing() {
 fn two_daemons_on_two_state_directories_decide_the_same_under_the_same_ids() {
     let kafka = Kafka::start(&["exposures", "events"], 1);
     let hook = Hook::ok();
-    let topics = one_topic(&kafka, "exposures").replace("events: []", "events: [events]");
+    // Seconds of records come at once, of one topic before those of the other.
+    let topics = one_topic(&kafka, "exposures").replace("events: []", "events: [events]") + ", merge_wait: 20s";
     let sites = [0, 1].map(|_| Site::new(&topics, &hook, &[("rule", rule(EXPERIMENT, "enforce"))]));
     let service = breach();
     let mut one = sites[0].start(&["kafka.group=one", "engine.idle_after=1h"]);

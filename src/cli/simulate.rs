@@ -117,6 +117,9 @@ pub struct SimulateArgs {
     /// Write a picture, too; of a sweep, --report does.
     #[arg(long, value_name = "FILE.svg", conflicts_with = "sweeps")]
     pub plot: Option<PathBuf>,
+    /// No estimate and no progress on standard error.
+    #[arg(short, long)]
+    pub quiet: bool,
     /// How the result is shown.
     #[arg(long, value_enum, default_value_t = OutputFormat::Human)]
     pub output: OutputFormat,
@@ -287,9 +290,11 @@ fn length(args: &SimulateArgs, plan: &Plan, planning: &Planning) -> Result<Milli
 fn play(args: &SimulateArgs, prepared: &Prepared) -> Result<(), Refusal> {
     let cancelled = super::interrupted();
     let Prepared { spec, grid, planning, questions, options } = prepared;
-    let mut bar =
-        Meter::new(grid.as_ref().map_or_else(|| questions.runs + questions.rounds() * questions.effect_runs, |grid| grid.runs(questions)));
-    bar.estimate(prepared);
+    let runs = grid.as_ref().map_or_else(|| questions.runs + questions.rounds() * questions.effect_runs, |grid| grid.runs(questions));
+    let mut bar = Meter::new(runs, args.quiet);
+    if !args.quiet {
+        bar.estimate(prepared);
+    }
     let tell = |progress: &Progress<'_>| bar.tell(progress);
     let json = args.output == OutputFormat::Json;
     // A report holds no map with other keys than texts; numbers that JSON cannot write become null.
@@ -327,13 +332,13 @@ struct Meter {
 }
 
 impl Meter {
-    fn new(total: u64) -> Meter {
+    fn new(total: u64, quiet: bool) -> Meter {
         // Hidden unless standard error is a terminal.
-        let bar = ProgressBar::new(total);
+        let bar = if quiet { ProgressBar::hidden() } else { ProgressBar::new(total) };
         let style = ProgressStyle::with_template("{bar:30} {pos}/{len} runs, {eta} left: {msg}");
         let bar = bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         let now = Instant::now();
-        Meter { bar, plain: !io::stderr().is_terminal(), begun: now, said: now, done: 0, total }
+        Meter { bar, plain: !quiet && !io::stderr().is_terminal(), begun: now, said: now, done: 0, total }
     }
 
     /// Says how long it will take, if that is long.

@@ -60,6 +60,12 @@ impl Writer {
         Ok(Writer { producer: config.create()?, exposures: name(Topic::Exposures), events: name(Topic::Events) })
     }
 
+    /// Writes all to the topic of exposures: the order of the records is then the same for every reader, also at the head.
+    pub fn in_one_topic(mut self) -> Writer {
+        self.events.clone_from(&self.exposures);
+        self
+    }
+
     /// Queues a record, keyed by its unit and stamped with its event time.
     pub fn send(&self, record: &Record) -> Result<(), KafkaError> {
         let topic = if record.topic == Topic::Exposures { &self.exposures } else { &self.events };

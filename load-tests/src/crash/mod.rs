@@ -93,7 +93,7 @@ fn play(brokers: Option<&str>, case: &LoadCase, program: &Path, seed: u64, cycle
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let rig = Rig::start(brokers, case.partitions)?;
     let begun = Instant::now();
-    let feed = Feed::start(Traffic::new(case.traffic.clone(), clock::now())?, rig.writer()?)?;
+    let feed = Feed::start(Traffic::new(case.traffic.clone(), clock::now())?, rig.writer()?.in_one_topic())?;
     let switch = feed.switch();
     let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));
     // Every third request is refused, so that retries are killed, too.
@@ -160,9 +160,6 @@ impl Site<'_> {
     /// A daemon in a group of its own, so that it need not wait until the broker has given up a member that was killed.
     fn start(&mut self, cut: Option<u64>) -> anyhow::Result<Daemon> {
         self.rig.files(self.dir, self.case, (&self.url, SECRET))?;
-        let mut text = std::fs::read_to_string(self.config())?;
-        text += "checkpoint: {every: 1s}\n";
-        std::fs::write(self.config(), text)?;
         match cut {
             Some(seed) => Daemon::start_volatile(&self.config(), seed),
             None => Daemon::start(self.program, &self.config()),

@@ -13,7 +13,7 @@ use guardraild::engine::time::Millis;
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, site};
 use guardraild::live::{Accepted, Command, Live, View};
 use guardraild::readout::Dossier;
-use guardraild::store::{Delivery, DeliveryState, Priority};
+use guardraild::store::{Delivery, Priority};
 use guardraild::telemetry::Metrics;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -148,26 +148,11 @@ fn sender() -> (Runtime, Sender) {
 
 fn delivery() -> Delivery {
     Delivery {
-        id: "d-1-rollback".to_owned(),
         decision: "d-1".to_owned(),
         experiment: "exp".to_owned(),
-        endpoint: "flags".to_owned(),
-        event_type: "guardrail.rollback".to_owned(),
         priority: Priority::Rollback,
-        payload: r#"{"data":{}}"#.to_owned(),
-        state: DeliveryState::Pending,
         attempts: 1,
-        attempts_before: 0,
-        next_attempt_ms: NOW,
-        created_ms: NOW,
-        expires_ms: NOW + 86_400_000,
-        delivered_ms: None,
-        last_status: None,
-        last_error: None,
-        escalates: None,
-        escalate_to: None,
-        traceparent: None,
-        thread: None,
+        ..Delivery::pending("d-1-rollback", "flags", "guardrail.rollback", r#"{"data":{}}"#.to_owned(), NOW)
     }
 }
 

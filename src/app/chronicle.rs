@@ -10,8 +10,8 @@ use crate::store::{Look, NewSummary, Store, StoreError, StoredPoint};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::time::{Interval, MissedTickBehavior};
 
 /// Event time between two points of an experiment, ms.
 const STEP: Millis = 10_000;
@@ -80,6 +80,29 @@ pub fn restore(store: &Store, live: &Live, experiments: &[ExperimentState]) -> R
     Ok(())
 }
 
+enum Task<T> {
+    Forget,
+    Write(Vec<T>),
+}
+
+/// What is to be done next; `None` once nobody tells of looks any more.
+async fn next<T: Clone>(looks: &mut Receiver<T>, tidy: &mut Interval) -> Option<Task<T>> {
+    let first = loop {
+        tokio::select! {
+            // Looks come all the time: what is due once an hour must not wait for a moment without any.
+            biased;
+            _ = tidy.tick() => return Some(Task::Forget),
+            look = looks.recv() => match look {
+                Ok(look) => break look,
+                Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => return None,
+            },
+        }
+    };
+    let waiting = std::iter::from_fn(|| looks.try_recv().ok());
+    Some(Task::Write(std::iter::once(first).chain(waiting).take(BATCH).collect()))
+}
+
 impl Chronicle {
     pub fn new(store: Store, live: Live, retention: Duration) -> Chronicle {
         Chronicle { store, live, retention, written: BTreeMap::new(), failing: false }
@@ -90,23 +113,12 @@ impl Chronicle {
         let mut looks = self.live.looks();
         let mut tidy = tokio::time::interval(TIDY);
         tidy.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let mut seen = Vec::new();
-            tokio::select! {
-                _ = tidy.tick() => {}
-                look = looks.recv() => match look {
-                    Ok(state) => seen.push(state),
-                    Err(RecvError::Lagged(_)) => continue,
-                    Err(RecvError::Closed) => return,
-                },
-            }
-            while seen.len() < BATCH
-                && let Ok(state) = looks.try_recv()
-            {
-                seen.push(state);
-            }
+        while let Some(task) = next(&mut looks, &mut tidy).await {
             let done = tokio::task::spawn_blocking(move || {
-                let written = if seen.is_empty() { self.forget() } else { self.write(&seen) };
+                let written = match task {
+                    Task::Forget => self.forget(),
+                    Task::Write(seen) => self.write(&seen),
+                };
                 let fenced = written.is_err_and(|error| self.tell(&error));
                 (self, fenced)
             });
@@ -185,5 +197,26 @@ impl Chronicle {
             tracing::info!(experiment = name, "history and execution log deleted: store.retention is over");
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::broadcast;
+
+    #[test]
+    fn what_is_too_old_is_looked_for_however_many_looks_come() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (teller, mut looks) = broadcast::channel(2 * BATCH);
+            let mut tidy = tokio::time::interval(TIDY);
+            (0..=BATCH).for_each(|n| drop(teller.send(n)));
+            assert!(matches!(next(&mut looks, &mut tidy).await, Some(Task::Forget)));
+            assert!(matches!(next(&mut looks, &mut tidy).await, Some(Task::Write(seen)) if seen.len() == BATCH));
+            assert!(matches!(next(&mut looks, &mut tidy).await, Some(Task::Write(seen)) if seen == [BATCH]));
+            drop(teller);
+            assert!(next(&mut looks, &mut tidy).await.is_none());
+        });
     }
 }

@@ -41,30 +41,17 @@ pub(super) fn escalations(delivery: &Delivery, fallback: Option<&str>, trouble: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::DeliveryState;
 
     fn failed(event_type: &str, priority: Priority, escalates: Option<&str>) -> Delivery {
+        let payload = format!(r#"{{"type":"{event_type}","timestamp":"","data":{{"decision":"d-1"}}}}"#);
         Delivery {
-            id: "d-1-x".into(),
             decision: "d-1".into(),
             experiment: "new-checkout".into(),
-            endpoint: "flags".into(),
-            event_type: event_type.into(),
             priority,
-            payload: format!(r#"{{"type":"{event_type}","timestamp":"","data":{{"decision":"d-1"}}}}"#),
-            state: DeliveryState::Pending,
             attempts: 5,
-            attempts_before: 0,
-            next_attempt_ms: 0,
-            created_ms: 0,
-            expires_ms: 0,
-            delivered_ms: None,
-            last_status: None,
-            last_error: None,
             escalates: escalates.map(str::to_owned),
             escalate_to: Some("pager".into()),
-            traceparent: None,
-            thread: None,
+            ..Delivery::pending("d-1-x", "flags", event_type, payload, 0)
         }
     }
 

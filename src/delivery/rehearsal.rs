@@ -6,7 +6,7 @@ use super::template::Unfit;
 use crate::engine::decision::{Action, Decision, Evidence, Mode, Verdict};
 use crate::engine::time::Millis;
 use crate::rules::{Flag, RuleSet};
-use crate::store::{Delivery, DeliveryState, LIFETIME, Priority};
+use crate::store::Delivery;
 use serde_json::Value;
 
 /// A delivery that no decision has asked for, of one of the message types, with a rule's body and flag. `now` is the wall clock.
@@ -14,26 +14,9 @@ pub fn rehearsal(endpoint: &str, event_type: &str, body: Option<&Value>, flag: O
     let decision = decision(endpoint, event_type, now);
     let payload = payload::body(event_type, &decision, None, &Own { body, flag }, &Links::default());
     Delivery {
-        id: format!("test-{now}"),
         decision: decision.decision,
         experiment: decision.experiment,
-        endpoint: endpoint.to_owned(),
-        event_type: event_type.to_owned(),
-        priority: Priority::Inform,
-        payload,
-        state: DeliveryState::Pending,
-        attempts: 0,
-        attempts_before: 0,
-        next_attempt_ms: now,
-        created_ms: now,
-        expires_ms: now.saturating_add(LIFETIME),
-        delivered_ms: None,
-        last_status: None,
-        last_error: None,
-        escalates: None,
-        escalate_to: None,
-        traceparent: None,
-        thread: None,
+        ..Delivery::pending(&format!("test-{now}"), endpoint, event_type, payload, now)
     }
 }
 

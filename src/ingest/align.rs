@@ -84,7 +84,7 @@ impl<T> Aligner<T> {
         self.lanes.iter().any(|l| l.live)
     }
 
-    /// The topic has no more records for now.
+    /// All that has been produced to the topic so far has come.
     pub fn end(&mut self, topic: usize) {
         self.lanes[topic].ended = true;
     }

@@ -1,5 +1,6 @@
 //! What goes into the store and what comes out of it.
 
+use super::LIFETIME;
 use crate::engine::decision::{Action, Decision, LogEntry, LogKind, Notice};
 use crate::engine::time::Millis;
 use serde::de::DeserializeOwned;
@@ -119,6 +120,34 @@ pub struct Delivery {
     /// What the endpoint knows its first message about the same matter by: see [`Store::thread`](super::Store::thread).
     #[serde(skip)]
     pub thread: Option<String>,
+}
+
+impl Delivery {
+    /// One of no decision that is due `now` and has not been attempted, behind all others: for rehearsals and tests.
+    pub fn pending(id: &str, endpoint: &str, event_type: &str, payload: String, now: Millis) -> Delivery {
+        Delivery {
+            id: id.to_owned(),
+            decision: String::new(),
+            experiment: String::new(),
+            endpoint: endpoint.to_owned(),
+            event_type: event_type.to_owned(),
+            priority: Priority::Inform,
+            payload,
+            state: DeliveryState::Pending,
+            attempts: 0,
+            attempts_before: 0,
+            next_attempt_ms: now,
+            created_ms: now,
+            expires_ms: now.saturating_add(LIFETIME),
+            delivered_ms: None,
+            last_status: None,
+            last_error: None,
+            escalates: None,
+            escalate_to: None,
+            traceparent: None,
+            thread: None,
+        }
+    }
 }
 
 /// Where a delivery stands.

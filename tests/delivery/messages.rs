@@ -4,7 +4,7 @@ use super::*;
 use guardraild::delivery::{Router, Sender};
 use guardraild::engine::decision::{HeldBy, NoticeKind};
 use guardraild::rules::{self, RuleSet};
-use guardraild::store::{Delivery, DeliveryState, NewDelivery};
+use guardraild::store::{Delivery, NewDelivery};
 use serde_json::Value;
 use std::fmt::Write as _;
 
@@ -25,26 +25,10 @@ fn golden(name: &str, action: Action) -> Decision {
 
 fn stored(new: NewDelivery) -> Delivery {
     Delivery {
-        id: new.id,
         decision: "d-1".to_owned(),
         experiment: "new-checkout".to_owned(),
-        endpoint: new.endpoint,
-        event_type: new.event_type.to_owned(),
         priority: new.priority,
-        payload: new.payload,
-        state: DeliveryState::Pending,
-        attempts: 0,
-        attempts_before: 0,
-        next_attempt_ms: 0,
-        created_ms: 0,
-        expires_ms: LIFETIME,
-        delivered_ms: None,
-        last_status: None,
-        last_error: None,
-        escalates: None,
-        escalate_to: None,
-        traceparent: None,
-        thread: None,
+        ..Delivery::pending(&new.id, &new.endpoint, new.event_type, new.payload, 0)
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod world;
 
-use guardraild::store::{Attempt, Delivery, DeliveryRecord, DeliveryState, Priority};
+use guardraild::store::{Attempt, Delivery, DeliveryRecord, DeliveryState};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -77,26 +77,9 @@ fn in_every_world_the_invariants_hold() {
 fn row(attempts: u32) -> DeliveryRecord {
     let attempt = |n| Attempt { n, at: i64::from(n), status: Some(200), error: None, duration_ms: Some(1) };
     let delivery = Delivery {
-        id: "d-1-rollback".to_owned(),
-        decision: "d-1".to_owned(),
-        experiment: "exp".to_owned(),
-        endpoint: "flags".to_owned(),
-        event_type: "guardrail.rollback".to_owned(),
-        priority: Priority::Rollback,
-        payload: String::new(),
         state: DeliveryState::Delivered,
         attempts,
-        attempts_before: 0,
-        next_attempt_ms: 0,
-        created_ms: 0,
-        expires_ms: 0,
-        delivered_ms: None,
-        last_status: None,
-        last_error: None,
-        escalate_to: None,
-        escalates: None,
-        traceparent: None,
-        thread: None,
+        ..Delivery::pending("d-1-rollback", "flags", "guardrail.rollback", String::new(), 0)
     };
     DeliveryRecord { delivery, history: (1..=attempts).map(attempt).collect() }
 }

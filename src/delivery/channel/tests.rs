@@ -1,6 +1,5 @@
 use super::*;
 use crate::delivery::payload::{Failure, of_failed};
-use crate::store::{DeliveryState, LIFETIME, Priority};
 
 const NOW: Millis = 1_764_667_249_000;
 
@@ -12,26 +11,9 @@ const PAYLOAD: &str = r#"{"type":"guardrail.confirmed","timestamp":"2026-12-02T0
 
 fn delivery(event_type: &str, payload: String) -> Delivery {
     Delivery {
-        id: "d-1-confirmed".to_owned(),
         decision: "d-1".to_owned(),
         experiment: "new-checkout".to_owned(),
-        endpoint: "e".to_owned(),
-        event_type: event_type.to_owned(),
-        priority: Priority::Inform,
-        payload,
-        state: DeliveryState::Pending,
-        attempts: 0,
-        attempts_before: 0,
-        next_attempt_ms: 0,
-        created_ms: 0,
-        expires_ms: LIFETIME,
-        delivered_ms: None,
-        last_status: None,
-        last_error: None,
-        escalates: None,
-        escalate_to: None,
-        traceparent: None,
-        thread: None,
+        ..Delivery::pending("d-1-confirmed", "e", event_type, payload, 0)
     }
 }
 

@@ -16,7 +16,7 @@ use guardraild::ingest::range::{Range, RangeConfig, RangeError};
 use guardraild::ingest::schemas::{Registry, RegistryConfig, Schemas};
 use guardraild::rules;
 use guardraild::telemetry::Metrics;
-use guardraild::tools::backtest::{self, Heard, Outcome, Side, Summary, Terms};
+use guardraild::tools::backtest::{Asked, BacktestError, Heard, Outcome, Ranged, Side, Summary, Terms};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
@@ -416,22 +416,32 @@ impl Bench {
     }
 
     fn backtest(&self, until: Option<i64>) -> (Vec<Decision>, Summary) {
-        let range = Range::open(self.range(until), || NOW).unwrap();
-        assert_eq!(range.left_out(), ["not-there"]);
         let (mut decisions, mut passed) = (Vec::new(), 0);
-        let hear = |heard: Heard<'_>| match heard {
+        let hear = |heard: Heard<'_>, _: &AtomicBool| match heard {
             Heard::Decided(_, decision) => decisions.push(decision.clone()),
             Heard::Progress(now, total) => {
                 assert!(passed <= now && now <= total.unwrap());
                 passed = now;
             }
         };
-        let (settings, stop) = (Settings::default(), AtomicBool::new(false));
-        let terms = Terms { settings: &settings, drawn: false, state: None, stop: &stop };
-        let input = (vec![side()], &Layouts::default());
-        let outcome = backtest::run_range(input, (range, 300_000), Limits::default(), &terms, hear).unwrap().remove(0);
+        let outcome = self.ranged(vec![side()], until, None, hear).unwrap().remove(0);
         assert_eq!(outcome.decisions, decisions);
         (decisions, outcome.summary)
+    }
+
+    fn ranged(
+        &self,
+        sides: Vec<Side>,
+        until: Option<i64>,
+        state: Option<&Path>,
+        mut hear: impl FnMut(Heard<'_>, &AtomicBool),
+    ) -> Result<Vec<Outcome>, BacktestError> {
+        let (settings, stop) = (Settings::default(), AtomicBool::new(false));
+        let terms = Terms { settings: &settings, drawn: true, state, stop: &stop };
+        let (range, layouts, told) = (self.range(until), Layouts::default(), "2h".to_owned());
+        let asked = Asked { range, told, layouts: &layouts, max_future: 300_000, limits: Limits::default(), clock: || NOW };
+        let ranged = Ranged::open(sides, asked, &terms)?;
+        ranged.run(|heard| hear(heard, &stop))
     }
 
     /// What a daemon's ingest and judges decide of `records` records; the last pane stays open.
@@ -476,6 +486,50 @@ fn a_backtest_of_a_range_decides_as_one_of_a_file_and_as_the_daemon() {
 }
 
 #[test]
+fn an_interrupted_backtest_of_a_range_goes_on_and_says_what_an_uninterrupted_one_would() {
+    let bench = Bench::new();
+    bench.produce_story(0);
+    let tighter = || {
+        let text = std::fs::read_to_string(golden("rules.yaml")).unwrap().replace("500ms", "450ms");
+        Side { label: "tighter".to_owned(), catalog: support::catalog(&[&text]), text }
+    };
+    let sides = || vec![side(), tighter()];
+    let said = |outcomes: &[Outcome]| -> Vec<String> {
+        let of = |o: &Outcome| {
+            format!("{}{}{:?}", serde_json::to_string(&o.decisions).unwrap(), serde_json::to_string(&o.summary).unwrap(), o.courses)
+        };
+        outcomes.iter().map(of).collect()
+    };
+    let whole = said(&bench.ranged(sides(), None, None, |_, _| ()).unwrap());
+
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    // Interrupted by the n-th thing that is heard: progress, a decision, a decision of before.
+    let interrupted = |n: usize| {
+        let mut left = n;
+        let stopped = bench.ranged(sides(), None, Some(&state), |_, stop| {
+            left -= usize::from(left > 0);
+            stop.store(left == 0, Ordering::Relaxed);
+        });
+        assert!(matches!(stopped, Err(BacktestError::Interrupted)), "{:?}", stopped.err());
+    };
+    interrupted(1);
+    // What comes meanwhile is not of this range.
+    bench.produce_story(1);
+    // One rule set has been kept, the other not: as when a machine goes down between the two.
+    std::fs::remove_file(state.join("backtest-2.db")).unwrap();
+    interrupted(1);
+    interrupted(2);
+    std::fs::remove_file(state.join("backtest-1.db")).unwrap();
+    assert_eq!(said(&bench.ranged(sides(), None, Some(&state), |_, _| ()).unwrap()), whole);
+    assert!(!state.exists(), "what has ended leaves nothing behind");
+
+    interrupted(1);
+    let other = bench.ranged(vec![tighter()], None, Some(&state), |_, _| ()).err().unwrap().to_string();
+    assert!(other.contains("state of another backtest: its rules differ"), "{other}");
+}
+
+#[test]
 fn a_range_ends_before_its_end() {
     let bench = Bench::new();
     bench.produce_story(0);
@@ -499,19 +553,21 @@ fn a_range_that_cannot_be_read_says_why() {
     config.optional.clear();
     let unknown = open(config);
     assert!(unknown.contains("not-there") && unknown.ends_with("there are events, exposures"), "{unknown}");
-    let early = Range::open(bench.range(Some(NOW - 1_000)), || NOW).unwrap().read(|_, _, _, _| panic!("a record"));
+    let range = Range::open(bench.range(Some(NOW - 1_000)), || NOW).unwrap();
+    assert_eq!(range.left_out(), ["not-there"]);
+    let early = range.read::<RangeError>(|_, _| panic!("a record"));
     assert!(matches!(early, Err(RangeError::NoRecords { kept: 360, .. })), "{early:?}");
 
     let patience = Duration::from_millis(500);
     let range = Range::open(RangeConfig { patience, ..bench.range(None) }, || NOW).unwrap();
     let mut read = 0;
     bench.cluster.broker_down(-1).unwrap();
-    match range.read(|_, _, _, _| {
+    match range.read::<RangeError>(|_, _| {
         read += 1;
-        Ok(())
+        Ok(true)
     }) {
         // All had been fetched before.
-        Ok(()) => assert_eq!(read, 360),
+        Ok(whole) => assert_eq!((read, whole), (360, true)),
         Err(error) => assert!(error.to_string().contains("brings nothing any more at offset"), "{error}"),
     }
     let down = open(RangeConfig { patience, ..bench.range(None) });

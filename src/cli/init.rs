@@ -12,8 +12,10 @@ use crate::ingest::decode::Limits;
 use crate::ingest::file::Recording;
 use crate::ingest::kafka::KafkaConfig;
 use crate::ingest::range::{Range, RangeConfig, RangeError};
+use crate::ingest::schemas::{Registry, Schemas};
 use crate::mapping::Sources;
 use crate::rules;
+use crate::telemetry::Metrics;
 use crate::tools::init::files::{self, File, Kind};
 use crate::tools::init::{Found, Layout, Receivers, Sample, rule, sources, test, told};
 use clap::{Args, ValueEnum};
@@ -29,6 +31,7 @@ Examples:
   guardraild init --brokers kafka-1:9092               look at the default topics for ten seconds
   guardraild init --config guardraild.yaml --for 1m    with TLS, SASL and topics as the daemon has them
   guardraild init --brokers kafka-1:9092 --topic shop.events --topic flags.evaluations
+  guardraild init --brokers kafka-1:9092 --topic shop.events --schema-registry https://registry.example:8081
   guardraild init --events monday.ndjson.zst           from a recording
   guardraild init first-look --experiment new-checkout nothing to look at: a commented starter";
 
@@ -56,7 +59,7 @@ pub struct InitArgs {
     #[arg(long = "experiment", value_name = "NAME")]
     pub experiments: Vec<String>,
     /// Recordings to look at: NDJSON, plain, .gz or .zst; `-` is standard input.
-    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["brokers", "config", "topics"])]
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["brokers", "config", "topics", "schema_registry"])]
     pub events: Vec<PathBuf>,
     /// Brokers to look at, separated by commas.
     #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
@@ -64,6 +67,9 @@ pub struct InitArgs {
     /// A topic to look at, whatever its layout; may be repeated [default: those of the configuration].
     #[arg(long = "topic", value_name = "NAME")]
     pub topics: Vec<String>,
+    /// Where the schemas of Avro, Protobuf and JSON Schema records are (Confluent's API).
+    #[arg(long, value_name = "URL")]
+    pub schema_registry: Option<String>,
     /// Configuration file of the daemon: its brokers, topics, TLS, SASL and endpoints are used, and none is written.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -104,7 +110,9 @@ fn init(args: &InitArgs) -> Result<i32, String> {
         config.as_ref().and_then(|c| c.rules.first().cloned()).filter(|path| !path.is_file()).unwrap_or_else(|| root.join("rules"));
     let mut out = proposals(args, &found, &folder, &receivers(config.as_ref()));
     if config.is_none() {
-        out.extend(files::daemon(root, &args.brokers, topics(args, &found).as_ref().map(|(a, b)| (&a[..], &b[..]))));
+        let topics = topics(args, &found);
+        let topics = topics.as_ref().map(|(a, b)| (&a[..], &b[..]));
+        out.extend(files::daemon(root, &args.brokers, topics, args.schema_registry.as_deref()));
     }
     let written = files::write(&out, args.force).map_err(|e| e.to_string())?;
     println!("\nwrote");
@@ -118,7 +126,7 @@ fn init(args: &InitArgs) -> Result<i32, String> {
 /// What there is to look at; `None` where nothing is named.
 fn look(args: &InitArgs) -> Result<Option<Found>, String> {
     let until = Instant::now() + Duration::from_millis(args.span.unsigned_abs());
-    let mut sample = Sample::default();
+    let (mut sample, mut schemas) = (Sample::default(), None);
     let bar = ProgressBar::new(args.records.get() as u64).with_style(
         ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} records {per_sec}").unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
@@ -140,7 +148,8 @@ fn look(args: &InitArgs) -> Result<Option<Found>, String> {
         let stem = |path: &PathBuf| path.file_name().map_or_else(|| "-".into(), |n| n.to_string_lossy().into_owned());
         args.events.iter().map(stem).collect()
     } else if args.config.is_some() || !args.brokers.is_empty() {
-        let kafka = kafka(args)?;
+        let (kafka, registry) = kafka(args)?;
+        schemas = registry;
         read_topics(kafka, &mut take).map_err(|e| e.to_string())?
     } else {
         return Ok(None);
@@ -149,20 +158,27 @@ fn look(args: &InitArgs) -> Result<Option<Found>, String> {
     if sample.is_empty() {
         return Err("there is no record to look at".to_owned());
     }
-    Ok(Some(sample.found(&names)))
+    Ok(Some(sample.found(&names, schemas)))
 }
 
-fn kafka(args: &InitArgs) -> Result<KafkaConfig, String> {
+/// The cluster, and the schemas of its registry.
+fn kafka(args: &InitArgs) -> Result<(KafkaConfig, Option<Schemas>), String> {
     let mut overrides = args.overrides.clone();
     if !args.brokers.is_empty() {
         overrides.push(("kafka.brokers".into(), format!("[{}]", args.brokers.join(","))));
     }
+    overrides.extend(args.schema_registry.clone().map(|url| ("kafka.schema_registry.url".into(), url)));
     let (kafka, _) = Config::load_input(args.config.as_deref(), &overrides).map_err(|errors| errors.to_string())?;
+    let registry = kafka.schema_registry.as_ref().map(|settings| {
+        let registry = Registry::new(app::registry_config(settings)).map_err(|error| error.to_string())?;
+        Schemas::start(registry, Metrics::default()).map_err(|error| error.to_string())
+    });
+    let schemas = registry.transpose()?;
     let mut kafka = app::kafka_config(&kafka, &Sources::default());
     if !args.topics.is_empty() {
         kafka.topics.clone_from(&args.topics);
     }
-    Ok(kafka)
+    Ok((kafka, schemas))
 }
 
 /// Reads what came lately, else what there is; gives the names of the topics that are there.
@@ -181,13 +197,8 @@ fn read_topics(kafka: KafkaConfig, take: &mut impl FnMut(usize, i32, &[u8]) -> b
     for topic in range.left_out() {
         eprintln!("no such topic: {topic}; going on without it");
     }
-    let each = |(topic, partition): (usize, i32), _: Millis, bytes: &[u8], _: (u64, u64)| {
-        if take(topic, partition, bytes) { Ok(()) } else { Err(ENOUGH.to_owned()) }
-    };
-    match range.read(each) {
-        Err(RangeError::Record(why)) if why == ENOUGH => Ok(names),
-        result => result.map(|()| names),
-    }
+    range.read(|record, _| Ok::<bool, RangeError>(take(record.topic, record.partition, record.payload)))?;
+    Ok(names)
 }
 
 /// Rule files and their tests, sources, and the schemas that editors read them by.
@@ -217,12 +228,12 @@ fn proposals(args: &InitArgs, found: &Found, folder: &Path, receivers: &Receiver
     out
 }
 
-/// Topics of exposures and of events, where they are not the default ones; those of presets are named by their sources.
+/// Topics of exposures and of events, where they are not the default ones; those of presets and schemas are named by their sources.
 fn topics(args: &InitArgs, found: &Found) -> Option<(Vec<String>, Vec<String>)> {
     if args.topics.is_empty() {
         return None;
     }
-    let canonical = found.topics.iter().filter(|topic| matches!(topic.layout, Layout::Canonical));
+    let canonical = found.topics.iter().filter(|topic| matches!(topic.layout, Layout::Canonical) && topic.schema.is_none());
     let (exposures, events): (Vec<_>, Vec<_>) = canonical.partition(|topic| topic.exposures > 0);
     let names = |topics: Vec<&crate::tools::init::Topic>| topics.iter().map(|topic| topic.name.clone()).collect::<Vec<_>>();
     Some((names(exposures), names(events))).filter(|(a, b)| !a.is_empty() || !b.is_empty())

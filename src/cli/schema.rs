@@ -1,5 +1,6 @@
 //! `guardraild schema`: the JSON Schemas of what people write, for editors.
 
+use crate::config;
 use crate::rules::schema;
 use crate::tools::ruletest;
 use clap::{Args, ValueEnum};
@@ -11,7 +12,7 @@ Example:
 and as the first line of a rule file:
   # yaml-language-server: $schema=rule.v1.schema.json";
 
-/// Print the JSON Schema of rule files, of their tests or of sources, for editors
+/// Print the JSON Schema of rule files, of their tests, of sources or of the configuration, for editors
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub struct SchemaArgs {
@@ -29,6 +30,8 @@ pub enum Kind {
     Test,
     /// Files that hold sources alone.
     Sources,
+    /// The daemon's configuration.
+    Config,
 }
 
 impl Kind {
@@ -38,6 +41,7 @@ impl Kind {
             Kind::Rule => "rule.v1.schema.json",
             Kind::Test => "test.v1.schema.json",
             Kind::Sources => "sources.v1.schema.json",
+            Kind::Config => "config.v1.schema.json",
         }
     }
 
@@ -47,6 +51,7 @@ impl Kind {
             Kind::Rule => schema::text(schema::File::Rule),
             Kind::Test => ruletest::schema(),
             Kind::Sources => schema::text(schema::File::Sources),
+            Kind::Config => config::schema(),
         }
     }
 }

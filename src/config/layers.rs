@@ -16,6 +16,11 @@ const FOREIGN: [&str; 8] = ["CONFIG", "URL", "TOKEN", "TOKEN_FILE", "CA_FILE", "
 /// A configuration file is no larger than this, in bytes.
 const MAX_FILE: u64 = 1 << 20;
 
+/// The defaults as they are written.
+pub fn defaults() -> serde_json::Value {
+    serde_saphyr::from_str(DEFAULTS).unwrap_or_default()
+}
+
 /// The merged values and the positions of those that the file gave.
 pub struct Layers {
     pub root: Dict,

@@ -4,9 +4,11 @@ mod endpoint;
 mod error;
 mod http;
 mod kafka;
+mod keys;
 mod kinds;
 mod layers;
 mod reader;
+mod schema;
 mod secret;
 mod units;
 
@@ -15,6 +17,7 @@ pub use error::{ConfigError, ConfigErrors, Origin};
 pub use http::{Http, OpenReads, Role, Tls, Token};
 pub use kafka::{Kafka, OAuth, OffsetReset, Property, SchemaRegistry, Topics};
 pub use kinds::{EndpointKind, TEXTS as ENDPOINT_TEXTS};
+pub use schema::text as schema;
 pub use units::span;
 
 use crate::engine::plan::{BlastRadius, Settings, SharedCause};

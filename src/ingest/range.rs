@@ -17,6 +17,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::Arc;
@@ -62,6 +63,8 @@ pub enum RangeError {
     Stuck { topic: String, partition: i32, offset: i64, end: i64, reason: String },
     #[error("a record cannot be read: {0}")]
     Record(String),
+    #[error("{topic}[{partition}] has not all of the range any more: it needs offsets {next} to {end}, and holds {low} to {high}")]
+    Gone { topic: String, partition: i32, next: i64, end: i64, low: i64, high: i64 },
     #[error("{topic}[{partition}] came outside of its queue at offset {offset}")]
     Astray { topic: String, partition: i32, offset: i64 },
 }
@@ -73,26 +76,81 @@ fn known(there: &[String]) -> String {
     }
 }
 
+/// What a range consists of, and how much of it has been handed out: from here it can be taken up again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Extent {
+    topics: Vec<String>,
+    since: Option<Millis>,
+    until: Option<Millis>,
+    stretches: Vec<Stretch>,
+}
+
+/// Of one partition of one topic: offsets from `start` to `end`, of which `next` is the first that has not been handed out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stretch {
+    /// Index into the topics.
+    topic: usize,
+    partition: i32,
+    start: i64,
+    next: i64,
+    end: i64,
+}
+
+impl Extent {
+    /// Offsets handed out, and all.
+    pub fn passed(&self) -> (u64, u64) {
+        let sum = |of: fn(&Stretch) -> i64| self.stretches.iter().map(|s| of(s).unsigned_abs()).sum();
+        (sum(|s| s.next - s.start), sum(|s| s.end - s.start))
+    }
+
+    /// Whether a record has been handed out.
+    pub fn has(&self, record: &Record<'_>) -> bool {
+        self.stretches.get(record.stretch).is_some_and(|stretch| record.offset < stretch.next)
+    }
+
+    /// Whether both are of the same records.
+    pub fn is_of(&self, other: &Extent) -> bool {
+        self.begun() == other.begun()
+    }
+
+    /// The same, with nothing handed out.
+    pub fn begun(&self) -> Extent {
+        let mut begun = self.clone();
+        begun.stretches.iter_mut().for_each(|stretch| stretch.next = stretch.start);
+        begun
+    }
+}
+
+/// A record of a range.
+pub struct Record<'a> {
+    /// Index into the range's topics.
+    pub topic: usize,
+    pub partition: i32,
+    /// Kafka's time of it, ms; negative without one.
+    pub at: Millis,
+    pub payload: &'a [u8],
+    stretch: usize,
+    offset: i64,
+}
+
 /// A range that is open for reading.
 pub struct Range {
     consumer: Arc<Consumer>,
     lanes: Vec<Lane>,
     config: RangeConfig,
-    topics: Vec<String>,
+    extent: Extent,
     left_out: Vec<String>,
-    /// Offsets passed, and from start to end.
-    passed: u64,
-    total: u64,
 }
 
-/// One partition of one topic, and its next record.
+/// A stretch that has not come to its end, and its next record.
 struct Lane {
     queue: PartitionQueue<Context>,
-    /// Index into the topics that are there.
-    topic: usize,
-    partition: i32,
+    /// Index into the stretches.
+    stretch: usize,
+    /// The next offset to fetch.
     next: i64,
-    end: i64,
+    /// Of the record that is held.
+    offset: i64,
     at: Millis,
     payload: Vec<u8>,
 }
@@ -133,32 +191,56 @@ impl Range {
     /// # Errors
     /// See [`RangeError`].
     pub fn open(mut config: RangeConfig, clock: fn() -> Millis) -> Result<Range, RangeError> {
-        config.kafka.auto_offset_reset = AutoOffsetReset::Earliest;
-        for (name, value) in AHEAD {
-            config.kafka.properties.entry(name.into()).or_insert_with(|| value.into());
-        }
-        let mut client = client_config(&config.kafka)?;
-        client.set("enable.partition.eof", "true");
-        let consumer = consumer(&client, &config.kafka, clock)?;
-        let metadata = metadata(&consumer, &config)?;
+        let (consumer, metadata) = connect(&mut config, clock)?;
         let (topics, left_out) = topics(&metadata, &config)?;
-        let mut range = Range { consumer, lanes: Vec::new(), config, topics, left_out, passed: 0, total: 0 };
-        let kept = range.find(&metadata)?;
-        if range.lanes.is_empty() {
-            return Err(RangeError::NoRecords { topics: range.topics, kept });
+        let (extent, kept) = extent(&consumer, &metadata, topics, &config)?;
+        if extent.stretches.is_empty() {
+            return Err(RangeError::NoRecords { topics: extent.topics, kept });
         }
-        range.assign()?;
-        Ok(range)
+        Range::begin(consumer, config, extent, left_out)
+    }
+
+    /// Goes on with a range: its moments and topics are those of `extent`, and not of `config`.
+    ///
+    /// # Errors
+    /// See [`RangeError`].
+    pub fn resume(mut config: RangeConfig, extent: Extent, clock: fn() -> Millis) -> Result<Range, RangeError> {
+        (config.since, config.until) = (extent.since, extent.until);
+        (config.kafka.topics, config.optional) = (extent.topics.clone(), Vec::new());
+        let (consumer, metadata) = connect(&mut config, clock)?;
+        topics(&metadata, &config)?;
+        for &Stretch { topic, partition, next, end, .. } in extent.stretches.iter().filter(|stretch| stretch.next < stretch.end) {
+            let topic = &extent.topics[topic];
+            let (low, high) = consumer.fetch_watermarks(topic, partition, config.patience)?;
+            if next < low || end > high {
+                return Err(RangeError::Gone { topic: topic.clone(), partition, next, end, low, high });
+            }
+        }
+        Range::begin(consumer, config, extent, Vec::new())
+    }
+
+    /// Begins to fetch. The lanes' queues are split off before partitions are assigned, so that no record can come by another way.
+    fn begin(consumer: Arc<Consumer>, config: RangeConfig, extent: Extent, left_out: Vec<String>) -> Result<Range, RangeError> {
+        let (mut lanes, mut places) = (Vec::new(), TopicPartitionList::new());
+        for (index, stretch) in extent.stretches.iter().enumerate().filter(|(_, stretch)| stretch.next < stretch.end) {
+            let topic = &extent.topics[stretch.topic];
+            if let Some(queue) = consumer.split_partition_queue(topic, stretch.partition) {
+                lanes.push(Lane { queue, stretch: index, next: stretch.next, offset: stretch.next, at: 0, payload: Vec::new() });
+                places.add_partition_offset(topic, stretch.partition, Offset::Offset(stretch.next))?;
+            }
+        }
+        consumer.assign(&places)?;
+        Ok(Range { consumer, lanes, config, extent, left_out })
     }
 
     /// Partition numbers that have records in the range.
     pub fn partitions(&self) -> BTreeSet<i32> {
-        self.lanes.iter().map(|lane| lane.partition).collect()
+        self.extent.stretches.iter().map(|stretch| stretch.partition).collect()
     }
 
     /// The topics that are read, which records name by index.
     pub fn topics(&self) -> &[String] {
-        &self.topics
+        &self.extent.topics
     }
 
     /// Optional topics that are not there.
@@ -166,87 +248,52 @@ impl Range {
         &self.left_out
     }
 
-    /// Makes a lane of each partition that has records in the range; returns the number of all records.
-    fn find(&mut self, metadata: &Metadata) -> Result<u64, RangeError> {
-        let mut places = TopicPartitionList::new();
-        for topic in metadata.topics().iter().filter(|t| self.topics.iter().any(|name| name == t.name())) {
-            for partition in topic.partitions() {
-                places.add_partition(topic.name(), partition.id());
-            }
-        }
-        let (from, to) = (self.offsets(&places, self.config.since)?, self.offsets(&places, self.config.until)?);
-        let mut kept = 0;
-        for element in places.elements() {
-            let (name, partition) = (element.topic(), element.partition());
-            let (low, high) = self.consumer.fetch_watermarks(name, partition, self.config.patience)?;
-            kept += (high - low).max(0).unsigned_abs();
-            let place = (name.to_owned(), partition);
-            let next = if self.config.since.is_some() { from.get(&place).copied().unwrap_or(high) } else { low }.max(low);
-            let end = to.get(&place).copied().unwrap_or(high).min(high);
-            let topic = self.topics.iter().position(|t| t == name);
-            if next < end
-                && let Some(topic) = topic
-                && let Some(queue) = self.consumer.split_partition_queue(name, partition)
-            {
-                self.lanes.push(Lane { queue, topic, partition, next, end, at: 0, payload: Vec::new() });
-                self.total += (end - next).unsigned_abs();
-            }
-        }
-        Ok(kept)
+    /// What the range consists of, and how far it has been read.
+    pub fn extent(&self) -> &Extent {
+        &self.extent
     }
 
-    /// Of each place with a record from `at` on, the first such offset.
-    fn offsets(&self, places: &TopicPartitionList, at: Option<Millis>) -> Result<BTreeMap<(String, i32), i64>, RangeError> {
-        let Some(at) = at else { return Ok(BTreeMap::new()) };
-        let mut times = places.clone();
-        times.set_all_offsets(Offset::Offset(at.max(0)))?;
-        let found = self.consumer.offsets_for_times(times, self.config.patience)?;
-        let mut offsets = BTreeMap::new();
-        for element in found.elements() {
-            element.error()?;
-            if let Offset::Offset(offset) = element.offset() {
-                offsets.insert((element.topic().to_owned(), element.partition()), offset);
-            }
-        }
-        Ok(offsets)
-    }
-
-    /// Begins to fetch. The lanes' queues are split off already, so that no record can come by another way.
-    fn assign(&self) -> Result<(), RangeError> {
-        let mut places = TopicPartitionList::new();
-        for lane in &self.lanes {
-            places.add_partition_offset(&self.topics[lane.topic], lane.partition, Offset::Offset(lane.next))?;
-        }
-        Ok(self.consumer.assign(&places)?)
-    }
-
-    /// Reads the range: `each` takes topic and partition number, Kafka's time and value of every record, and offsets passed and in all.
+    /// Reads the range: `each` takes every record, with what has been handed out, this one included, and says whether to go on. Returns whether it
+    /// came to its end.
     ///
     /// # Errors
-    /// See [`RangeError`]; [`RangeError::Record`] where `each` says so.
-    pub fn read(mut self, mut each: impl FnMut((usize, i32), Millis, &[u8], (u64, u64)) -> Result<(), String>) -> Result<(), RangeError> {
+    /// See [`RangeError`]; and what `each` says.
+    pub fn read<E: From<RangeError>>(mut self, mut each: impl FnMut(Record<'_>, &Extent) -> Result<bool, E>) -> Result<bool, E> {
         let mut heads = BinaryHeap::new();
         let mut taken: u64 = 0;
-        let key = |lane: &Lane, index| Reverse((lane.at, lane.partition, lane.topic, index));
+        let (passed, kept) = self.extent.passed();
         for index in 0..self.lanes.len() {
             if self.advance(index)? {
-                heads.push(key(&self.lanes[index], index));
+                heads.push(self.head(index));
             }
         }
         while let Some(Reverse((at, partition, topic, index))) = heads.pop() {
-            each((topic, partition), at, &self.lanes[index].payload, (self.passed, self.total)).map_err(RangeError::Record)?;
+            let lane = &mut self.lanes[index];
+            let (stretch, offset) = (lane.stretch, lane.offset);
+            self.extent.stretches[stretch].next = offset + 1;
+            if !each(Record { topic, partition, at, payload: &lane.payload, stretch, offset }, &self.extent)? {
+                return Ok(false);
+            }
             if self.advance(index)? {
-                heads.push(key(&self.lanes[index], index));
+                heads.push(self.head(index));
             }
             taken += 1;
             if taken.is_multiple_of(STRIDE) {
                 self.events()?;
             }
         }
-        match taken {
-            0 => Err(RangeError::NoRecords { topics: self.topics, kept: self.total }),
-            _ => Ok(()),
+        // Only what has been taken up may have nothing left.
+        match (taken, passed) {
+            (0, 0) => Err(RangeError::NoRecords { topics: self.extent.topics, kept }.into()),
+            _ => Ok(true),
         }
+    }
+
+    /// What lanes are ordered by.
+    fn head(&self, index: usize) -> Reverse<(Millis, i32, usize, usize)> {
+        let lane = &self.lanes[index];
+        let stretch = &self.extent.stretches[lane.stretch];
+        Reverse((lane.at, stretch.partition, stretch.topic, index))
     }
 
     /// Takes the lane's next record of the range; `false` at its end.
@@ -254,26 +301,25 @@ impl Range {
         let since = Instant::now();
         loop {
             let lane = &mut self.lanes[index];
+            let stretch = &mut self.extent.stretches[lane.stretch];
             match lane.queue.poll(LOOK) {
                 Some(Ok(message)) if message.offset() < lane.next => continue,
-                Some(Ok(message)) if message.offset() < lane.end => {
-                    self.passed += (message.offset() + 1 - lane.next).unsigned_abs();
+                Some(Ok(message)) if message.offset() < stretch.end => {
                     lane.next = message.offset() + 1;
                     let at = message.timestamp().to_millis().unwrap_or(-1);
                     if at >= 0 && (self.config.since.is_some_and(|s| at < s) || self.config.until.is_some_and(|u| at >= u)) {
                         continue;
                     }
-                    lane.at = at;
+                    (lane.at, lane.offset) = (at, message.offset());
                     lane.payload.clear();
                     lane.payload.extend_from_slice(message.payload().unwrap_or_default());
                     return Ok(true);
                 }
                 // The end as it is now is not before that of the range.
                 Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => {
-                    self.passed += (lane.end - lane.next).unsigned_abs();
-                    lane.next = lane.end;
+                    stretch.next = stretch.end;
                     let mut done = TopicPartitionList::new();
-                    done.add_partition(&self.topics[lane.topic], lane.partition);
+                    done.add_partition(&self.extent.topics[stretch.topic], stretch.partition);
                     self.consumer.pause(&done)?;
                     return Ok(false);
                 }
@@ -281,10 +327,10 @@ impl Range {
                 None => {}
             }
             self.events()?;
-            let lane = &self.lanes[index];
             if since.elapsed() >= self.config.patience {
-                let (topic, reason) = (self.topics[lane.topic].clone(), silence(&self.consumer, self.config.patience));
-                return Err(RangeError::Stuck { topic, partition: lane.partition, offset: lane.next, end: lane.end, reason });
+                let (lane, reason) = (&self.lanes[index], silence(&self.consumer, self.config.patience));
+                let &Stretch { topic, partition, end, .. } = &self.extent.stretches[lane.stretch];
+                return Err(RangeError::Stuck { topic: self.extent.topics[topic].clone(), partition, offset: lane.next, end, reason });
             }
         }
     }
@@ -301,6 +347,65 @@ impl Range {
             Some(Err(_)) | None => Ok(()),
         }
     }
+}
+
+/// A consumer with an answer from the brokers.
+fn connect(config: &mut RangeConfig, clock: fn() -> Millis) -> Result<(Arc<Consumer>, Metadata), RangeError> {
+    config.kafka.auto_offset_reset = AutoOffsetReset::Earliest;
+    for (name, value) in AHEAD {
+        config.kafka.properties.entry(name.into()).or_insert_with(|| value.into());
+    }
+    let mut client = client_config(&config.kafka)?;
+    client.set("enable.partition.eof", "true");
+    let consumer = consumer(&client, &config.kafka, clock)?;
+    let metadata = metadata(&consumer, config)?;
+    Ok((consumer, metadata))
+}
+
+/// A stretch of each partition that has records in the range; and the number of all records.
+fn extent(consumer: &Arc<Consumer>, metadata: &Metadata, topics: Vec<String>, config: &RangeConfig) -> Result<(Extent, u64), RangeError> {
+    let mut places = TopicPartitionList::new();
+    for topic in metadata.topics().iter().filter(|t| topics.iter().any(|name| name == t.name())) {
+        for partition in topic.partitions() {
+            places.add_partition(topic.name(), partition.id());
+        }
+    }
+    let from = offsets(consumer, &places, config.since, config.patience)?;
+    let to = offsets(consumer, &places, config.until, config.patience)?;
+    let (mut stretches, mut kept) = (Vec::new(), 0);
+    for element in places.elements() {
+        let (name, partition) = (element.topic(), element.partition());
+        let (low, high) = consumer.fetch_watermarks(name, partition, config.patience)?;
+        kept += (high - low).max(0).unsigned_abs();
+        let place = (name.to_owned(), partition);
+        let start = if config.since.is_some() { from.get(&place).copied().unwrap_or(high) } else { low }.max(low);
+        let end = to.get(&place).copied().unwrap_or(high).min(high);
+        if let Some(topic) = topics.iter().position(|t| t == name).filter(|_| start < end) {
+            stretches.push(Stretch { topic, partition, start, next: start, end });
+        }
+    }
+    Ok((Extent { topics, since: config.since, until: config.until, stretches }, kept))
+}
+
+/// Of each place with a record from `at` on, the first such offset.
+fn offsets(
+    consumer: &Arc<Consumer>,
+    places: &TopicPartitionList,
+    at: Option<Millis>,
+    patience: Duration,
+) -> Result<BTreeMap<(String, i32), i64>, RangeError> {
+    let Some(at) = at else { return Ok(BTreeMap::new()) };
+    let mut times = places.clone();
+    times.set_all_offsets(Offset::Offset(at.max(0)))?;
+    let found = consumer.offsets_for_times(times, patience)?;
+    let mut offsets = BTreeMap::new();
+    for element in found.elements() {
+        element.error()?;
+        if let Offset::Offset(offset) = element.offset() {
+            offsets.insert((element.topic().to_owned(), element.partition()), offset);
+        }
+    }
+    Ok(offsets)
 }
 
 /// What the cluster has. All of its topics are asked for: to ask for one by name can make it.

@@ -6,15 +6,21 @@
 use super::kafka::FromIngest;
 use super::mapped::Reader;
 use crate::engine::aggregate::Aggregator;
+use crate::engine::kept::{self, Change, Changes, Kept};
 use crate::engine::outcome::Counts;
+use crate::engine::pane::Emission;
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::{Millis, Pane};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A schema is waited for this long.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Parts of a snapshot: one for each partition's aggregator, and one for the rest.
+const PARTITION: &str = "partition/";
+const TIMES: &str = "times";
 
 /// See the module. What it hands on is what a worker does: [`FromIngest::Emission`] and [`FromIngest::Idle`].
 pub struct Replay {
@@ -27,11 +33,23 @@ pub struct Replay {
 
 struct Part {
     aggregator: Aggregator,
+    times: Times,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Times {
     /// Kafka's time of the last record, or of the beginning; and the partition's time then.
     quiet_since: Millis,
     time: Option<Millis>,
-    /// Reported as idle since its last record.
+    /// Reported as idle, and no pane since.
     idle: bool,
+}
+
+/// What a snapshot keeps beside the aggregators.
+#[derive(Serialize, Deserialize)]
+struct AllTimes {
+    now: Option<Millis>,
+    parts: BTreeMap<i32, Times>,
 }
 
 /// What a replay came to.
@@ -49,9 +67,42 @@ impl Replay {
     pub fn new(partitions: impl IntoIterator<Item = i32>, catalog: &Arc<Catalog>, settings: &Settings, max_future: Millis) -> Replay {
         let part = |partition| {
             let aggregator = Aggregator::new(partition, Arc::clone(catalog), settings.clone());
-            (partition, Part { aggregator, quiet_since: Millis::MAX, time: None, idle: false })
+            (partition, Part { aggregator, times: Times { quiet_since: Millis::MAX, time: None, idle: false } })
         };
         Replay { parts: partitions.into_iter().map(part).collect(), settings: settings.clone(), max_future, now: None }
+    }
+
+    /// What has changed since the last call, at first everything.
+    ///
+    /// # Errors
+    /// It cannot be written down: a fault of the program.
+    pub fn snapshot(&mut self) -> Result<Changes, String> {
+        let times = AllTimes { now: self.now, parts: self.parts.iter().map(|(partition, part)| (*partition, part.times)).collect() };
+        let mut changes = vec![(TIMES.to_owned(), Change::Set(vec![kept::encode(&times)?]))];
+        for (partition, part) in &mut self.parts {
+            changes.extend(kept::prefixed(&format!("{PARTITION}{partition}/"), part.aggregator.snapshot()?));
+        }
+        Ok(changes)
+    }
+
+    /// Goes on from what snapshots have left.
+    ///
+    /// # Errors
+    /// It lacks something, or cannot be read.
+    pub fn restore(catalog: &Arc<Catalog>, settings: &Settings, max_future: Millis, kept: &mut Kept) -> Result<Replay, String> {
+        let AllTimes { now, parts } = kept.read(TIMES)?.ok_or_else(|| format!("the state lacks `{TIMES}`"))?;
+        let mut part = |(partition, times)| {
+            let own = kept.split_off(&format!("{PARTITION}{partition}/"));
+            let aggregator = Aggregator::restore(partition, Arc::clone(catalog), settings.clone(), &own)?;
+            Ok::<_, String>((partition, Part { aggregator, times }))
+        };
+        let parts = parts.into_iter().map(&mut part).collect::<Result<_, _>>()?;
+        Ok(Replay { parts, settings: settings.clone(), max_future, now })
+    }
+
+    /// Each partition, and whether it is known to hold nothing.
+    pub fn partitions(&self) -> impl Iterator<Item = (i32, bool)> + '_ {
+        self.parts.iter().map(|(partition, part)| (*partition, part.times.idle))
     }
 
     /// Books the next record of a topic and partition. `at` is Kafka's time of it; one without is taken for the largest so far.
@@ -71,7 +122,7 @@ impl Replay {
         let latest = now.saturating_add(self.max_future);
         let Some(part) = self.parts.get_mut(&partition) else { return Ok(()) };
         reader.book_patiently((topic, payload), latest, &mut part.aggregator, PATIENCE)?;
-        (part.quiet_since, part.time, part.idle) = (now, part.aggregator.watermark(), false);
+        (part.times.quiet_since, part.times.time) = (now, part.aggregator.watermark());
         hand_on(partition, part, out);
         Ok(())
     }
@@ -80,18 +131,18 @@ impl Replay {
     fn pass(&mut self, now: Millis, out: &mut impl FnMut(FromIngest)) {
         let pane = Pane::of(now, self.settings.pane);
         match self.now.replace(now) {
-            None => self.parts.values_mut().for_each(|part| part.quiet_since = now),
+            None => self.parts.values_mut().for_each(|part| part.times.quiet_since = now),
             Some(before) if Pane::of(before, self.settings.pane) < pane => {
                 let tick = pane.start(self.settings.pane);
                 for (&partition, part) in &mut self.parts {
-                    let quiet = tick.saturating_sub(part.quiet_since).saturating_sub(self.settings.idle_after);
+                    let quiet = tick.saturating_sub(part.times.quiet_since).saturating_sub(self.settings.idle_after);
                     if quiet <= 0 {
                         continue;
                     }
-                    match part.time {
+                    match part.times.time {
                         Some(time) => part.aggregator.advance(time.saturating_add(quiet)),
-                        None if !part.idle => {
-                            part.idle = true;
+                        None if !part.times.idle => {
+                            part.times.idle = true;
                             out(FromIngest::Idle(partition));
                         }
                         None => {}
@@ -134,6 +185,7 @@ impl Replayed {
 
 fn hand_on(partition: i32, part: &mut Part, out: &mut impl FnMut(FromIngest)) {
     for emission in part.aggregator.drain() {
+        part.times.idle &= !matches!(emission, Emission::Pane(_));
         out(FromIngest::Emission { partition, emission });
     }
 }
@@ -142,7 +194,6 @@ fn hand_on(partition: i32, part: &mut Part, out: &mut impl FnMut(FromIngest)) {
 mod tests {
     use super::*;
     use crate::engine::outcome::Reject;
-    use crate::engine::pane::Emission;
     use crate::ingest::decode::Limits;
     use crate::ingest::mapped::Layouts;
 

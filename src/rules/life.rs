@@ -4,6 +4,7 @@ use super::Planning;
 use super::diagnostic::{Diagnostic, Faults, quote};
 use super::guardrails::Guardrails;
 use super::lower::{Context, span};
+use super::quantity::thousands;
 use super::reach::percent;
 use super::rollout::Rollout;
 use super::yaml::Node;
@@ -124,7 +125,8 @@ fn check_min_units(life: &Life<'_>, given: &Given<'_>, faults: &mut Faults) {
     let at = life.context.root.get("analysis").and_then(|a| a.get("min_units"));
     let at = at.or_else(|| life.context.root.get("success")?.get("primary")?.get("expected_units"));
     if let Some(at) = at.filter(|_| compared && least < given.min_units as f64) {
-        let message = format!("comparisons wait for {} units of each bucket, and {} will come", given.min_units, least.floor());
+        let [wanted, least] = [given.min_units, least.max(0.0) as u64].map(thousands);
+        let message = format!("comparisons wait for {wanted} units of each bucket, and {least} will come");
         let fault = faults.at(&at.span, "GR2614", message).with_label(format!("to the smallest bucket, in {} days", round(life.days)));
         faults.push(fault.with_help("a longer experiment, larger shares, or fewer `min_units`").as_warning());
     }
@@ -134,7 +136,8 @@ fn check_sizes(life: &Life<'_>, planning: &Planning, given: &Given<'_>, faults: 
     let power = planning.power.filter(|p| *p > 0.0 && *p < 1.0).unwrap_or(POWER);
     let root = life.context.root;
     let told = |(total, days): (f64, f64)| {
-        format!("{total:.0} units, {} days at the expected {:.0} a day; it lasts {}", round(days), life.per_day, round(life.days))
+        let [total, per_day] = [total, life.per_day].map(|n| thousands(n.round() as u64));
+        format!("{total} units, {} days at the expected {per_day} a day; it lasts {}", round(days), round(life.days))
     };
     let finish = |fault: Diagnostic, size| {
         let fault = fault.with_label(format!("a test of fixed horizon takes {}", told(size)));

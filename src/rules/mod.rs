@@ -22,7 +22,7 @@ mod quality;
 pub(crate) mod quantity;
 mod reach;
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 pub mod reload;
 mod rollout;
 mod routes;
@@ -40,6 +40,7 @@ pub use find::{is_test, test_files};
 pub use load::{Candidate, Loaded, Parsed, Used, assemble_plain, candidates, load, parse_str};
 pub(crate) use metric::BUILT_IN;
 pub use planning::Planning;
+pub use quantity::thousands;
 pub use together::{checked, unfit};
 
 use crate::engine::decision::Action;

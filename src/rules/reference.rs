@@ -1,4 +1,4 @@
-//! The key tables as a page for people: `docs/rule-reference.md`, which the test below holds up to date.
+//! The key tables as pages for people: `docs/rule-reference.md`, which the test below holds up to date, and that of rule tests.
 
 use super::keys::{Effect, Key, ROOT, SOURCES, Section, Shape};
 use std::fmt::Write as _;
@@ -25,7 +25,19 @@ struct Place {
 }
 
 fn page() -> String {
-    let mut places = vec![Place { section: &ROOT, paths: vec![String::new()] }];
+    let effect = |key: &Key| match key.effect {
+        Effect::Acts => "**acts**",
+        Effect::Shapes => "shapes",
+        Effect::Shown => "shown",
+        Effect::NoneYet => "none yet",
+    };
+    let sources = table(&SOURCES, Some(effect));
+    sections(HEAD, &ROOT, Some(effect)) + "\n## A file of sources\n\nHolds no experiment, but sources for all of them.\n\n" + &sources
+}
+
+/// A page about all keys below `root`; with `effect`, what each is good for.
+pub(crate) fn sections(head: &str, root: &'static Section, effect: Option<fn(&Key) -> &'static str>) -> String {
+    let mut places = vec![Place { section: root, paths: vec![String::new()] }];
     let mut next = 0;
     while next < places.len() {
         let (section, path) = (places[next].section, places[next].paths[0].clone());
@@ -35,13 +47,12 @@ fn page() -> String {
         }
         next += 1;
     }
-    let mut out = HEAD.to_owned();
+    let mut out = head.to_owned();
     for place in &places {
         let paths: Vec<String> = place.paths.iter().map(|p| format!("`{p}`")).collect();
         let title = if place.paths[0].is_empty() { "The file".to_owned() } else { paths.join(", ") };
-        let _ = write!(out, "\n## {title}\n\n{}", table(place.section));
+        let _ = write!(out, "\n## {title}\n\n{}", table(place.section, effect));
     }
-    let _ = write!(out, "\n## A file of sources\n\nHolds no experiment, but sources for all of them.\n\n{}", table(&SOURCES));
     out
 }
 
@@ -62,20 +73,16 @@ fn inside(shape: &Shape, path: String, places: &mut Vec<Place>) {
     }
 }
 
-fn table(section: &Section) -> String {
-    let mut out = "| key | value | default | example | effect | |\n|---|---|---|---|---|---|\n".to_owned();
+fn table(section: &Section, effect: Option<fn(&Key) -> &'static str>) -> String {
+    let (name, rule) = if effect.is_some() { (" effect |", "---|") } else { ("", "") };
+    let mut out = format!("| key | value | default | example |{name} |\n|---|---|---|---|{rule}---|\n");
     for key in section.keys {
         let name = if key.required { format!("**`{}`**", key.name) } else { format!("`{}`", key.name) };
         let (default, doc) = default(key);
         let example = if key.example.is_empty() { String::new() } else { format!("`{}`", key.example) };
-        let effect = match key.effect {
-            Effect::Acts => "**acts**",
-            Effect::Shapes => "shapes",
-            Effect::Shown => "shown",
-            Effect::NoneYet => "none yet",
-        };
-        let cells = [name, value(&key.shape), default, example, effect.to_owned(), doc].map(|cell| cell.replace('|', "\\|"));
-        let _ = writeln!(out, "| {} |", cells.join(" | "));
+        let effect = effect.map(|of| of(key).to_owned());
+        let cells = [name, value(&key.shape), default, example].into_iter().chain(effect).chain([doc]);
+        let _ = writeln!(out, "| {} |", cells.map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>().join(" | "));
     }
     out
 }

@@ -84,6 +84,8 @@ async function files(server) {
   const directory = mkdtempSync(join(tmpdir(), "guardraild-editors-"));
   execFileSync(guardraild, ["init", directory, "--experiment", "example"], { stdio: "ignore" });
   const proposed = readdirSync(join(directory, "rules")).map((name) => join(directory, "rules", name));
+  proposed.push(join(directory, "guardraild.yaml"));
+  shipped.push(join(root, "config/default.yaml"), join(root, "config/example.yaml"));
   for (const path of [...shipped, ...proposed]) {
     const text = readFileSync(path, "utf8");
     assert.match(text, /^# yaml-language-server: \$schema=/, `${path} names its schema`);
@@ -94,11 +96,29 @@ async function files(server) {
   return shipped.length + proposed.length;
 }
 
-async function faults(server) {
-  for (const [i, [good, bad, expected]] of BAD.entries()) {
-    const text = GOOD.replace(good, bad);
-    assert.notEqual(text, GOOD);
-    const { diagnostics } = await server.open(join(root, `rules/bad-${i}.yaml`), text);
+const CONFIG = `# yaml-language-server: $schema=schemas/config.v1.schema.json
+kafka: {brokers: ['kafka-1:9092'], workers: 2}
+engine: {lateness: 1m}
+endpoints:
+  flags: {kind: webhook, url: https://flags.example/hook, secrets: [{file: flags.secret}]}
+`;
+const BAD_CONFIG = [
+  ["brokers:", "brokerz:", /brokerz/],
+  ["kafka-1:9092", "kafka-1", /pattern|match/i],
+  ["workers: 2", "workers: two", /integer/],
+  ["lateness: 1m", "lateness: 1 fortnight", /pattern|match|Value/i],
+  ["{file: flags.secret}", "whsec_literal", /type|object/i],
+  ["kind: webhook", "kind: webhok", /webhook/],
+  [", secrets: [{file: flags.secret}]", "", /secrets/],
+  ["url:", "routing_key: {env: KEY}, url:", /routing_key|false|not allowed/i],
+];
+
+async function faults(server, folder, whole, all) {
+  assert.deepEqual((await server.open(join(root, folder, "good.yaml"), whole)).diagnostics.map((d) => d.message), []);
+  for (const [i, [good, bad, expected]] of all.entries()) {
+    const text = whole.replace(good, bad);
+    assert.notEqual(text, whole);
+    const { diagnostics } = await server.open(join(root, folder, `bad-${i}.yaml`), text);
     assert.ok(diagnostics.some((d) => expected.test(d.message)), `${bad}: ${JSON.stringify(diagnostics.map((d) => d.message))}`);
   }
 }
@@ -147,8 +167,9 @@ function sarif() {
 const server = await Server.start();
 try {
   console.log(`${await files(server)} files without a complaint`);
-  await faults(server);
-  console.log(`${BAD.length} faults are told`);
+  await faults(server, "rules", GOOD, BAD);
+  await faults(server, "config", CONFIG, BAD_CONFIG);
+  console.log(`${BAD.length + BAD_CONFIG.length} faults are told`);
   await help(server);
   console.log("completion and hover explain");
 } finally {

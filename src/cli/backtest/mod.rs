@@ -11,10 +11,10 @@ use crate::engine::plan::Settings;
 use crate::engine::time::Millis;
 use crate::ingest::decode::Limits;
 use crate::ingest::file::Recording;
-use crate::ingest::range::{Range, RangeConfig};
+use crate::ingest::range::RangeConfig;
 use crate::rules::{self, Loaded};
 use crate::telemetry::Metrics;
-use crate::tools::backtest::{self, BacktestError, Heard, Outcome, Side, Terms};
+use crate::tools::backtest::{self, Asked, BacktestError, Heard, Outcome, Ranged, Side, Terms};
 use crate::{app, clock};
 use clap::{Args, ValueEnum};
 use meter::Meter;
@@ -32,6 +32,7 @@ Examples:
   guardraild backtest --rules rules --events 2026-1*.ndjson.gz --state half-a-year
       Ctrl-C interrupts it, and the same command goes on
   guardraild backtest --rules rules --brokers kafka-1:9092 --since 2h
+  guardraild backtest --rules rules --brokers kafka-1:9092 --since 30d --state a-month
   guardraild backtest --rules rules --config guardraild.yaml --since 2026-12-02T09:00:00Z --output json
   kcat -C -e -q -b kafka-1:9092 -t experiment.events | guardraild backtest --rules rules --events -";
 
@@ -73,7 +74,7 @@ pub struct BacktestArgs {
     pub source: Option<String>,
     /// Directory in which the state is kept, about every ten seconds: after an interruption the same command goes on from there, and prints what an
     /// uninterrupted one would have. It is removed at the end.
-    #[arg(long, value_name = "DIR", requires = "events")]
+    #[arg(long, value_name = "DIR")]
     pub state: Option<PathBuf>,
     /// Write a page, too: the intervals of every guardrail against its margin, the decisions, the data. One file that needs nothing else.
     #[arg(long, value_name = "FILE.html")]
@@ -92,10 +93,10 @@ pub struct BacktestArgs {
     pub brokers: Vec<String>,
     /// First moment, by Kafka's timestamps: RFC 3339, or a span before now such as 2h [default: the oldest record].
     #[arg(long, value_name = "TIME", value_parser = moment, help_heading = "Kafka")]
-    pub since: Option<Millis>,
+    pub since: Option<Moment>,
     /// Moment to end before [default: the newest record at the start].
     #[arg(long, value_name = "TIME", value_parser = moment, help_heading = "Kafka")]
-    pub until: Option<Millis>,
+    pub until: Option<Moment>,
     /// Configuration file of the daemon, for its `kafka` and `engine` sections (topics, TLS, SASL) [env: GUARDRAILD_CONFIG].
     #[arg(long, value_name = "FILE", help_heading = "Kafka")]
     pub config: Option<PathBuf>,
@@ -113,13 +114,23 @@ pub enum OutputFormat {
     Json,
 }
 
+/// A moment, and how it was written.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    at: Millis,
+    text: String,
+}
+
 /// A moment as RFC 3339, or as a span before now.
-fn moment(text: &str) -> Result<Millis, String> {
-    if let Ok(span) = super::span(text) {
-        return Ok(clock::now().saturating_sub(span));
-    }
-    let moment = text.parse::<jiff::Timestamp>();
-    moment.map(|t| t.as_millisecond()).map_err(|_| "write a time such as 2026-12-02T09:00:00Z, or a span before now such as 2h".into())
+fn moment(text: &str) -> Result<Moment, String> {
+    let at = match super::span(text) {
+        Ok(span) => clock::now().saturating_sub(span),
+        Err(_) => text
+            .parse::<jiff::Timestamp>()
+            .map(|t| t.as_millisecond())
+            .map_err(|_| "write a time such as 2026-12-02T09:00:00Z, or a span before now such as 2h")?,
+    };
+    Ok(Moment { at, text: text.to_owned() })
 }
 
 /// Why there is no outcome.
@@ -211,10 +222,10 @@ fn sound(args: &BacktestArgs) -> Result<(), String> {
         1 => return Err("standard input cannot be read again from where it was interrupted: leave out --state".into()),
         _ => return Err("standard input can be read once only".into()),
     }
-    if let (Some(since), Some(until)) = (args.since, args.until)
-        && since >= until
+    if let (Some(since), Some(until)) = (&args.since, &args.until)
+        && since.at >= until.at
     {
-        return Err(format!("--since {} is not before --until {}", Timestamp(since), Timestamp(until)));
+        return Err(format!("--since {} is not before --until {}", Timestamp(since.at), Timestamp(until.at)));
     }
     if args.label.len() > args.compare.len() + 1 {
         return Err(format!("{} labels for {} rule sets", args.label.len(), args.compare.len() + 1));
@@ -241,7 +252,7 @@ fn side(label: String, loaded: Loaded) -> Side {
 fn files(args: &BacktestArgs, sets: Vec<(String, Loaded)>) -> Result<Vec<Outcome>, Failure> {
     let settings = settings(args, Settings::default());
     let source = args.source.as_deref().map(|name| map::source(name, &sets[0].1.sources).cloned()).transpose().map_err(Failure::Told)?;
-    let stop = if args.state.is_some() { super::interrupted() } else { Arc::default() };
+    let stop = stop(args);
     let recording = Recording { files: &args.events, source: source.as_ref(), limits: Limits::default() };
     let terms = Terms { settings: &settings, drawn: args.report.is_some(), state: args.state.as_deref(), stop: &stop };
     let mut meter = Meter::bytes();
@@ -258,25 +269,34 @@ fn kafka(args: &BacktestArgs, sets: Vec<(String, Loaded)>) -> Result<Vec<Outcome
     let path = args.config.clone().or_else(|| std::env::var_os("GUARDRAILD_CONFIG").map(PathBuf::from));
     let (kafka, engine) = Config::load_input(path.as_deref(), &overrides).map_err(|errors| Failure::Told(errors.to_string()))?;
     let sources = sets[0].1.sources.clone();
-    let config = RangeConfig {
+    let range = RangeConfig {
         kafka: app::kafka_config(&kafka, &sources),
         optional: kafka.topics.control.iter().cloned().chain(sources.topics().map(str::to_owned)).collect(),
-        since: args.since,
-        until: args.until,
+        since: args.since.as_ref().map(|moment| moment.at),
+        until: args.until.as_ref().map(|moment| moment.at),
         patience: PATIENCE,
     };
-    let range = Range::open(config, clock::now).map_err(BacktestError::from)?;
-    for topic in range.left_out() {
-        eprintln!("warning: no such topic: {topic}; going on without it");
-    }
+    let asked = [&args.since, &args.until].map(|moment| moment.as_ref().map(|moment| moment.text.as_str()));
+    let told = format!("{} {:?} {asked:?}", range.kafka.brokers, range.kafka.topics);
     let layouts = app::layouts(&kafka, sources, &Metrics::default()).map_err(|error| Failure::Told(format!("error: {error}")))?;
     let settings = settings(args, engine.settings);
     let limits = Limits { max_record_bytes: engine.max_record, ..Limits::default() };
-    let terms = Terms { settings: &settings, drawn: args.report.is_some(), state: None, stop: &AtomicBool::new(false) };
+    let stop = stop(args);
+    let terms = Terms { settings: &settings, drawn: args.report.is_some(), state: args.state.as_deref(), stop: &stop };
     let mut meter = Meter::records();
     let alone = sets.len() == 1;
     let sides = sets.into_iter().map(|(label, loaded)| side(label, loaded)).collect();
-    Ok(backtest::run_range((sides, &layouts), (range, kafka.max_future), limits, &terms, |heard| show(&mut meter, heard, args, alone))?)
+    let asked = Asked { range, told, layouts: &layouts, max_future: kafka.max_future, limits, clock: clock::now };
+    let ranged = Ranged::open(sides, asked, &terms)?;
+    for topic in ranged.left_out() {
+        eprintln!("warning: no such topic: {topic}; going on without it");
+    }
+    Ok(ranged.run(|heard| show(&mut meter, heard, args, alone))?)
+}
+
+/// Set by Ctrl-C where there is a state to go on from; elsewhere it ends the process.
+fn stop(args: &BacktestArgs) -> Arc<AtomicBool> {
+    if args.state.is_some() { super::interrupted() } else { Arc::default() }
 }
 
 fn settings(args: &BacktestArgs, from: Settings) -> Settings {

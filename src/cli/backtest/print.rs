@@ -2,6 +2,7 @@
 
 use crate::cli::show;
 use crate::engine::decision::{Decision, Timestamp, Verdict};
+use crate::rules::thousands;
 use crate::tools::backtest::compare::{Cell, Row, compare, lead};
 use crate::tools::backtest::{Outcome, Summary};
 use serde::Serialize;
@@ -63,8 +64,7 @@ pub fn summary(summary: &Summary, json: bool) {
 
 fn counts(summary: &Summary) {
     let counts = &summary.counts;
-    say(&format!(
-        "{} records: {} accepted, {} late, {} duplicate, {} unattributed, {} of unknown experiments, {} inactive, {} unmapped, {} rejected",
+    let all = [
         summary.records,
         counts.accepted,
         counts.late,
@@ -73,7 +73,12 @@ fn counts(summary: &Summary) {
         counts.unknown_experiment,
         counts.inactive,
         counts.unmapped,
-        counts.rejected.total()
+        counts.rejected.total(),
+    ];
+    let [records, accepted, late, duplicate, unattributed, unknown, inactive, unmapped, rejected] = all.map(thousands);
+    say(&format!(
+        "{records} records: {accepted} accepted, {late} late, {duplicate} duplicate, {unattributed} unattributed, {unknown} of unknown experiments, \
+         {inactive} inactive, {unmapped} unmapped, {rejected} rejected"
     ));
 }
 

@@ -1,5 +1,6 @@
 //! A webhook body in words, for people.
 
+use crate::rules::thousands;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -244,15 +245,6 @@ fn amount(v: f64, unit: &str) -> String {
 fn digits(v: f64) -> String {
     let decimals = if v.abs() >= 100.0 || v == v.trunc() { 0 } else { (2 - v.abs().log10().floor() as i32).clamp(0, 6) };
     format!("{v:.*}", decimals as usize)
-}
-
-fn thousands(n: u64) -> String {
-    let plain = n.to_string();
-    let grouped = plain.char_indices().flat_map(|(i, c)| {
-        let comma = i > 0 && (plain.len() - i).is_multiple_of(3);
-        comma.then_some(',').into_iter().chain([c])
-    });
-    grouped.collect()
 }
 
 /// To the second; what is no instant stays as it is.

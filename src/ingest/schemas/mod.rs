@@ -127,21 +127,21 @@ impl Schemas {
         self.shared.trouble.lock().unwrap_or_else(|e| e.into_inner()).clone()
     }
 
+    /// The format of a record's schema.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn format(&self, bytes: &[u8]) -> Result<Format, NoJson> {
+        self.schema(bytes).map(|(_, schema, _)| schema.format())
+    }
+
     /// The JSON of a record: its own, or what is made of Avro or Protobuf in `out`, about `room` bytes at most. Any bytes are fit input.
     ///
     /// # Errors
     /// Why there is none.
     pub fn json<'a>(&self, format: Format, bytes: &'a [u8], out: &'a mut Vec<u8>, room: usize) -> Result<&'a [u8], NoJson> {
-        let [0, a, b, c, d, rest @ ..] = bytes else {
-            return Err(NoJson::Refused("it does not begin with 0 and the id of a schema".to_owned()));
-        };
-        let id = u32::from_be_bytes([*a, *b, *c, *d]);
+        let (id, schema, rest) = self.schema(bytes)?;
         let refused = |why: &dyn std::fmt::Display| NoJson::Refused(format!("schema {id}: {why}"));
-        let schema = match self.look(id) {
-            None => return Err(NoJson::Waits),
-            Some(Answer::Unknown(why)) => return Err(refused(&why)),
-            Some(Answer::Ready(schema)) => schema,
-        };
         if schema.format() != format {
             return Err(refused(&format_args!("it is {}, the source says {}", schema.format().name(), format.name())));
         }
@@ -153,6 +153,19 @@ impl Schemas {
         }
         .map_err(|broken| refused(&broken))?;
         Ok(out)
+    }
+
+    /// The schema that a record names, its id, and what comes behind that.
+    fn schema<'a>(&self, bytes: &'a [u8]) -> Result<(u32, Arc<Schema>, &'a [u8]), NoJson> {
+        let [0, a, b, c, d, rest @ ..] = bytes else {
+            return Err(NoJson::Refused("it does not begin with 0 and the id of a schema".to_owned()));
+        };
+        let id = u32::from_be_bytes([*a, *b, *c, *d]);
+        match self.look(id) {
+            None => Err(NoJson::Waits),
+            Some(Answer::Unknown(why)) => Err(NoJson::Refused(format!("schema {id}: {why}"))),
+            Some(Answer::Ready(schema)) => Ok((id, schema, rest)),
+        }
     }
 
     /// What is known of an id. What is not is asked for.

@@ -1,6 +1,6 @@
 //! How the intervals of guardrails went, for pictures: samples of event time, of which there are never many.
 
-use crate::engine::decision::Verdict;
+use crate::engine::decision::{LogEntry, LogKind, Verdict};
 use crate::engine::fleet::Fleet;
 use crate::engine::plan::{Catalog, Margin};
 use crate::engine::state::GuardrailState;
@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 const MOST: usize = 320;
 /// Experiments that are followed, the first by name.
 const EXPERIMENTS: usize = 32;
+/// Steps of the ramp that are remembered, of all of them: the first.
+const STEPS: usize = 1_024;
 
 /// See the module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -22,6 +24,16 @@ pub struct Courses {
     next: Option<Millis>,
     samples: usize,
     pub courses: Vec<Course>,
+    #[serde(default)]
+    pub steps: Vec<Step>,
+}
+
+/// The ramp moved.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    pub experiment: String,
+    pub at: Millis,
+    pub text: String,
 }
 
 /// One guardrail of one bucket.
@@ -61,6 +73,14 @@ impl Courses {
         let experiments: Vec<String> = catalog.plans.iter().take(EXPERIMENTS).map(|plan| plan.experiment.clone()).collect();
         let left_out = catalog.plans.len() - experiments.len();
         Courses { experiments, left_out, stride: pane, ..Courses::default() }
+    }
+
+    /// Takes down what was said about the ramp.
+    pub fn hear(&mut self, log: &[LogEntry]) {
+        let told = [LogKind::Phase, LogKind::FullRollout, LogKind::WatchOver, LogKind::Ended];
+        let mine = |entry: &&LogEntry| told.contains(&entry.kind) && self.experiments.contains(&entry.experiment);
+        let steps = log.iter().filter(mine).take(STEPS.saturating_sub(self.steps.len()));
+        self.steps.extend(steps.map(|e| Step { experiment: e.experiment.clone(), at: e.at, text: e.text.clone() }));
     }
 
     /// Takes a sample, if one is due.

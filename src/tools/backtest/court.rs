@@ -1,11 +1,13 @@
 //! The judges of one rule set, and what they have said.
 
 use super::course::Courses;
-use super::state::{Keeper, Snapshot, StateError};
-use super::{FinalVerdict, Journeys, Outcome, Summary};
+use super::state::{COURSES, FLEET, Keeper, Left, StateError};
+use super::{FinalVerdict, Journeys, Outcome, Summary, Terms};
 use crate::engine::decision::{Decision, Output};
 use crate::engine::fleet::Fleet;
+use crate::engine::kept::Changes;
 use crate::engine::pane::Emission;
+use crate::engine::plan::Catalog;
 use crate::engine::state::ExperimentState;
 use crate::ingest::kafka::FromIngest;
 use crate::ingest::replay::Replayed;
@@ -14,7 +16,7 @@ use crossbeam_channel::Receiver;
 /// What the reading thread says to a court.
 pub enum Said {
     Emissions(Vec<Emission>),
-    Keep(Snapshot),
+    Keep(Changes),
 }
 
 /// See the module.
@@ -27,9 +29,34 @@ pub struct Court {
 }
 
 impl Court {
-    /// `decisions`: what has been decided already, and kept.
-    pub fn of(fleet: Fleet, decisions: Vec<Decision>, courses: Option<Courses>) -> Court {
+    /// At the beginning of a recording.
+    pub fn new(catalog: &Catalog, terms: &Terms<'_>) -> Court {
+        let courses = terms.drawn.then(|| Courses::new(catalog, terms.settings.pane));
+        Court::of(Fleet::new(catalog, terms.settings.pane), Vec::new(), courses, terms)
+    }
+
+    /// From what has been left.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn taken_up(catalog: &Catalog, terms: &Terms<'_>, mut left: Left) -> Result<Court, String> {
+        let restored = Fleet::restore(catalog, terms.settings.pane, &left.kept.split_off(FLEET))?;
+        if let Some((experiment, reason)) = restored.lost.first() {
+            return Err(format!("`{experiment}`: {reason}"));
+        }
+        let mut court = Court::of(restored.fleet, left.decisions, left.kept.read(COURSES)?, terms);
+        // Whether a bucket has stopped, and what follows if not, is taken up from the decisions, as by a daemon that starts again.
+        court.decisions.iter().for_each(|decision| court.fleet.adopt(decision));
+        Ok(court)
+    }
+
+    fn of(fleet: Fleet, decisions: Vec<Decision>, courses: Option<Courses>, terms: &Terms<'_>) -> Court {
+        let fleet = fleet.sharing(&terms.settings.shared_cause).braking(&terms.settings.blast_radius);
         Court { fleet, kept: decisions.len(), decisions, courses }
+    }
+
+    pub fn decisions(&self) -> &[Decision] {
+        &self.decisions
     }
 
     /// Judges what comes until nothing more does; gives the keeper back.
@@ -47,15 +74,24 @@ impl Court {
                 Said::Emissions(emissions) => {
                     emissions.into_iter().for_each(|emission| self.hear(|fleet, out| fleet.take(emission, out), |d| decided(d.clone())));
                 }
-                Said::Keep(snapshot) => {
+                Said::Keep(read) => {
                     if let Some(keeper) = &mut keeper {
-                        keeper.keep(&mut self.fleet, snapshot, &self.decisions[self.kept..], self.courses.as_ref())?;
-                        self.kept = self.decisions.len();
+                        self.keep(read, keeper)?;
                     }
                 }
             }
         }
         Ok(keeper)
+    }
+
+    /// Writes a checkpoint, with what the reading half says.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn keep(&mut self, read: Changes, keeper: &mut Keeper) -> Result<(), StateError> {
+        keeper.keep(read, &mut self.fleet, &self.decisions[self.kept..], self.courses.as_ref())?;
+        self.kept = self.decisions.len();
+        Ok(())
     }
 
     fn hear(&mut self, say: impl FnOnce(&mut Fleet, &mut Output), decided: impl FnMut(&Decision)) {
@@ -64,6 +100,7 @@ impl Court {
         out.decisions.iter().for_each(decided);
         self.decisions.extend(out.decisions);
         if let Some(courses) = &mut self.courses {
+            courses.hear(&out.log);
             courses.look(&self.fleet);
         }
     }

@@ -3,9 +3,11 @@
 pub mod compare;
 mod course;
 mod court;
+mod ranged;
 pub mod report;
 mod state;
 
+pub use ranged::{Asked, Ranged};
 pub use state::StateError;
 
 use crate::engine::aggregate::Aggregator;
@@ -14,16 +16,14 @@ use crate::engine::outcome::Counts;
 use crate::engine::plan::{Catalog, Settings};
 use crate::engine::state::{ExperimentState, FunnelState, RetentionState};
 use crate::engine::time::Millis;
-use crate::ingest::decode::Limits;
 use crate::ingest::file::{Feed, Recording};
-use crate::ingest::mapped::{Layouts, Reader};
-use crate::ingest::range::{Range, RangeError};
-use crate::ingest::replay::{Replay, Replayed};
+use crate::ingest::range::RangeError;
+use crate::ingest::replay::Replayed;
 use course::Courses;
-use court::{Court, Said};
+use court::Said;
 use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use serde::{Serialize, Serializer};
-use state::{Snapshot, Start};
+use state::{Start, read_so_far};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,8 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-/// Records of Kafka between two reports of progress, and time between those of files.
-const STRIDE: u64 = 512;
+/// Time between two reports of progress.
 const LOOK: Duration = Duration::from_millis(100);
 /// Lists of emissions on their way to a court at most.
 const INBOX: usize = 64;
@@ -145,10 +144,10 @@ pub fn run(
     for (index, side) in sides.into_iter().enumerate() {
         let catalog = Arc::new(side.catalog.clone());
         let start = match terms.state {
-            Some(dir) => Start::resume((dir, index), (&side, &catalog), terms, recording)?,
+            Some(dir) => Start::resume((dir, index), (&side.text, &catalog), terms, recording)?,
             None => Start::new(&catalog, terms),
         };
-        start.decisions.iter().for_each(|decision| hear(Heard::Decided(index, decision)));
+        start.court.decisions().iter().for_each(|decision| hear(Heard::Decided(index, decision)));
         starts.push((catalog, start));
     }
     let consumers: Vec<_> = starts.iter().map(|(catalog, start)| (&catalog.fields, start.position.as_ref())).collect();
@@ -161,7 +160,7 @@ pub fn run(
             .enumerate()
             .map(|(index, ((_, start), feed))| {
                 let (to_court, inbox) = bounded(INBOX);
-                let (mut court, mut aggregator) = (Court::of(start.fleet, start.decisions, start.courses), start.aggregator);
+                let (mut court, mut aggregator) = (start.court, start.aggregator);
                 let (said, keeper) = (said.clone(), start.keeper);
                 let judging =
                     scope.spawn(move || court.preside(keeper, &inbox, |decision| drop(said.send((index, decision)))).map(|k| (court, k)));
@@ -213,9 +212,9 @@ fn read(feed: Feed, aggregator: &mut Aggregator, court: &Sender<Said>, terms: &T
                 return Ok(!stop);
             }
             let Some(position) = feed.position() else { return Ok(true) };
-            let changes = aggregator.snapshot().map_err(BacktestError::unwritten)?;
+            let changes = read_so_far(aggregator, &position).map_err(BacktestError::unwritten)?;
             kept = Instant::now();
-            Ok(court.send(Said::Keep(Snapshot { changes, position })).is_ok() && !stop)
+            Ok(court.send(Said::Keep(changes)).is_ok() && !stop)
         },
     )
 }
@@ -224,47 +223,6 @@ impl BacktestError {
     fn unwritten(reason: String) -> BacktestError {
         BacktestError::Recording(io::Error::other(format!("the state {reason}")))
     }
-}
-
-/// Reads a range of Kafka's topics through the engine, as a daemon would have that read the records as they came, for each of the rule sets. `hear` takes
-/// decisions as they are made, and progress in records.
-///
-/// # Errors
-/// See [`BacktestError`].
-pub fn run_range(
-    (sides, layouts): (Vec<Side>, &Layouts),
-    (range, max_future): (Range, Millis),
-    limits: Limits,
-    terms: &Terms<'_>,
-    mut hear: impl FnMut(Heard<'_>),
-) -> Result<Vec<Outcome>, BacktestError> {
-    let mut benches = Vec::new();
-    for side in sides {
-        let reader = Reader::new(range.topics(), layouts, &side.catalog.fields, limits);
-        let catalog = Arc::new(side.catalog);
-        let start = Start::new(&catalog, terms);
-        let mut court = Court::of(start.fleet, start.decisions, start.courses);
-        let partitions = range.partitions();
-        partitions.iter().for_each(|partition| court.fleet.assigned(*partition));
-        benches.push((Replay::new(partitions, &catalog, terms.settings, max_future), reader, court));
-    }
-    let mut n: u64 = 0;
-    range.read(|place, at, payload, (passed, total)| {
-        for (index, (replay, reader, court)) in benches.iter_mut().enumerate() {
-            replay
-                .book(place, at, payload, reader, &mut |message| court.take(message, |decision| hear(Heard::Decided(index, decision))))?;
-        }
-        n += 1;
-        if n.is_multiple_of(STRIDE) {
-            hear(Heard::Progress(passed, Some(total)));
-        }
-        Ok(())
-    })?;
-    let outcome = |(index, (replay, _, mut court)): (usize, (Replay, Reader, Court))| {
-        let replayed = replay.finish(&mut |message| court.take(message, |decision| hear(Heard::Decided(index, decision))));
-        court.outcome(replayed)
-    };
-    Ok(benches.into_iter().enumerate().map(outcome).collect())
 }
 
 fn optional_time<S: Serializer>(ts: &Option<Millis>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,11 +1,12 @@
 //! A backtest as a page: what would have fired under each rule set, and how the intervals went.
 
 use super::compare::{Cell, Row, compare, lead};
-use super::course::{Course, Scale};
+use super::course::{Course, Scale, Step};
 use super::{Outcome, Summary};
 use crate::engine::decision::{Decision, Timestamp};
 use crate::engine::state::{ExperimentState, GuardrailState};
 use crate::report::{Axis, Html, Line, Lines, Mark, MarkKind, Page, Point, Unit};
+use crate::rules::thousands;
 
 /// Decisions listed in the page at most.
 const DECISIONS: usize = 1_000;
@@ -39,7 +40,8 @@ pub fn page(of: &str, sides: &[(&str, &Outcome)]) -> String {
 
 fn under(of: &str, summary: &Summary) -> String {
     let span = summary.first.zip(summary.last).map(|(first, last)| format!(", from {} to {}", Timestamp(first), Timestamp(last)));
-    format!("{of}: {} records{}; guardraild {}", summary.records, span.unwrap_or_default(), env!("CARGO_PKG_VERSION"))
+    let records = thousands(summary.records);
+    format!("{of}: {records} records{}; guardraild {}", span.unwrap_or_default(), env!("CARGO_PKG_VERSION"))
 }
 
 fn fired(page: &mut Page, names: &[&str], rows: &[Row]) {
@@ -98,7 +100,8 @@ fn chart(page: &mut Page, sides: &[(&str, &Outcome)], of: &Course) {
         let end = state.and_then(|state| state.guardrails.iter().find(|g| g.guardrail == of.guardrail && g.bucket == of.bucket));
         let whose = if sides.len() > 1 { Html::strong(label).then(": ") } else { Html::default() };
         let caption = whose.then(end.map_or_else(Html::default, ending));
-        page.figure(caption, &lines(course, &outcome.decisions).svg());
+        let steps = outcome.courses.as_ref().map_or(&[][..], |courses| &courses.steps);
+        page.figure(caption, &lines(course, &outcome.decisions, steps).svg());
     }
 }
 
@@ -106,7 +109,7 @@ fn ending(g: &GuardrailState) -> Html {
     Html::from("at the end ").then(Html::verdict(g.verdict.name())).then(format!(", {}", g.reason))
 }
 
-fn lines(course: &Course, decisions: &[Decision]) -> Lines {
+fn lines(course: &Course, decisions: &[Decision], steps: &[Step]) -> Lines {
     let (unit, what, zero) = match &course.scale {
         Scale::Change => (Unit::Change, "change against the baseline", true),
         Scale::Difference(unit) if unit == "%" => (Unit::Points, "difference from the baseline", true),
@@ -116,6 +119,8 @@ fn lines(course: &Course, decisions: &[Decision]) -> Lines {
     };
     let of = |d: &&Decision| (&d.experiment, &d.bucket, &d.guardrail) == (&course.experiment, &course.bucket, &course.guardrail);
     let mark = |d: &Decision| Mark { x: d.decided_at as f64, kind: MarkKind::Decision, label: marked(d) };
+    let steps = steps.iter().filter(|step| step.experiment == course.experiment);
+    let step = |step: &Step| Mark { x: step.at as f64, kind: MarkKind::Phase, label: step.text.clone() };
     let bound = course.bound.map(|bound| (bound, format!("{} {}", if zero { "margin" } else { "limit" }, unit.show(bound))));
     let with = if course.points.iter().any(|p| p.interval.is_some()) { ", with its anytime-valid interval" } else { "" };
     let points = course.points.iter().map(|p| Point { x: p.at as f64, y: p.value, band: p.interval });
@@ -126,7 +131,7 @@ fn lines(course: &Course, decisions: &[Decision]) -> Lines {
         lines: vec![Line { name: format!("{what}{with}"), points: points.collect() }],
         margin: bound,
         zero,
-        marks: decisions.iter().filter(of).map(mark).collect(),
+        marks: steps.map(step).chain(decisions.iter().filter(of).map(mark)).collect(),
     }
 }
 
@@ -181,7 +186,7 @@ fn data(page: &mut Page, summary: &Summary) {
     let share = |n: u64| Unit::Share.show(n as f64 / summary.records.max(1) as f64);
     page.table(
         &["records", "#", "#share"],
-        outcomes.map(|(name, n)| vec![Html::from(name), Html::from(n.to_string()), Html::from(share(n))]),
+        outcomes.map(|(name, n)| vec![Html::from(name), Html::from(thousands(n)), Html::from(share(n))]),
     );
     if let serde_json::Value::Object(reasons) = serde_json::to_value(&c.rejected).unwrap_or_default()
         && !reasons.is_empty()

@@ -1,13 +1,14 @@
 //! What an interrupted backtest goes on from: a database for each rule set, in the format of the daemon's.
 
+use super::Terms;
 use super::course::Courses;
-use super::{Side, Terms};
+use super::court::Court;
 use crate::clock;
 use crate::engine::aggregate::Aggregator;
 use crate::engine::decision::Decision;
 use crate::engine::fleet::Fleet;
 use crate::engine::kept::{self, Change, Changes, Kept};
-use crate::engine::plan::{Catalog, Settings};
+use crate::engine::plan::Catalog;
 use crate::ingest::file::{Position, Recording};
 use crate::store::{Checkpoint, Commit, Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -17,11 +18,12 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const FLEET: &str = "fleet/";
+pub const FLEET: &str = "fleet/";
 const PARTITION: &str = "partition/";
 const IDENTITY: &str = "backtest/identity";
-const POSITION: &str = "backtest/position";
-const COURSES: &str = "backtest/courses";
+/// How far the recording has been read.
+pub const POSITION: &str = "backtest/position";
+pub const COURSES: &str = "backtest/courses";
 /// Of a recording's beginning and end, so much tells it from others. Bytes.
 const TOLD_BY: u64 = 1 << 20;
 
@@ -52,19 +54,28 @@ impl Identity {
     ///
     /// # Errors
     /// A recording cannot be read.
-    pub fn of(text: &str, terms: &Terms<'_>, recording: &Recording<'_>) -> Result<Identity, StateError> {
+    pub fn of_files(text: &str, terms: &Terms<'_>, recording: &Recording<'_>) -> Result<Identity, StateError> {
         let mut hash = Sha256::new();
         for path in recording.files {
             let told = told(path).map_err(|source| StateError::Io { path: path.clone(), source })?;
             hash.update(told.finalize());
         }
-        let read = (recording.limits, recording.source.map(|source| &source.name));
-        Ok(Identity {
+        let read = format!("{:?}", (recording.limits, recording.source.map(|source| &source.name)));
+        Ok(Identity::new(text, terms, &read, hash))
+    }
+
+    /// `read`: how records are read; `told`: what range is asked for.
+    pub fn of_range(text: &str, terms: &Terms<'_>, read: &str, told: &str) -> Identity {
+        Identity::new(text, terms, read, Sha256::new().chain_update(told))
+    }
+
+    fn new(text: &str, terms: &Terms<'_>, read: &str, recordings: Sha256) -> Identity {
+        Identity {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             rules: hex(Sha256::new().chain_update(text)),
-            settings: hex(Sha256::new().chain_update(format!("{:?} {} {read:?}", terms.settings, terms.drawn))),
-            recordings: hex(hash),
-        })
+            settings: hex(Sha256::new().chain_update(format!("{:?} {} {read}", terms.settings, terms.drawn))),
+            recordings: hex(recordings),
+        }
     }
 
     fn differs_from(&self, other: &Identity) -> Option<&'static str> {
@@ -92,25 +103,26 @@ fn told(path: &Path) -> io::Result<Sha256> {
     Ok(hash)
 }
 
-/// Where a rule set goes on.
-pub struct Start {
-    pub fleet: Fleet,
-    pub aggregator: Aggregator,
-    pub position: Option<Position>,
+/// What has been left of a rule set's backtest.
+pub struct Left {
+    pub kept: Kept,
     /// Decided before.
     pub decisions: Vec<Decision>,
-    pub courses: Option<Courses>,
+}
+
+/// Where a rule set goes on in files.
+pub struct Start {
+    pub court: Court,
+    pub aggregator: Aggregator,
+    pub position: Option<Position>,
     pub keeper: Option<Keeper>,
 }
 
 impl Start {
     /// At the beginning of the recording.
     pub fn new(catalog: &Arc<Catalog>, terms: &Terms<'_>) -> Start {
-        let settings = terms.settings;
-        let fleet = Fleet::new(catalog, settings.pane).sharing(&settings.shared_cause).braking(&settings.blast_radius);
-        let aggregator = Aggregator::new(0, Arc::clone(catalog), settings.clone());
-        let courses = terms.drawn.then(|| Courses::new(catalog, settings.pane));
-        Start { fleet, aggregator, position: None, decisions: Vec::new(), courses, keeper: None }
+        let aggregator = Aggregator::new(0, Arc::clone(catalog), terms.settings.clone());
+        Start { court: Court::new(catalog, terms), aggregator, position: None, keeper: None }
     }
 
     /// Where the state in `dir` says, if it says anything. `index`: which of the rule sets this is.
@@ -119,52 +131,30 @@ impl Start {
     /// See [`StateError`].
     pub fn resume(
         (dir, index): (&Path, usize),
-        (side, catalog): (&Side, &Arc<Catalog>),
+        (text, catalog): (&str, &Arc<Catalog>),
         terms: &Terms<'_>,
         recording: &Recording<'_>,
     ) -> Result<Start, StateError> {
-        let failed = |source| StateError::Io { path: dir.to_owned(), source };
-        std::fs::create_dir_all(dir).map_err(failed)?;
-        let path = dir.join(format!("backtest-{}.db", index + 1));
-        let identity = Identity::of(&side.text, terms, recording)?;
-        let mut store = Store::open(&path)?;
-        let loaded = store.load_checkpoint()?.checkpoint;
-        let mut start = Start::new(catalog, terms);
-        let unusable = |reason| StateError::Unusable { path: path.clone(), reason };
-        if let Some(checkpoint) = &loaded {
-            let mut parts = checkpoint.parts.clone();
-            let kept: Identity = parts.read(IDENTITY).map_err(unusable)?.unwrap_or_default();
-            if let Some(what) = kept.differs_from(&identity) {
-                return Err(StateError::Other { path, what });
-            }
-            start.restore(catalog, terms.settings, &mut parts).map_err(unusable)?;
-            let known = store.decisions_after(0)?.into_iter().filter(|d| d.seq <= checkpoint.decisions_seq);
-            let read = known.map(|d| serde_json::from_str(d.body.get())).collect::<Result<_, _>>();
-            start.decisions = read.map_err(|e| unusable(format!("a decision cannot be read: {e}")))?;
-            // Whether a bucket has stopped, and what follows if not, is taken up from the decisions, as by a daemon that starts again.
-            start.decisions.iter().for_each(|decision| start.fleet.adopt(decision));
-        }
-        start.keeper = Some(Keeper { store, identity, whole: loaded.is_none() });
-        Ok(start)
+        let (keeper, left) = Keeper::open((dir, index), Identity::of_files(text, terms, recording)?)?;
+        let start = match left {
+            Some(left) => Start::taken_up(catalog, terms, left).map_err(|reason| keeper.unusable(reason))?,
+            None => Start::new(catalog, terms),
+        };
+        Ok(Start { keeper: Some(keeper), ..start })
     }
 
-    fn restore(&mut self, catalog: &Arc<Catalog>, settings: &Settings, parts: &mut Kept) -> Result<(), String> {
-        let restored = Fleet::restore(catalog, settings.pane, &parts.split_off(FLEET))?;
-        if let Some((experiment, reason)) = restored.lost.first() {
-            return Err(format!("`{experiment}`: {reason}"));
-        }
-        self.fleet = restored.fleet.sharing(&settings.shared_cause).braking(&settings.blast_radius);
-        self.aggregator = Aggregator::restore(0, Arc::clone(catalog), settings.clone(), &parts.split_off(PARTITION))?;
-        self.position = parts.read(POSITION)?;
-        self.courses = parts.read(COURSES)?;
-        Ok(())
+    fn taken_up(catalog: &Arc<Catalog>, terms: &Terms<'_>, mut left: Left) -> Result<Start, String> {
+        let aggregator = Aggregator::restore(0, Arc::clone(catalog), terms.settings.clone(), &left.kept.split_off(PARTITION))?;
+        let position = left.kept.read(POSITION)?;
+        Ok(Start { court: Court::taken_up(catalog, terms, left)?, aggregator, position, keeper: None })
     }
 }
 
-/// What the reading half of a checkpoint says; the judging half adds its own.
-pub struct Snapshot {
-    pub changes: Changes,
-    pub position: Position,
+/// What the reading half of a checkpoint of files says; the judging half adds its own.
+pub fn read_so_far(aggregator: &mut Aggregator, position: &Position) -> Result<Changes, String> {
+    let mut changes = kept::prefixed(PARTITION, aggregator.snapshot()?);
+    changes.push((POSITION.to_owned(), Change::Set(vec![kept::encode(position)?])));
+    Ok(changes)
 }
 
 /// Keeps the state of one rule set.
@@ -176,27 +166,50 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Writes a checkpoint, with what has been decided since the last one.
+    /// Opens the state in `dir` of the rule set with this index; what it holds, if it holds anything.
+    ///
+    /// # Errors
+    /// See [`StateError`].
+    pub fn open((dir, index): (&Path, usize), identity: Identity) -> Result<(Keeper, Option<Left>), StateError> {
+        std::fs::create_dir_all(dir).map_err(|source| StateError::Io { path: dir.to_owned(), source })?;
+        let path = dir.join(format!("backtest-{}.db", index + 1));
+        let mut store = Store::open(&path)?;
+        let checkpoint = store.load_checkpoint()?.checkpoint;
+        let keeper = Keeper { store, identity, whole: checkpoint.is_none() };
+        let Some(checkpoint) = checkpoint else { return Ok((keeper, None)) };
+        let kept: Identity = checkpoint.parts.read(IDENTITY).map_err(|reason| keeper.unusable(reason))?.unwrap_or_default();
+        if let Some(what) = kept.differs_from(&keeper.identity) {
+            return Err(StateError::Other { path, what });
+        }
+        let known = keeper.store.decisions_after(0)?.into_iter().filter(|d| d.seq <= checkpoint.decisions_seq);
+        let read = known.map(|d| serde_json::from_str(d.body.get())).collect::<Result<_, _>>();
+        let decisions = read.map_err(|e| keeper.unusable(format!("a decision cannot be read: {e}")))?;
+        Ok((keeper, Some(Left { kept: checkpoint.parts, decisions })))
+    }
+
+    /// The state is there, and cannot be used.
+    pub fn unusable(&self, reason: String) -> StateError {
+        StateError::Unusable { path: self.store.path().to_owned(), reason }
+    }
+
+    /// The state belongs to another backtest.
+    pub fn of_another(&self, what: &'static str) -> StateError {
+        StateError::Other { path: self.store.path().to_owned(), what }
+    }
+
+    /// Writes a checkpoint: what the reading half says, and what the court has come to since the last one.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn keep(
-        &mut self,
-        fleet: &mut Fleet,
-        snapshot: Snapshot,
-        decisions: &[Decision],
-        courses: Option<&Courses>,
-    ) -> Result<(), StateError> {
-        let unusable = |reason| StateError::Unusable { path: self.store.path().to_owned(), reason };
-        let mut changes = kept::prefixed(FLEET, fleet.snapshot(self.whole).map_err(unusable)?);
-        changes.extend(kept::prefixed(PARTITION, snapshot.changes));
-        let mut set = |name: &str, blob: Result<Vec<u8>, String>| {
-            changes.push((name.to_owned(), Change::Set(vec![blob.map_err(unusable)?])));
-            Ok::<(), StateError>(())
-        };
-        set(POSITION, kept::encode(&snapshot.position))?;
-        set(IDENTITY, kept::encode(&self.identity))?;
-        courses.map_or(Ok(()), |courses| set(COURSES, kept::encode(courses)))?;
+    pub fn keep(&mut self, read: Changes, fleet: &mut Fleet, decisions: &[Decision], courses: Option<&Courses>) -> Result<(), StateError> {
+        let written = |result: Result<Vec<u8>, String>| result.map_err(|reason| self.unusable(reason));
+        let mut changes = read;
+        let mut set = |name: &str, blob| changes.push((name.to_owned(), Change::Set(vec![blob])));
+        set(IDENTITY, written(kept::encode(&self.identity))?);
+        if let Some(courses) = courses {
+            set(COURSES, written(kept::encode(courses))?);
+        }
+        changes.extend(kept::prefixed(FLEET, fleet.snapshot(self.whole).map_err(|reason| self.unusable(reason))?));
         let at = clock::now();
         let checkpoint = Checkpoint { made_at: at, operations_seq: 0, whole: self.whole, changes };
         let decisions = decisions.iter().map(|decision| (decision.clone(), Vec::new())).collect();

@@ -70,18 +70,20 @@ pub fn stem(experiment: &str, taken: &mut BTreeSet<String>) -> String {
 }
 
 /// Files of a daemon that has none: configuration, token, and the secret that webhooks are signed with.
-pub fn daemon(root: &Path, brokers: &[String], topics: Option<(&[String], &[String])>) -> Vec<File> {
+pub fn daemon(root: &Path, brokers: &[String], topics: Option<(&[String], &[String])>, registry: Option<&str>) -> Vec<File> {
     let brokers = if brokers.is_empty() { "127.0.0.1:9092   # where your Kafka is".to_owned() } else { brokers.join(", ") };
     let (brokers, hint) = brokers.split_once("   ").map_or((brokers.as_str(), ""), |(b, hint)| (b, hint));
     let topics = topics.map_or(String::new(), |(exposures, events)| {
         format!("  topics: {{exposures: [{}], events: [{}]}}\n", exposures.join(", "), events.join(", "))
     });
+    let registry = registry.map_or(String::new(), |url| format!("  schema_registry: {{url: '{url}'}}\n"));
     let config = format!(
-        "# Only what differs from the defaults, which guardraild's config/default.yaml describes.
+        "# yaml-language-server: $schema=schemas/config.v1.schema.json
+# Only what differs from the defaults, which guardraild's config/default.yaml describes.
 rules: [rules]
 kafka:
   brokers: [{brokers}]   {hint}
-{topics}http:
+{topics}{registry}http:
   tokens: [{{name: operator, role: operate, token: {{file: secrets/operator.token}}}}]
 endpoints:
   # Who is told: your flag service takes signed webhooks here. In `observe` mode it gets messages alone.

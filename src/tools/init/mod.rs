@@ -11,6 +11,7 @@ pub use rule::{Receivers, rule, sources, test};
 pub use seen::told;
 pub use tally::Tally;
 
+use crate::ingest::schemas::Schemas;
 use layout::Tools;
 
 /// Bytes of records that are kept while they are looked at.
@@ -46,9 +47,9 @@ impl Sample {
         self.records.is_empty()
     }
 
-    /// Tells the layout of each topic, and counts what its records stand for.
-    pub fn found(&self, names: &[String]) -> Found {
-        let mut tools = Tools::default();
+    /// Tells the layout of each topic, and counts what its records stand for. `schemas`: where there is a registry.
+    pub fn found(&self, names: &[String], schemas: Option<Schemas>) -> Found {
+        let mut tools = Tools::new(schemas);
         let of = |index: usize| self.records.iter().filter(move |(topic, ..)| *topic == index).map(|(.., bytes)| bytes.as_slice());
         let mut topics: Vec<Topic> = names.iter().enumerate().map(|(i, name)| Topic::new(name, of(i), &mut tools)).collect();
         let mut tally = Tally::default();

@@ -5,6 +5,7 @@ use super::seen::ms;
 use super::tally::{Experiment, Figures, Tally, VALUES};
 use super::{Found, Layout};
 use crate::engine::decision::Timestamp;
+use crate::rules::thousands;
 use std::fmt::Write as _;
 
 /// Names of endpoints that the configuration has, for each kind of receiver.
@@ -59,15 +60,18 @@ pub fn rule(name: &str, found: &Found, schemas: &str, receivers: &Receivers) -> 
     out
 }
 
-/// Sources of the topics whose records a preset reads, as a file of its own.
+/// Sources of the topics whose records a preset reads, or have a schema, as a file of its own.
 pub fn sources(found: &Found, schemas: &str) -> Option<String> {
     let mut out = modeline(schemas, "sources");
     out.push_str("guardrail: v1\nsources:\n");
     let head = out.len();
     for topic in &found.topics {
-        if let Layout::Preset(preset, format, _) = &topic.layout {
-            let _ = writeln!(out, "  {}: {}", quoted(&topic.name), definition(&topic.name, preset, format));
-        }
+        let definition = match (&topic.layout, topic.schema) {
+            (Layout::Preset(preset, format, _), _) => definition(&topic.name, Some(preset), format),
+            (Layout::Canonical, Some(format)) => definition(&topic.name, None, format.name()),
+            _ => continue,
+        };
+        let _ = writeln!(out, "  {}: {definition}", quoted(&topic.name));
     }
     (out.len() > head).then_some(out)
 }
@@ -133,7 +137,11 @@ fn buckets(experiment: &Experiment, out: &mut String) {
         if *name == baseline {
             keys.push("baseline: true".to_owned());
         }
-        let share = if units > 0 { format!("   # seen: {:.1}% of {units} units", 100.0 * *n as f64 / units as f64) } else { String::new() };
+        let share = if units > 0 {
+            format!("   # seen: {:.1}% of {} units", 100.0 * *n as f64 / units as f64, thousands(units))
+        } else {
+            String::new()
+        };
         let _ = writeln!(out, "  {}: {{{}}}{share}", quoted(name), keys.join(", "));
     }
 }

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::engine::plan::Settings;
+use crate::ingest::schemas::Schema;
+use crate::mapping::Format;
 use crate::rules::checked;
 use std::path::Path;
 
@@ -56,7 +58,7 @@ fn shop() -> Vec<(usize, i32, String)> {
 fn found(records: &[(usize, i32, String)], names: &[&str]) -> Found {
     let mut sample = Sample::default();
     assert!(records.iter().all(|(topic, partition, text)| sample.take(*topic, *partition, text.as_bytes())));
-    sample.found(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+    sample.found(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), None)
 }
 
 /// Holds a text against the one that is committed.
@@ -118,6 +120,59 @@ fn foreign_layouts_are_told_by_their_presets() {
 }
 
 #[test]
+fn records_with_schemas_are_read_by_the_registry() {
+    let schema = r#"{"type":"record","name":"exposure","fields":[{"name":"event","type":"string"},{"name":"ts","type":"long"},
+        {"name":"tenant_id","type":"string"},{"name":"user_id","type":"string"},{"name":"experiment","type":"string"},{"name":"bucket","type":"string"}]}"#;
+    let schemas = Schemas::fixed([
+        (7, Schema::parse(Format::Avro, schema, Vec::new()).unwrap()),
+        (8, Schema::parse(Format::JsonSchema, "{}", Vec::new()).unwrap()),
+    ]);
+    let zigzag = |n: i64| {
+        let (mut n, mut out) = (((n << 1) ^ (n >> 63)) as u64, Vec::new());
+        while n >= 0x80 {
+            out.push(n as u8 | 0x80);
+            n >>= 7;
+        }
+        out.push(n as u8);
+        out
+    };
+    let text = |text: &str| [zigzag(text.len() as i64), text.as_bytes().to_vec()].concat();
+    let mut sample = Sample::default();
+    for user in 0..200_i64 {
+        let (name, bucket) = (format!("u{user}"), ["control", "treatment"][(user % 2) as usize]);
+        let texts = [name.as_str(), "search", bucket].map(text).concat();
+        sample.take(0, 0, &[b"\0\0\0\0\x07".to_vec(), text("exposure"), zigzag(START + user), text("t"), texts].concat());
+        let request = format!(
+            r#"{{"event":"request","ts":{},"tenant_id":"t","user_id":"{name}","latency_ms":{},"error":false}}"#,
+            START + user + 1,
+            100 + user
+        );
+        sample.take(1, 0, &[b"\0\0\0\0\x08", request.as_bytes()].concat());
+        sample.take(2, 0, b"\0\0\0\0\x08{\"own\":1}");
+    }
+    sample.take(0, 0, b"\0\0\0\0\x07\x02");
+    let found = sample.found(&["shop.exposures", "shop.requests", "shop.own"].map(str::to_owned), Some(schemas));
+    let page = told(&found);
+    for part in [
+        "201 records  avro: canonical events, refused: 1 not_json",
+        "200 records  json_schema: canonical events",
+        "json_schema: a layout of its own",
+    ] {
+        assert!(page.contains(part), "{page}");
+    }
+    let search = &found.tally.experiments["search"];
+    assert_eq!((search.units(), search.figures.requests), (200, 200));
+    let sources = sources(&found, "../schemas").unwrap();
+    assert!(
+        sources.contains(
+            "shop.exposures: {topics: ['shop.exposures'], format: avro}\n  shop.requests: {topics: ['shop.requests'], format: json_schema}"
+        ),
+        "{sources}"
+    );
+    assert_eq!(faults(&sources), Vec::<String>::new());
+}
+
+#[test]
 fn what_nobody_knows_is_described() {
     let records = vec![
         (0, 0, r#"{"kind":"view","at":{"ms":5},"tags":[1]}"#.to_owned()),
@@ -126,7 +181,12 @@ fn what_nobody_knows_is_described() {
         (2, 0, "<xml/>".to_owned()),
     ];
     let text = told(&found(&records, &["own", "avro", "text", "empty"]));
-    for part in ["which needs a source; fields /at/ms /kind", "begin with the id of a schema", "no JSON", "nothing in it"] {
+    for part in [
+        "which needs a source; fields /at/ms /kind",
+        "begin with the id of a schema, and cannot be read: --schema-registry URL says where it is",
+        "no JSON",
+        "nothing in it",
+    ] {
         assert!(text.contains(part), "{text}");
     }
 }

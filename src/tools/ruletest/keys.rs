@@ -250,6 +250,7 @@ mod tests {
     use super::*;
     use crate::engine::outcome::Reject;
     use crate::rules::keys::Key;
+    use crate::rules::reference;
 
     #[test]
     fn every_outcome_has_its_name_here() {
@@ -262,13 +263,26 @@ mod tests {
         assert!(EXPECT.keys.iter().all(own));
     }
 
-    /// `GUARDRAILD_UPDATE=1 cargo test --lib ruletest::keys` writes the file anew.
+    const HEAD: &str = "# Test reference
+
+Every key of a rule test (`*_test.yaml`). This page is written from the table by which `guardraild test` reads tests, and from which the JSON Schema of editors comes. What they do, and when an expectation holds:
+[testing-rules.md](testing-rules.md).
+
+A path such as `cases[].for` stands for the key `for` of each item of `cases`; `traffic.metrics.*` for each name under `metrics`. A key in **bold** is required. Times count from the start of the case. An expectation
+has exactly one of `verdict`, `acts`, `never`, `stopped`, `go`, `stop`, `endpoint` and `outcome`; of its other keys each says to which of these it belongs.
+";
+
+    /// `GUARDRAILD_UPDATE=1 cargo test --lib ruletest::keys` writes the files anew.
     #[test]
-    fn the_committed_schema_is_up_to_date() {
-        let path = format!("{}/config/schemas/test.v1.schema.json", env!("CARGO_MANIFEST_DIR"));
-        if std::env::var_os("GUARDRAILD_UPDATE").is_some() {
-            std::fs::write(&path, schema()).unwrap();
+    fn the_committed_schema_and_page_are_up_to_date() {
+        for (path, text) in
+            [("config/schemas/test.v1.schema.json", schema()), ("docs/test-reference.md", reference::sections(HEAD, &ROOT, None))]
+        {
+            let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("GUARDRAILD_UPDATE").is_some() {
+                std::fs::write(&path, &text).unwrap();
+            }
+            assert!(std::fs::read_to_string(&path).unwrap_or_default() == text, "run this test with GUARDRAILD_UPDATE=1");
         }
-        assert!(std::fs::read_to_string(&path).unwrap_or_default() == schema(), "run this test with GUARDRAILD_UPDATE=1");
     }
 }

@@ -3,6 +3,7 @@
 
 use super::report::{Report, duration};
 use super::study::Detection;
+use super::traffic::Phase;
 use std::fmt::Write as _;
 
 const WIDTH: f64 = 720.0;
@@ -15,7 +16,7 @@ const TICKS: [f64; 11] = [1.0, 10.0, 100.0, 1e3, 10e3, 60e3, 600e3, 3_600e3, 21_
 /// Colours stand as they are, and not in variables, for the sake of viewers that know no variables.
 const STYLE: &str = "\
 svg{color-scheme:light dark;background:#fff;font:13px system-ui,sans-serif}text{fill:#1f2328}.soft{fill:#656d76}\
-.grid{stroke:#d0d7de}.rim{stroke:#b42318;stroke-dasharray:4 3}.band{fill:#9ec5fe;opacity:.6}.median{stroke:#0a58ca;stroke-width:2;fill:none}\
+.grid{stroke:#d0d7de}.rim{stroke:#b42318;stroke-dasharray:4 3}.phase{stroke:#656d76;stroke-dasharray:1 3}.band{fill:#9ec5fe;opacity:.6}.median{stroke:#0a58ca;stroke-width:2;fill:none}\
 .dot{fill:#0a58ca}.missed{fill:#b42318}.bar{stroke:#0a58ca;stroke-width:3}\
 @media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.soft{fill:#9198a1}.grid{stroke:#3d444d}.rim{stroke:#ff7b72}\
 .band{fill:#1f4b8e}.median,.bar{stroke:#79b8ff}.dot{fill:#79b8ff}.missed{fill:#ff7b72}}";
@@ -83,7 +84,7 @@ fn false_alarms(report: &Report, top: f64, out: &mut String) -> std::fmt::Result
 }
 
 /// Median and 90th percentile of one metric's delays, on a logarithmic axis; effects that half of the runs miss lie on the
-/// dashed line at the end of the runs. Below each effect stands the share of runs that found it.
+/// dashed line at the end of the runs, and a dotted line is where a phase of the ramp begins. Below each effect stands the share of runs that found it.
 fn panel(report: &Report, points: &[&Detection], top: f64, out: &mut String) -> std::fmt::Result {
     let (high, low) = (top + 40.0, top + PANEL - 46.0);
     let end = report.days * 86_400_000.0 - report.onset_ms as f64;
@@ -105,6 +106,20 @@ fn panel(report: &Report, points: &[&Detection], top: f64, out: &mut String) -> 
         writeln!(out, "<line class=\"{class}\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", WIDTH - RIGHT)?;
         let label = duration(tick);
         writeln!(out, "<text class=\"soft\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>", LEFT - 8.0, at + 4.0)?;
+    }
+    for (phase, begins) in starts(report).filter(|(_, begins)| *begins > first && *begins < end) {
+        let at = y(begins);
+        writeln!(out, "<line class=\"phase\" x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>", WIDTH - RIGHT)?;
+        let label = match &phase.weights {
+            Some(weights) => weights.iter().map(|share| format!("{:.0}%", share * 100.0)).collect::<Vec<_>>().join(" / "),
+            None => format!("{:.0}% of the units", phase.traffic * 100.0),
+        };
+        writeln!(
+            out,
+            "<text class=\"soft\" x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">the ramp moves to {label}</text>",
+            WIDTH - RIGHT,
+            at - 4.0
+        )?;
     }
     let mut order: Vec<usize> = (0..points.len()).collect();
     order.sort_by(|a, b| sizes[*a].total_cmp(&sizes[*b]));
@@ -130,6 +145,16 @@ fn panel(report: &Report, points: &[&Detection], top: f64, out: &mut String) -> 
         writeln!(out, "<text class=\"soft\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{percent:.0}%</text>", low + 36.0)?;
     }
     Ok(())
+}
+
+/// Each phase after the first, and when it begins: ms after the onset of the effects.
+fn starts(report: &Report) -> impl Iterator<Item = (&Phase, f64)> {
+    let spans = report.traffic.phases.iter().map_while(|phase| phase.span);
+    let ends = spans.scan(-(report.onset_ms as f64), |at, span| {
+        *at += span as f64;
+        Some(*at)
+    });
+    report.traffic.phases.iter().skip(1).zip(ends)
 }
 
 fn escaped(text: &str) -> String {

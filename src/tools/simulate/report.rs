@@ -3,6 +3,7 @@
 use super::size::SampleSize;
 use super::study::{CONFIDENCE, Delay, Detectable, Detection, Healthy, Named, Share};
 use super::traffic::{Shape, Spread, Traffic};
+use crate::rules::thousands;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -242,17 +243,9 @@ fn significant(value: f64) -> String {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
 }
 
-/// A count with separators between thousands.
+/// A whole number with separators between thousands.
 pub fn count(value: f64) -> String {
-    let digits = format!("{:.0}", value.round());
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
+    thousands(value.round() as u64)
 }
 
 /// A span of ms in the unit that people would choose.

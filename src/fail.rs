@@ -1,7 +1,7 @@
 //! Fail points: the places on the way from a decision to a receiver's answer where a test lets the process die, or a step fail.
 //!
-//! `FAIL_POINT=committed:crash` aborts there, without a flush or a destructor; `FAIL_POINT=committed:error` lets the step fail once;
-//! `committed:error@3` when the place is come to for the third time. Only builds with debug assertions have them (`cargo test`,
+//! `FAIL_POINT=committed:crash` aborts there, without a flush or a destructor; `FAIL_POINT=committed:error` lets the step fail once, and
+//! `committed:panic` the thread or task panic; `committed:error@3` when the place is come to for the third time. Only builds with debug assertions have them (`cargo test`,
 //! `cargo run`): in a release build [`at`] is empty, and the variable is not read.
 
 #[cfg(debug_assertions)]
@@ -57,9 +57,17 @@ pub struct Failed(Point);
 
 #[cfg(debug_assertions)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Crash,
+    Error,
+    Panic,
+}
+
+#[cfg(debug_assertions)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Armed {
     point: Point,
-    crash: bool,
+    what: What,
     /// How many times the place is passed before it happens.
     passes: u32,
 }
@@ -99,11 +107,15 @@ pub fn at(point: Point) -> Result<(), Failed> {
         armed.passes -= 1;
         return Ok(());
     }
-    if armed.crash {
-        std::process::abort();
-    }
+    let what = armed.what;
     *slot = None;
-    Err(Failed(point))
+    drop(slot);
+    match what {
+        What::Crash => std::process::abort(),
+        What::Error => Err(Failed(point)),
+        #[allow(clippy::panic)] // that is what was asked for
+        What::Panic => panic!("{}", Failed(point)),
+    }
 }
 
 #[cfg(not(debug_assertions))]
@@ -119,7 +131,8 @@ pub fn at(_: Point) -> Result<(), Failed> {
 #[cfg(debug_assertions)]
 pub fn arm_from_environment() -> Result<(), String> {
     let Ok(text) = std::env::var("FAIL_POINT") else { return Ok(()) };
-    let armed = parse(&text).ok_or_else(|| format!("FAIL_POINT={text}: write POINT:crash or POINT:error[@N], as in src/fail.rs"))?;
+    let armed =
+        parse(&text).ok_or_else(|| format!("FAIL_POINT={text}: write POINT:crash, POINT:error or POINT:panic[@N], as in src/fail.rs"))?;
     tracing::warn!("fail point armed: {text}");
     *ARMED.lock().unwrap_or_else(|e| e.into_inner()) = Some(armed);
     Ok(())
@@ -135,12 +148,13 @@ fn parse(text: &str) -> Option<Armed> {
     let (name, what) = text.split_once(':')?;
     let (_, point) = POINTS.iter().find(|(known, _)| *known == name)?;
     let (what, time) = what.split_once('@').unwrap_or((what, "1"));
-    let crash = match what {
-        "crash" => true,
-        "error" => false,
+    let what = match what {
+        "crash" => What::Crash,
+        "error" => What::Error,
+        "panic" => What::Panic,
         _ => return None,
     };
-    Some(Armed { point: *point, crash, passes: time.parse::<u32>().ok()?.checked_sub(1)? })
+    Some(Armed { point: *point, what, passes: time.parse::<u32>().ok()?.checked_sub(1)? })
 }
 
 #[cfg(test)]
@@ -149,10 +163,11 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_refused() {
-        let armed = |point, crash, passes| Some(Armed { point, crash, passes });
-        assert_eq!(parse("commit:crash"), armed(Point::Commit, true, 0));
-        assert_eq!(parse("give_up:error@3"), armed(Point::GiveUp, false, 2));
-        for bad in ["", "commit", "commit:", "commit:panic", "comit:crash", "commit:error@0", "commit:error@x"] {
+        let armed = |point, what, passes| Some(Armed { point, what, passes });
+        assert_eq!(parse("commit:crash"), armed(Point::Commit, What::Crash, 0));
+        assert_eq!(parse("give_up:error@3"), armed(Point::GiveUp, What::Error, 2));
+        assert_eq!(parse("send:panic"), armed(Point::Send, What::Panic, 0));
+        for bad in ["", "commit", "commit:", "commit:wait", "comit:crash", "commit:error@0", "commit:error@x"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

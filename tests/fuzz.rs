@@ -65,12 +65,19 @@ fn checkpoints() -> Vec<Vec<u8>> {
     let mut decoder = Decoder::new(&catalog.fields, Limits::default());
     let mut partition = Aggregator::new(0, catalog.clone(), settings.clone());
     let mut fleet = Fleet::new(&catalog, settings.pane);
-    for record in records() {
-        partition.observe(&decoder.decode(record.as_bytes()).unwrap());
-        partition.drain().into_iter().for_each(|emission| fleet.take(emission, &mut Output::default()));
+    let records = records();
+    let (judged, waiting) = records.split_at(records.len() - 50);
+    for (part, more) in [(judged, None), (waiting, Some(1))] {
+        // Another partition has not said anything yet.
+        more.into_iter().for_each(|partition| fleet.assigned(partition));
+        for record in part {
+            partition.observe(&decoder.decode(record.as_bytes()).unwrap());
+            partition.drain().into_iter().for_each(|emission| fleet.take(emission, &mut Output::default()));
+        }
     }
     let kept = [Kept::of(fleet.snapshot(true).unwrap()), Kept::of(partition.snapshot().unwrap())];
-    let parts = [(0, 0, "state"), (1, 0, "experiment/exp"), (2, 1, "state"), (3, 1, "units"), (4, 1, "ids/0")];
+    let pane = kept[0].names().find(|name| name.starts_with("pane/")).unwrap();
+    let parts = [(0, 0, "state"), (1, 0, "experiment/exp"), (2, 1, "state"), (3, 1, "units"), (4, 1, "ids/0"), (5, 0, pane)];
     let seeds = parts.into_iter().flat_map(|(kind, of, name)| kept[of].blobs(name).iter().map(move |blob| [&[kind], &blob[..]].concat()));
     seeds.collect()
 }

@@ -111,6 +111,12 @@ thread_local! {
     static FIELDS: FieldTable = world().catalog.fields.clone();
     static DECODER: RefCell<Decoder> = RefCell::new(FIELDS.with(|fields| Decoder::new(fields, Limits::default())));
     static CATALOG: Arc<Catalog> = Arc::new(world().catalog);
+    /// What a fleet and a partition that have read nothing leave in a checkpoint.
+    static EMPTY: [Changes; 2] = CATALOG.with(|catalog| {
+        let settings = Settings::default();
+        let fleet = Fleet::new(catalog, settings.pane).snapshot(true).unwrap();
+        [fleet, Aggregator::new(0, Arc::clone(catalog), settings).snapshot().unwrap()]
+    });
 }
 
 /// A record of canonical events. What the decoder has learned of other records changes nothing, and every record is counted once.
@@ -184,27 +190,32 @@ pub fn rules(data: &[u8]) {
 }
 
 /// One part of a checkpoint, the others as of a daemon that has read nothing: what is common to the fleet, an experiment, a partition, a chunk of
-/// its units, a list of its ids, by the first byte. It is an error, or a state that can be written down again.
+/// its units, a list of its ids, a pane that waits, by the first byte. It is an error, or a state that can be written down again.
 pub fn checkpoint(data: &[u8]) {
     let [kind, bytes @ ..] = data else { return };
     CATALOG.with(|catalog| {
         let settings = Settings::default();
-        let with = |mut changes: Changes, name: &str| {
+        let with = |empty: usize, name: &str| {
+            let mut changes = EMPTY.with(|parts| parts[empty].clone());
             changes.push((name.to_owned(), Change::Set(vec![bytes.to_vec()])));
             Kept::of(changes)
         };
-        let names =
-            [("fleet", "state"), ("fleet", "experiment/exp"), ("partition", "state"), ("partition", "units"), ("partition", "ids/0")];
+        let names = [
+            ("fleet", "state"),
+            ("fleet", "experiment/exp"),
+            ("partition", "state"),
+            ("partition", "units"),
+            ("partition", "ids/0"),
+            ("fleet", "pane/1764666100"),
+        ];
         match names[usize::from(*kind) % names.len()] {
             ("fleet", name) => {
-                let empty = Fleet::new(catalog, settings.pane).snapshot(true).unwrap();
-                if let Ok(mut restored) = Fleet::restore(catalog, settings.pane, &with(empty, name)) {
+                if let Ok(mut restored) = Fleet::restore(catalog, settings.pane, &with(0, name)) {
                     restored.fleet.snapshot(true).unwrap();
                 }
             }
             (_, name) => {
-                let empty = Aggregator::new(0, Arc::clone(catalog), settings.clone()).snapshot().unwrap();
-                if let Ok(mut partition) = Aggregator::restore(0, Arc::clone(catalog), settings, &with(empty, name)) {
+                if let Ok(mut partition) = Aggregator::restore(0, Arc::clone(catalog), settings, &with(1, name)) {
                     partition.snapshot().unwrap();
                 }
                 let _ = assignments(bytes, "exp", |_| {});

@@ -11,6 +11,7 @@ mod crash;
 mod generate;
 mod judge;
 mod latency;
+mod pending;
 mod ratio;
 mod rig;
 mod side;
@@ -51,6 +52,8 @@ enum Command {
     Calibrate(calibrate::Args),
     /// Kill a daemon again and again, by SIGKILL and by power cuts: nothing may be lost, nothing doubled
     Crash(crash::Args),
+    /// Start with thousands of deliveries pending: CPU, memory, and how long a kill waits
+    Pending(pending::Args),
     /// Check a thousand rule files: CPU and time
     Check(check::Args),
     /// CPU of the engine alone, in virtual time: per event, per experiment and pane, per view and checkpoint
@@ -78,6 +81,7 @@ fn main() -> anyhow::Result<()> {
         Command::Latency(args) => latency::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Crash(args) => crash::run(&args),
+        Command::Pending(args) => pending::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Judge(args) => judge::run(&args),
         Command::Viewers(args) => viewers::run(&args),

@@ -39,6 +39,19 @@ pub fn memory_of(pid: u32) -> u64 {
     status(&pid.to_string(), "VmRSS:")
 }
 
+/// Its largest so far.
+pub fn peak_memory_of(pid: u32) -> u64 {
+    status(&pid.to_string(), "VmHWM:")
+}
+
+/// CPU time of another process so far, user and system, in hundredths of a second; 0 when it has gone.
+pub fn cpu_of(pid: u32) -> Duration {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name, in brackets, may hold spaces; of what follows, the 12th and 13th.
+    let fields = text.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Duration::from_millis(fields.filter_map(|field| field.parse::<u64>().ok()).sum::<u64>() * 10)
+}
+
 fn status(process: &str, key: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(key));

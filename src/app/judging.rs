@@ -89,6 +89,8 @@ pub trait Reading {
     fn reload(&self, number: u64, rules: Rules);
     /// The last snapshots, and an end.
     fn stop(&self);
+    /// Panes that wait for the slowest partition take so many bytes.
+    fn waiting(&self, bytes: usize);
     /// Whether schemas are waited for; `None` where none is needed.
     fn schemas(&self) -> Option<&Schemas>;
 }
@@ -104,6 +106,10 @@ impl Reading for Ingest {
 
     fn stop(&self) {
         Ingest::stop(self);
+    }
+
+    fn waiting(&self, bytes: usize) {
+        Ingest::waiting(self, bytes);
     }
 
     fn schemas(&self) -> Option<&Schemas> {
@@ -297,6 +303,7 @@ impl Session {
     fn settle(&mut self) {
         let mut out = Output::default();
         self.court.fleet.settle(&mut out);
+        self.ingest.waiting(self.court.fleet.waiting_size());
         if !out.is_empty() {
             self.say(out, None);
         }

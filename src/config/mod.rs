@@ -183,6 +183,7 @@ fn engine(mut s: Section<'_>) -> Engine {
         units_max: count(s.need("units_max", reader::whole(1..=10_000_000_000))),
         waiting_max: count(s.need("waiting_max", reader::whole(0..=100_000_000))),
         max_skew_panes: max_skew / pane,
+        ahead_max: count(s.need("ahead_max", reader::size("16MiB", "64GiB"))),
         shared_cause: shared_cause(s.section("shared_cause")),
         blast_radius: blast_radius(s.section("blast_radius")),
     };

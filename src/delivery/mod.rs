@@ -23,6 +23,6 @@ pub use client::{Answer, Sender};
 pub use dispatcher::{Clock, Dispatcher, Observer, Renewer, Waker};
 pub use endpoint::{Endpoint, EndpointError, EndpointFault, Kind};
 pub use probe::Unreachable;
-pub use rehearsal::{rehearsal, unfit};
+pub use rehearsal::{rehearsal, sample, unfit};
 pub use route::{Router, topic_endpoint};
 pub use template::Unfit;

@@ -20,6 +20,13 @@ pub fn rehearsal(endpoint: &str, event_type: &str, body: Option<&Value>, flag: O
     }
 }
 
+/// A decision that nothing has led to, and what its endpoint would be sent. `now` is the wall clock.
+pub fn sample(endpoint: &str, event_type: &str, now: Millis) -> (Decision, String) {
+    let decision = decision(endpoint, event_type, now);
+    let payload = payload::body(event_type, &decision, None, &Own::default(), &Links::default());
+    (decision, payload)
+}
+
 fn decision(endpoint: &str, event_type: &str, now: Millis) -> Decision {
     let action = match event_type {
         "guardrail.kill" => Action::Kill,

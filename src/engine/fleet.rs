@@ -3,11 +3,13 @@
 //! A pane is judged when every live partition has passed it, so verdicts do not depend on how partitions interleave. A partition that
 //! is assigned but has not said anything yet holds the others back; one known to be empty does not.
 
+mod waiting;
+
 use super::brakes::Brakes;
 use super::decision::{Decision, Output};
 use super::judge::{Judge, Operation, Operator};
 use super::kept::{self, Change, Changes, Kept};
-use super::pane::{CellId, Emission, Observation, PaneBatch, Pool, Seen};
+use super::pane::{CellId, Emission, Observation, PaneBatch, Pool};
 use super::plan::{BlastRadius, Catalog, SharedCause};
 use super::shape::{Plans, Renumber, Shape};
 use super::shared_cause::Breaches;
@@ -16,6 +18,7 @@ use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use waiting::{Panes, Waiting};
 
 /// See the module.
 pub struct Fleet {
@@ -26,7 +29,7 @@ pub struct Fleet {
     cells: Vec<CellId>,
     partitions: BTreeMap<i32, Progress>,
     /// What partitions have seen in panes that have not been judged.
-    pending: Pending,
+    waiting: Waiting,
     /// The panes that are being judged.
     pools: Vec<Pool>,
     /// Room to sort them in.
@@ -48,9 +51,6 @@ pub struct Fleet {
 /// Panes judged together at most, where so many are ready: their observations are all in memory once more.
 const TOGETHER: usize = 8;
 
-/// By pane, and by partition: one entry for each pane that it has closed.
-type Pending = BTreeMap<Pane, BTreeMap<i32, Vec<Seen>>>;
-
 /// How far a partition has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
@@ -70,7 +70,6 @@ const EXPERIMENT: &str = "experiment/";
 /// What belongs to no experiment alone.
 #[derive(Serialize)]
 struct StateRef<'a> {
-    pending: &'a Pending,
     judged: Option<Pane>,
     furthest: Option<Pane>,
     breaches: &'a Breaches,
@@ -80,7 +79,9 @@ struct StateRef<'a> {
 /// What [`StateRef`] writes.
 #[derive(Deserialize)]
 struct State {
-    pending: Pending,
+    /// Earlier versions kept the panes that wait here.
+    #[serde(default)]
+    pending: Panes,
     judged: Option<Pane>,
     #[serde(default)]
     furthest: Option<Pane>,
@@ -106,7 +107,7 @@ impl Fleet {
             shapes,
             cells,
             partitions: BTreeMap::new(),
-            pending: BTreeMap::new(),
+            waiting: Waiting::default(),
             pools: Vec::new(),
             room: Vec::new(),
             judged: None,
@@ -178,7 +179,7 @@ impl Fleet {
         // A partition that joins late may close panes that have been judged: what it saw counts in the next one.
         let pane = self.judged.map_or(batch.pane, |judged| batch.pane.max(Pane(judged.0 + 1)));
         if !batch.seen.is_empty() {
-            self.pending.entry(pane).or_default().entry(batch.partition).or_default().push(batch.seen);
+            self.waiting.hear(pane, batch.partition, batch.seen);
         }
         self.furthest = self.furthest.max(Some(batch.pane));
         let progress = self.partitions.entry(batch.partition).or_insert(Progress::Waiting);
@@ -200,10 +201,9 @@ impl Fleet {
         }
         let Some(passed) = passed.filter(|p| self.judged.is_none_or(|judged| *p > judged)) else { return };
         let start = (out.decisions.len(), out.notices.len(), out.log.len());
-        let mut ready = self.pending.split_off(&Pane(passed.0 + 1));
-        std::mem::swap(&mut ready, &mut self.pending);
+        let mut ready = self.waiting.up_to(passed);
         while !ready.is_empty() {
-            let later = ready.keys().nth(TOGETHER).copied().map_or_else(Pending::new, |pane| ready.split_off(&pane));
+            let later = ready.keys().nth(TOGETHER).copied().map_or_else(Panes::new, |pane| ready.split_off(&pane));
             self.judge(std::mem::replace(&mut ready, later), out);
         }
         for judge in &mut self.judges {
@@ -220,7 +220,7 @@ impl Fleet {
     }
 
     /// Judges a few panes: experiment by experiment, so that the state of each is fetched from memory once for all of them.
-    fn judge(&mut self, panes: Pending, out: &mut Output) {
+    fn judge(&mut self, panes: Panes, out: &mut Output) {
         self.pools.resize_with(self.pools.len().max(panes.len()), Pool::default);
         let mut filled = Vec::new();
         for (pool, (pane, seen)) in self.pools.iter_mut().zip(panes) {
@@ -261,9 +261,9 @@ impl Fleet {
         self.judged.map(|pane| pane.end(self.pane_ms))
     }
 
-    /// Panes waiting for slower partitions.
-    pub fn pending(&self) -> usize {
-        self.pending.len()
+    /// Bytes of the panes that wait for slower partitions.
+    pub fn waiting_size(&self) -> usize {
+        self.waiting.size()
     }
 
     /// One experiment with the exact evidence and interval of every guardrail.
@@ -331,18 +331,13 @@ impl Fleet {
             }
         }
         let written = |blob: Result<Vec<u8>, String>| blob.map_err(|e| format!("the state of all experiments {e}"));
-        let state = StateRef {
-            pending: &self.pending,
-            judged: self.judged,
-            furthest: self.furthest,
-            breaches: &self.breaches,
-            brakes: &self.brakes,
-        };
+        let state = StateRef { judged: self.judged, furthest: self.furthest, breaches: &self.breaches, brakes: &self.brakes };
         set(STATE.to_owned(), written(kept::encode(&state))?);
-        if all || !self.plans_kept {
-            self.plans_kept = true;
+        let whole = all || !std::mem::replace(&mut self.plans_kept, true);
+        if whole {
             set(PLANS.to_owned(), written(kept::encode(&self.plans()))?);
         }
+        changes.extend(self.waiting.take_changes(whole)?);
         Ok(changes)
     }
 
@@ -380,11 +375,7 @@ impl Fleet {
             }
         }
         let by = Renumber::new(&plans, catalog);
-        for (pane, partitions) in state.pending {
-            let renumbered =
-                partitions.into_iter().map(|(partition, seen)| (partition, seen.into_iter().map(|s| s.renumbered(&by)).collect()));
-            fleet.pending.insert(pane, renumbered.collect());
-        }
+        fleet.waiting = Waiting::restore(kept, state.pending, &by)?;
         let is_gone = |name: &&str| name.strip_prefix(EXPERIMENT).is_some_and(|name| fleet.index(name).is_none());
         fleet.gone = kept.names().filter(is_gone).map(str::to_owned).collect();
         Ok(Restored { fleet, lost })
@@ -395,13 +386,14 @@ impl Fleet {
     /// # Errors
     /// The state cannot be written down or read: a fault of the program.
     pub fn reload(&mut self, catalog: &Catalog, at: Millis, out: &mut Output) -> Result<(), String> {
-        let gone = self.gone.clone();
+        let (gone, panes) = (self.gone.clone(), self.waiting.kept().clone());
         let kept = Kept::of(self.snapshot(true)?);
         let Restored { fleet: mut new, lost } = Fleet::carried(catalog, self.pane_ms, &kept, out)?;
         if let Some((name, reason)) = lost.first() {
             return Err(format!("`{name}`: {reason}"));
         }
         new.gone.extend(gone);
+        new.waiting.are_kept(panes);
         new.partitions = std::mem::take(&mut self.partitions);
         (new.shared_cause, new.blast_radius) = (self.shared_cause.clone(), self.blast_radius.clone());
         for judge in std::mem::take(&mut self.judges) {

@@ -501,6 +501,8 @@ pub struct Settings {
     pub waiting_max: usize,
     /// Panes that one partition may run ahead of the slowest live one.
     pub max_skew_panes: i64,
+    /// Bytes that panes may take that wait for the slowest partition; beyond that none runs ahead by more than a pane.
+    pub ahead_max: usize,
     pub shared_cause: SharedCause,
     pub blast_radius: BlastRadius,
 }
@@ -548,6 +550,7 @@ impl Default for Settings {
             units_max: 20_000_000,
             waiting_max: 20_000,
             max_skew_panes: 600,
+            ahead_max: 256 << 20,
             shared_cause: SharedCause::default(),
             blast_radius: BlastRadius::default(),
         }

@@ -52,6 +52,8 @@ pub struct Reader {
     unproven: BTreeSet<Place>,
     /// At their end, as their worker knows.
     ended: BTreeSet<Place>,
+    /// More waits for the slowest partition than may.
+    full: bool,
     /// Watermark of each partition number, and when it last moved.
     moved: BTreeMap<i32, (Mark, Instant)>,
     /// Offsets are told to the group.
@@ -108,7 +110,8 @@ impl Reader {
         let (assigned, paused, unproven, ended, moved) =
             (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         let (commit_at, skew_at) = (now + COMMIT, now);
-        Reader { consumer, queue, shared, workers, commands, assigned, paused, unproven, ended, moved, commits, commit_at, skew_at }
+        let full = false;
+        Reader { consumer, queue, shared, workers, commands, assigned, paused, unproven, ended, full, moved, commits, commit_at, skew_at }
     }
 
     /// Reads until it is told to stop, or cannot go on; then ends the workers.
@@ -341,8 +344,8 @@ impl Reader {
         self.ended.extend(places);
     }
 
-    /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest; resumes the others. `now` without the
-    /// time in which nothing could be taken.
+    /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest, in time or in what waits for it; resumes
+    /// the others. `now` without the time in which nothing could be taken.
     fn pace(&mut self, now: Instant) {
         let marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner()).clone();
         for (partition, mark) in &marks {
@@ -351,11 +354,17 @@ impl Reader {
                 _ => drop(self.moved.insert(*partition, (*mark, now))),
             }
         }
-        let span = self.shared.settings.max_skew_panes.saturating_mul(self.shared.settings.pane);
+        let settings = &self.shared.settings;
+        // Until half has gone, lest partitions be paused and resumed all the time.
+        let most = if self.full { settings.ahead_max / 2 } else { settings.ahead_max };
+        self.full = self.shared.board.waiting.load(Ordering::Relaxed) > most;
+        let (span, full) = (if self.full { 1 } else { settings.max_skew_panes }.saturating_mul(settings.pane), self.full);
         let paused = |p: i32| self.paused.iter().any(|place| place.1 == p);
         let slowest = marks
             .iter()
-            .filter(|(p, m)| !m.caught_up && self.moved.get(p).is_some_and(|(_, at)| now.duration_since(*at) < LAME || paused(**p)))
+            .filter(|(p, m)| {
+                !m.caught_up && (full || self.moved.get(p).is_some_and(|(_, at)| now.duration_since(*at) < LAME || paused(**p)))
+            })
             .filter_map(|(_, m)| m.watermark)
             .min();
         let bound = slowest.map(|s| s.saturating_add(span));

@@ -29,6 +29,7 @@ use rdkafka::error::KafkaError;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 /// Topics at most; a set of them fits a word.
@@ -39,7 +40,7 @@ const INBOX: usize = 4;
 const COMMANDS: usize = 64;
 
 /// What to read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct KafkaConfig {
     /// `host:port`, separated by commas.
     pub brokers: String,
@@ -57,6 +58,20 @@ pub struct KafkaConfig {
     pub merge_wait: Millis,
     /// Needed with `sasl.mechanism` OAUTHBEARER.
     pub oauth: Option<OauthConfig>,
+}
+
+/// Without the values of properties: passwords are among them.
+impl std::fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let KafkaConfig { brokers, group, topics, properties, .. } = self;
+        let properties: Vec<&String> = properties.keys().collect();
+        f.debug_struct("KafkaConfig")
+            .field("brokers", brokers)
+            .field("group", group)
+            .field("topics", topics)
+            .field("properties", &properties)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Where a partition starts that has never been read.
@@ -173,6 +188,7 @@ pub struct Ingest {
     commands: Sender<Command>,
     rejects: Rejects,
     schemas: Option<Schemas>,
+    board: Arc<Board>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -207,7 +223,7 @@ impl Ingest {
             rejects: Rejects::default(),
             board: Arc::new(Board::default()),
         };
-        let (rejects, schemas) = (shared.rejects.clone(), shared.layouts.schemas.clone());
+        let (rejects, schemas, board) = (shared.rejects.clone(), shared.layouts.schemas.clone(), Arc::clone(&shared.board));
         let workers = workers(config, &shared, resume)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
@@ -224,7 +240,7 @@ impl Ingest {
         let commits = !config.properties.contains_key("group.instance.id");
         let reader = Reader::new(consumer, queue, shared, senders, inbox, commits);
         let thread = std::thread::Builder::new().name("kafka".into()).spawn(move || reader.run(threads))?;
-        Ok(Ingest { commands, rejects, schemas, thread: Some(thread) })
+        Ok(Ingest { commands, rejects, schemas, board, thread: Some(thread) })
     }
 
     /// Asks every worker for a snapshot under this barrier. Wait for all of them before asking again.
@@ -237,6 +253,11 @@ impl Ingest {
     /// for [`Ingest::barrier`].
     pub fn reload(&self, barrier: u64, rules: Rules) {
         let _ = self.commands.send(Command::Reload(barrier, rules));
+    }
+
+    /// Tells what panes take that wait for the slowest partition, bytes: where it is too much, those ahead are paused.
+    pub fn waiting(&self, bytes: usize) {
+        self.board.waiting.store(bytes, Ordering::Relaxed);
     }
 
     /// Ends reading: no more is taken, what has been taken is booked, the last snapshots come, then [`FromIngest::Stopped`].

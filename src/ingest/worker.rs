@@ -12,7 +12,7 @@ use crate::engine::plan::{Catalog, Settings};
 use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,8 @@ pub struct Mark {
     pub watermark: Option<Millis>,
     /// At the end of all its topics.
     pub caught_up: bool,
+    /// And that for so long that it moves on with the clock.
+    pub quiet: bool,
     /// Topics to pause, one bit each.
     pub crowded: u64,
 }
@@ -57,6 +59,8 @@ pub struct Board {
     pub changed: AtomicBool,
     /// Milliseconds in which nothing could be taken from Kafka, since a worker was behind or the process did not run.
     pub held: AtomicU64,
+    /// Bytes of panes that wait for the slowest partition.
+    pub waiting: AtomicUsize,
     /// Partition numbers that are paused because they are too far ahead of the slowest.
     pub ahead: Mutex<BTreeSet<i32>>,
 }
@@ -215,6 +219,12 @@ impl Part {
             mark: Mark::default(),
             chance: Chance { looked: shared.clock.steady(), ..Chance::default() },
         }
+    }
+
+    /// Milliseconds for which it has moved on with the clock: at its end, and without records for longer than `idle_after`.
+    fn quiet(&self, now: Duration, idle_after: Millis) -> Option<Millis> {
+        let quiet = now.saturating_sub(self.quiet_since).as_millis() as Millis - idle_after;
+        (quiet > 0 && self.aligner.caught_up()).then_some(quiet)
     }
 
     fn offsets(&self, topics: &[String]) -> BTreeMap<String, i64> {
@@ -388,16 +398,15 @@ impl Worker {
     pub fn tick(&mut self) -> Sent {
         self.samples = 0;
         let now = Moment::of(&self.shared);
+        let lead = self.lead(&now);
         let partitions: Vec<i32> = self.parts.keys().copied().collect();
         for partition in partitions {
             self.release(partition, &now)?;
             let Some(part) = self.parts.get_mut(&partition) else { continue };
-            let since = now.steady.saturating_sub(part.quiet_since);
-            let quiet = since.as_millis() as Millis - self.shared.settings.idle_after;
-            if quiet > 0 && part.aligner.caught_up() {
+            if let Some(quiet) = part.quiet(now.steady, self.shared.settings.idle_after) {
                 match part.time {
                     Some(time) => {
-                        part.aggregator.advance(time.saturating_add(quiet));
+                        part.aggregator.advance(time.saturating_add(quiet).max(lead));
                         part.moved = true;
                     }
                     None if !part.idle => {
@@ -416,6 +425,15 @@ impl Worker {
         }
         self.post(self.parts.keys().copied().collect());
         Ok(())
+    }
+
+    /// The time to which quiet partitions move at once, lest one whose last record is of long ago hold the others back: that of the slowest
+    /// that is not quiet, or of the furthest where all are; of about now at most.
+    fn lead(&self, now: &Moment) -> Millis {
+        let marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner());
+        let times = |quiet: bool| marks.values().filter(move |mark| mark.quiet == quiet).filter_map(|mark| mark.watermark);
+        let lead = times(false).min().or_else(|| times(true).max());
+        lead.map_or(Millis::MIN, |lead| lead.min(now.wall.saturating_sub(self.shared.settings.idle_after)))
     }
 
     /// Sends the state of all partitions.
@@ -447,6 +465,7 @@ impl Worker {
 
     /// Lets the consumer's thread know how far the partitions are.
     fn post(&mut self, partitions: BTreeSet<i32>) {
+        let (steady, idle_after) = (self.shared.clock.steady(), self.shared.settings.idle_after);
         let mut marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner());
         let mut urgent = false;
         for partition in partitions {
@@ -457,7 +476,8 @@ impl Worker {
             }
             let crowded = part.aligner.crowded(part.mark.crowded);
             urgent |= crowded != part.mark.crowded;
-            part.mark = Mark { watermark: part.aggregator.watermark(), caught_up: part.aligner.caught_up(), crowded };
+            let (caught_up, quiet) = (part.aligner.caught_up(), part.quiet(steady, idle_after).is_some());
+            part.mark = Mark { watermark: part.aggregator.watermark(), caught_up, quiet, crowded };
             marks.insert(partition, part.mark);
         }
         if urgent {
@@ -527,23 +547,4 @@ impl Booking<'_> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_time_in_which_a_topic_could_bring_records_tries_the_patience() {
-        let s = Duration::from_secs;
-        let at = |steady, held, ahead: &[i32]| Moment {
-            wall: 0,
-            latest: 0,
-            steady: s(steady),
-            held: s(held),
-            ahead: ahead.iter().copied().collect(),
-        };
-        let mut chance = Chance { looked: s(100), ..Chance::default() };
-        assert_eq!(chance.had(&at(101, 0, &[4]), 3), 1_000);
-        assert_eq!(chance.had(&at(191, 87, &[]), 3), 4_000, "87 s of it a worker was behind");
-        assert_eq!(chance.had(&at(791, 87, &[3]), 3), 4_000, "paused: too far ahead");
-        assert_eq!(chance.had(&at(792, 87, &[]), 3), 5_000);
-    }
-}
+mod tests;

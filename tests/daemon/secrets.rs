@@ -70,10 +70,58 @@ checkpoint: {{every: 1s}}
     site
 }
 
+/// A token endpoint: it refuses the first request, then gives a token. Both answers hold what the request did.
+fn token_endpoint() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for (number, stream) in listener.incoming().flatten().enumerate() {
+            let mut reader = BufReader::new(stream);
+            while let Some((head, _)) = read_message(&mut reader) {
+                let told: String = head.lines().collect::<Vec<_>>().join("|").replace('"', "'");
+                let (status, body) = match number {
+                    0 => (500, told),
+                    _ => (200, format!(r#"{{"access_token":"planted-access-token-9","expires_in":60,"told":"{told}"}}"#)),
+                };
+                let answer =
+                    format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    address
+}
+
 /// What must appear nowhere.
 fn needles() -> Vec<String> {
     let planted = PLANTED.iter().map(|(_, secret)| secret.rsplit(['/', ' ']).next().unwrap().to_owned());
     planted.chain([OPERATOR, READER, SECRET].map(str::to_owned)).collect()
+}
+
+fn absent(needles: &[String], said: &[(String, String)]) {
+    for needle in needles {
+        for (place, text) in said {
+            assert!(!text.contains(needle.as_str()), "{needle} in {place}: {}", &text[..text.len().min(2_000)]);
+        }
+    }
+}
+
+/// What is served, logged and kept.
+fn said(daemon: Daemon, site: &Site, paths: &[&str]) -> Vec<(String, String)> {
+    let mut daemon = daemon;
+    let mut said: Vec<(String, String)> = paths.iter().map(|path| ((*path).to_owned(), daemon.get(path).1)).collect();
+    let (status, lines) = daemon.terminate();
+    assert!(status.success());
+    assert!(lines.iter().any(|line| line.contains("\"TRACE\"")), "not everything is logged");
+    said.extend(lines.into_iter().map(|line| ("the log".to_owned(), line)));
+    for entry in std::fs::read_dir(site.path("state")).unwrap() {
+        let path = entry.unwrap().path();
+        said.push((path.display().to_string(), String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned()));
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+    }
+    said
 }
 
 #[test]
@@ -85,6 +133,7 @@ fn planted_secrets_show_up_nowhere() {
     for (name, secret) in PLANTED {
         command.env(name, secret.replace("HOST", &mirror));
     }
+    command.env("FAIL_POINT", "send:panic").env("RUST_BACKTRACE", "full");
     let mut daemon = Daemon::spawn(command);
     let start = guardraild::clock::now() - 120_000;
     kafka.write("all", &Service { slow_from: 20_000, ..Service::healthy(start) }.records(0, 40_000));
@@ -101,20 +150,36 @@ fn planted_secrets_show_up_nowhere() {
     }
 
     let paths = ["/", "/metrics", "/readyz?verbose", "/api/v1/experiments", "/api/v1/rejects", &log, &format!("/api/v1/decisions/{id}")];
-    let mut said: Vec<(String, String)> = paths.iter().map(|path| ((*path).to_owned(), daemon.get(path).1)).collect();
-    let (status, lines) = daemon.terminate();
-    assert!(status.success());
-    assert!(lines.iter().any(|line| line.contains("\"TRACE\"")), "not everything is logged");
-    said.extend(lines.into_iter().map(|line| ("the log".to_owned(), line)));
-    for entry in std::fs::read_dir(site.path("state")).unwrap() {
-        let path = entry.unwrap().path();
-        said.push((path.display().to_string(), String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned()));
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
-    }
+    let said = said(daemon, &site, &paths);
     assert_eq!(site.path("state").metadata().unwrap().permissions().mode() & 0o077, 0);
-    for needle in needles() {
-        for (place, text) in &said {
-            assert!(!text.contains(&needle), "{needle} in {place}: {}", &text[..text.len().min(2_000)]);
-        }
-    }
+    // The first attempt panicked, and told with all that a trace can tell.
+    assert!(said.iter().any(|(_, line)| line.contains("panicked at")), "nothing panicked");
+    absent(&needles(), &said);
+}
+
+#[test]
+fn the_secret_of_an_oauth_client_and_its_tokens_show_up_nowhere() {
+    let kafka = Kafka::start(&["all"], 1);
+    let site = Site::new(&one_topic(&kafka, "all"), &Hook::ok(), &[("rule", rule(EXPERIMENT, "enforce"))]);
+    let config = std::fs::read_to_string(site.config()).unwrap();
+    let oauth = format!(
+        "kafka: {{oauth: {{token_url: 'http://{}/token', client_id: planted-client, client_secret: {{env: CLIENT_SECRET}}}}, ",
+        token_endpoint()
+    );
+    let config = config.replace("kafka: {", &oauth).replace(
+        "properties: {",
+        "properties: {security.protocol: sasl_plaintext, sasl.mechanism: OAUTHBEARER, debug: 'security,broker', ",
+    );
+    std::fs::write(site.config(), format!("{config}telemetry: {{log: {{level: trace}}}}\n")).unwrap();
+    let mut command = site.command();
+    command.env("CLIENT_SECRET", "planted:client secret/10");
+    let mut daemon = Daemon::spawn(command);
+    daemon.address();
+    holds("a token was refused", || daemon.logged("token endpoint: "));
+    // The broker of the tests knows no SASL.
+    holds("a token was used", || daemon.logged("SASL") && daemon.logged("OAUTHBEARER"));
+    let basic = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, "planted-client:planted%3Aclient%20secret%2F10");
+    let needles = ["planted:client secret/10".to_owned(), "planted%3Aclient".to_owned(), basic, "planted-access-token-9".to_owned()];
+    let said = said(daemon, &site, &["/metrics", "/readyz?verbose", "/api/v1/data"]);
+    absent(&needles, &said);
 }

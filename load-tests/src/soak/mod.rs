@@ -74,7 +74,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let probe = Probe::new(&daemon, name, dir.path().join("state"));
     let feed = Feed::start(Traffic::new(case.traffic.clone(), clock::now())?, rig.writer()?)?;
     let throttle = Throttle::start(daemon.pid(), args.duty / 100.0)?;
-    let per_visit = records_per_visit(&case)?;
+    let (per_visit, record) = visit(&case)?;
     let mut course = Course { run: Duration::from_secs_f64(args.minutes * 60.0), overload: args.overload, samples: Vec::new() };
     let every = (course.run / 360).max(Duration::from_secs(2));
 
@@ -93,7 +93,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     course.print();
     let memory = |samples: &[Sample]| samples.iter().map(|s| s.memory as f64).fold(0.0, f64::max);
     let rate = course.samples.windows(2).map(|pair| slope(pair, |s| s.sent as f64)).fold(0.0, f64::max);
-    Bounds::of(&case, &config, rate)?.print(memory(course.samples.get(..1).unwrap_or_default()), memory(&course.samples));
+    Bounds::of(&case, &config, rate, record)?.print(memory(course.samples.get(..1).unwrap_or_default()), memory(&course.samples));
     if let Some(path) = &args.svg {
         std::fs::write(path, picture::svg(&course.samples)).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -107,12 +107,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn records_per_visit(case: &LoadCase) -> anyhow::Result<f64> {
-    let (mut traffic, mut record) = (Traffic::new(case.traffic.clone(), 0)?, Record::default());
+/// Records of a visit, and bytes of a record.
+fn visit(case: &LoadCase) -> anyhow::Result<(f64, f64)> {
+    let (mut traffic, mut record, mut bytes) = (Traffic::new(case.traffic.clone(), 0)?, Record::default(), 0);
     while traffic.next_ts() < 60_000 {
         traffic.next(&mut record);
+        bytes += record.payload.len();
     }
-    Ok(record.number as f64 / (60.0 * case.traffic.visits_per_s))
+    let records = record.number as f64;
+    Ok((records / (60.0 * case.traffic.visits_per_s), bytes as f64 / records))
 }
 
 /// Records that the daemon has counted once it is through, or once it gets no further.
@@ -195,15 +198,28 @@ impl Course {
                 last.lag.to_string(),
                 format!("{:.0} s", last.behind),
                 format!("{:.0} s", window.iter().map(|s| s.skew).fold(0.0, f64::max)),
-                mib(last.memory as f64),
+                mib(window.iter().map(|s| s.ahead).fold(0.0, f64::max)),
+                mib(window.iter().map(|s| s.memory as f64).fold(0.0, f64::max)),
                 mib(last.disk as f64),
                 last.dropped.to_string(),
                 checkpoints(&span),
                 format!("{:.0} ms", 1e3 * window.iter().map(|s| s.answer.as_secs_f64()).fold(0.0, f64::max)),
             ]);
         }
-        let head =
-            ["minute", "produced", "taken", "lag", "behind", "skew", "resident", "on disk", "dropped", "checkpoints", "slowest /metrics"];
+        let head = [
+            "minute",
+            "produced",
+            "taken",
+            "lag",
+            "behind",
+            "skew",
+            "ahead",
+            "resident",
+            "on disk",
+            "dropped",
+            "checkpoints",
+            "slowest /metrics",
+        ];
         table::print("A daemon that gets more than it can take", &head, &rows);
         println!();
     }

@@ -22,8 +22,9 @@ pub struct Sample {
     /// Event time between what has been judged and now, s.
     pub behind: f64,
     pub dropped: u64,
-    /// Event time between the partition that is furthest ahead and the one furthest behind, s.
+    /// Event time between the partition that is furthest ahead and the one furthest behind, s; and what waits for that one, bytes.
     pub skew: f64,
+    pub ahead: f64,
     /// Checkpoints so far, and what they took together, s.
     pub checkpoints: u64,
     pub checkpointing: f64,
@@ -65,6 +66,7 @@ impl Probe {
             behind,
             dropped: sum(&metrics, "guardraild_dropped_total") as u64,
             skew: sum(&metrics, "guardraild_partition_skew_seconds"),
+            ahead: sum(&metrics, "guardraild_ahead_bytes"),
             checkpoints: sum(&metrics, "guardraild_checkpoint_seconds_count") as u64,
             checkpointing: sum(&metrics, "guardraild_checkpoint_seconds_sum"),
             warned: get(&self.http, "/readyz?verbose")?.lines().any(|line| line.contains("lag: ") && line.contains("behind")),

@@ -15,6 +15,7 @@ impl Session {
     /// Numbers that nobody tells as they change.
     pub(super) fn count_kept(&self) {
         let metrics = &self.court.metrics;
+        metrics.set(&names::AHEAD, &[], self.court.fleet.waiting_size() as f64);
         for (index, (reason, _)) in self.dropped.values().next().into_iter().flatten().enumerate() {
             let sum: u64 = self.dropped.values().map(|bounds| bounds[index].1).sum();
             metrics.set(&names::DROPPED, &[reason], sum as f64);

@@ -56,6 +56,9 @@ impl Reading for Orders {
     /// [`Process::drain`] does what follows.
     fn stop(&self) {}
 
+    /// Nothing is paused.
+    fn waiting(&self, _: usize) {}
+
     fn schemas(&self) -> Option<&Schemas> {
         None
     }

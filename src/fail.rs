@@ -132,7 +132,7 @@ pub fn at(_: Point) -> Result<(), Failed> {
 pub fn arm_from_environment() -> Result<(), String> {
     let Ok(text) = std::env::var("FAIL_POINT") else { return Ok(()) };
     let armed =
-        parse(&text).ok_or_else(|| format!("FAIL_POINT={text}: write POINT:crash, POINT:error or POINT:panic[@N], as in src/fail.rs"))?;
+        parse(&text).ok_or_else(|| format!("FAIL_POINT={text}: write POINT:crash or POINT:error[@N] (or panic), as in src/fail.rs"))?;
     tracing::warn!("fail point armed: {text}");
     *ARMED.lock().unwrap_or_else(|e| e.into_inner()) = Some(armed);
     Ok(())

@@ -118,6 +118,7 @@ static ENGINE: &[Key] = &[
     key("units_max", Whole(1, 10_000_000_000), "Units of each partition, once for each experiment that they are exposed to."),
     key("waiting_max", Whole(0, 100_000_000), "Events of each partition that wait for their unit's exposure; 0: none waits."),
     key("max_skew", Span("1s", "1d"), "How far one partition may run ahead of the slowest live one. Whole panes."),
+    key("ahead_max", Size("16MiB", "64GiB"), "Memory of the panes that wait for the slowest partition; beyond it none runs ahead."),
     key("shared_cause", Shape::Section(SHARED_CAUSE), "When breaches of several experiments are taken for one fault, and told once."),
     key("blast_radius", Shape::Section(BLAST_RADIUS), "How many experiments are rolled back without a person."),
     key("max_record", Size("1KiB", "64MiB"), "A larger record is refused."),

@@ -315,7 +315,7 @@ mod tests {
                         low.checked_sub(1).into_iter().chain([high + 1]).map(|n| n.to_string()).collect(),
                     ),
                     Span(low, high) => (vec![low.into(), high.into()], vec!["36500d".into()]),
-                    Size(low, high) => (vec![low.into(), high.into()], vec!["1B".into(), "1GiB".into()]),
+                    Size(low, high) => (vec![low.into(), high.into()], vec!["1B".into(), "1000GiB".into()]),
                     Word(words) => (words.iter().map(|w| (*w).to_owned()).collect(), vec!["nonsense".into()]),
                     _ => continue,
                 };

@@ -8,6 +8,7 @@ use guardraild::engine::fleet::Fleet;
 use guardraild::engine::judge::{Operation, Operator};
 use guardraild::engine::kept::Kept;
 use guardraild::engine::outcome::Outcome;
+use guardraild::engine::pane::Emission;
 use guardraild::engine::plan::Settings;
 use guardraild::engine::state::{ExperimentState, GuardrailState};
 use support::*;
@@ -142,6 +143,67 @@ fn one_compliance_flag_kills_at_once() {
     partition.aggregator.finish();
     partition.aggregator.drain().into_iter().for_each(|e| fleet.take(e, &mut out));
     assert_eq!(out.decisions.len(), 1, "the pane counts it, too, and decides nothing twice");
+}
+
+/// Every order of two lists that keeps each in its own.
+fn merges(a: usize, b: usize) -> Vec<Vec<usize>> {
+    match (a, b) {
+        (0, _) => vec![vec![1; b]],
+        (_, 0) => vec![vec![0; a]],
+        _ => {
+            let first = |p: usize, rest: Vec<Vec<usize>>| rest.into_iter().map(move |rest| [vec![p], rest].concat());
+            first(0, merges(a - 1, b)).chain(first(1, merges(a, b - 1))).collect()
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_flag_does_not_depend_on_who_was_heard_first() {
+    // A rollback, two flags and what a comparison says come within the same two seconds; exposures do not stop.
+    let text = rule(
+        "  - {metric: latency_p95, window: 10s, limit: 300ms}\n  - {metric: compliance_flags, limit: 0, on_breach: kill}\n  \
+         - {metric: error_rate, max_increase: 1pp, on_breach: notify}",
+        "analysis: {min_units: 20}",
+    );
+    let (catalog, settings) = (catalog(&[&text]), Settings::default());
+    let emissions: Vec<Vec<Emission>> = (0..2)
+        .map(|p| {
+            let mut lines = traffic(60, |s| if s < 17 { 100.0 } else { 900.0 }, |s, user| s >= 16 && user % 2 == 1);
+            let flag = unit_event("compliance_flag", 19_950 - 900 * p, 1, r#","flag":"missing_consent""#);
+            let at = lines.iter().position(|line| line.contains(&format!("\"ts\":{}", START + 20_000 - 1_000 * p))).unwrap();
+            lines.insert(at, flag);
+            let mine: Vec<String> = lines.iter().map(|line| line.replace("\"user_id\":\"u", &format!("\"user_id\":\"p{p}-"))).collect();
+            Partition::new(p as i32, &catalog, &settings).all(&mine)
+        })
+        .collect();
+    let near = |emission: &Emission| matches!(emission, Emission::Pane(batch) if batch.pane.end(1_000) >= START + 17_000);
+    let from = emissions.iter().map(|list| list.iter().position(near).unwrap()).collect::<Vec<_>>();
+    let said_in = |order: &[usize]| {
+        let mut fleet = Fleet::new(&catalog, settings.pane);
+        (0..2).for_each(|p| fleet.assigned(p));
+        let (mut out, mut next) = (Output::default(), [0; 2]);
+        let before = (0..2).flat_map(|p| std::iter::repeat_n(p, from[p]));
+        let after = (0..2).flat_map(|p| std::iter::repeat_n(p, emissions[p].len() - from[p] - order.iter().filter(|q| **q == p).count()));
+        for p in before.chain(order.iter().copied()).chain(after) {
+            fleet.take(emissions[p][next[p]].clone(), &mut out);
+            next[p] += 1;
+        }
+        let decisions = out.decisions.iter().map(|d| serde_json::to_string(&without_haste(d)).unwrap());
+        let notices = out.notices.iter().map(|n| format!("{} {} {}", n.kind.name(), n.at, n.text));
+        let mut lines: Vec<String> = decisions.chain(notices).chain(out.log.iter().map(|l| serde_json::to_string(l).unwrap())).collect();
+        lines.push(format!("{:?}", fleet.close_view("exp").unwrap()));
+        lines.sort();
+        lines
+    };
+    let orders = merges(5, 5);
+    let first = said_in(&orders[0]);
+    let acted = |action: &str| first.iter().filter(|line| line.contains(&format!("\"action\":\"{action}\""))).count();
+    assert_eq!([acted("kill"), acted("rollback"), acted("notify"), acted("page")], [2, 1, 1, 1], "{first:#?}");
+    for order in &orders[1..] {
+        let said = said_in(order);
+        let differ = said.iter().filter(|line| !first.contains(line)).collect::<Vec<_>>();
+        assert!(said == first, "{order:?}: {differ:#?}");
+    }
 }
 
 #[test]

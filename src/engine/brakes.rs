@@ -34,7 +34,8 @@ impl Brakes {
             decision.held_by = self.held.contains_key(&place(decision)).then_some(HeldBy::Rollback);
         } else if is_counted(decision) {
             let (at, name) = (decision.decided_at, &decision.experiment);
-            let since = |span: Millis| self.rollbacks.iter().filter(move |(when, ..)| *when > at - span && *when <= at);
+            // One that ran ahead of its pane may be of a moment after this one.
+            let since = |span: Millis| self.rollbacks.iter().filter(move |(when, ..)| *when > at - span);
             let mine = own.filter(|own| since(own.within).filter(|(_, of, _)| of == name).count() >= own.rollbacks as usize);
             let others: BTreeSet<&String> = since(radius.within).map(|(_, of, _)| of).collect();
             let wide = radius.experiments > 0 && !others.contains(name) && others.len() >= radius.experiments;

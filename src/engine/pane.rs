@@ -546,6 +546,8 @@ pub struct Urgent {
     pub bucket: u32,
     pub cause: Cause,
     pub at: Millis,
+    /// The one that counts it.
+    pub pane: Pane,
     pub label: String,
 }
 

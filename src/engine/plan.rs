@@ -387,6 +387,13 @@ pub struct Guardrail {
     pub on_breach: Action,
 }
 
+impl Guardrail {
+    /// One event is a breach, and no later one acquits: that is decided at once.
+    pub fn is_zero_tolerance(&self) -> bool {
+        self.statistic == Statistic::Count && self.limit == Some(0.0)
+    }
+}
+
 /// How a guardrail's value is read off its signal.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Statistic {
@@ -443,6 +450,13 @@ pub enum Method {
 pub struct QualityCheck {
     pub kind: QualityKind,
     pub action: Action,
+}
+
+impl QualityCheck {
+    /// See [`Guardrail::is_zero_tolerance`].
+    pub fn is_zero_tolerance(&self) -> bool {
+        matches!(self.kind, QualityKind::Ineligible { max } if max == 0.0)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -24,8 +24,8 @@ impl Aggregator {
         if eligible.is_ineligible() {
             let quality = self.open.quality(experiment);
             if feeds.none_ineligible && quality.buckets.iter().all(|b| b.ineligible == 0) {
-                let (bucket, label) = (u32::from(bucket), eligible.to_string());
-                self.out.push(Emission::Urgent(Urgent { experiment, bucket, cause: Cause::Ineligible, at: event.ts, label }));
+                let (bucket, label, cause) = (u32::from(bucket), eligible.to_string(), Cause::Ineligible);
+                self.out.push(Emission::Urgent(Urgent { experiment, bucket, cause, at: event.ts, pane: open_pane, label }));
             }
             let new = unit.filter(|_| seen.is_some_and(|seen| !seen.ineligible));
             let quality = quality.bucket(usize::from(bucket));

@@ -3,7 +3,7 @@
 use crate::engine::eligible::Eligible;
 use crate::engine::event::{Event, Kind, Scalar};
 use crate::engine::pane::{CellId, Seen};
-use crate::engine::plan::{Hit, Match, MissingField, Plan, QualityKind, Signal, Source, Statistic, Value};
+use crate::engine::plan::{Hit, Match, MissingField, Plan, QualityCheck, Signal, Source, Value};
 use crate::engine::quality::BucketQuality;
 use crate::engine::shape::Shape;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Feeds {
             compared: vec![false; plan.signals.len()],
             per_user: plan.signals.iter().any(Signal::is_per_user),
             missing: plan.missing().map(|(fields, _)| fields.to_vec()),
-            none_ineligible: plan.quality.iter().any(|check| matches!(check.kind, QualityKind::Ineligible { max } if max == 0.0)),
+            none_ineligible: plan.quality.iter().any(QualityCheck::is_zero_tolerance),
         };
         for guardrail in plan.guardrails.iter().filter(|g| g.max_increase.is_some()) {
             feeds.compared[guardrail.signal] = true;
@@ -69,8 +69,7 @@ impl Feeds {
                 Some(name) => feeds.other.push((name.to_owned(), index)),
             }
         }
-        let zero = |g: &&crate::engine::plan::Guardrail| g.statistic == Statistic::Count && g.limit == Some(0.0);
-        feeds.urgent = plan.guardrails.iter().filter(zero).map(|g| g.signal as u16).collect();
+        feeds.urgent = plan.guardrails.iter().filter(|g| g.is_zero_tolerance()).map(|g| g.signal as u16).collect();
         feeds
     }
 

@@ -368,7 +368,8 @@ impl Aggregator {
                     kind => kind.name().to_owned(),
                 };
                 let (bucket, cause) = (bucket as u32, Cause::Signal(u32::from(signal)));
-                self.out.push(Emission::Urgent(Urgent { experiment, bucket, cause, at: event.ts, label }));
+                let (at, pane) = (event.ts, self.open_pane(event.ts));
+                self.out.push(Emission::Urgent(Urgent { experiment, bucket, cause, at, pane, label }));
             }
         }
         if !aside {

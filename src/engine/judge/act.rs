@@ -53,7 +53,9 @@ impl Judge {
             self.guard_mut(of).withheld = true;
             return self.log(now, LogKind::Exploratory, None, alarm.reason, out);
         }
-        if self.held(guardrail.on_breach) {
+        let mut decision = self.breach(of, now, alarm);
+        // What is replayed was decided before the hold.
+        if self.held(guardrail.on_breach) && !self.ahead.contains_key(&decision.decision) {
             if !std::mem::replace(&mut self.guard_mut(of).withheld, true) {
                 let place = of.segment.map_or(String::new(), |segment| format!(" in {}", self.state.segments.list[segment].name));
                 let text = format!("{} of {name}{place} is in breach; a hold withholds {}", guardrail.name, guardrail.on_breach.name());
@@ -61,17 +63,24 @@ impl Judge {
             }
             return;
         }
-        let mut decision = self.decision(name, &guardrail.name, alarm.criterion, guardrail.on_breach, now);
+        let id = decision.decision.clone();
+        self.guard_mut(of).tripped = Some(id.clone());
+        if !self.in_force.contains_key(&id) {
+            self.enforce(&mut decision, &[of.bucket], Pane::of(now - 1, self.pane_ms));
+            self.put_in_force(decision, out);
+        }
+    }
+
+    /// What is decided about a criterion that is met.
+    pub(super) fn breach(&self, of: Hypothesis, now: Millis, alarm: Alarm) -> Decision {
+        let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], &self.plan.buckets[of.bucket].name);
+        let mut decision = self.decision(bucket, &guardrail.name, alarm.criterion, guardrail.on_breach, now);
         if let Some(segment) = of.segment {
             let name = self.state.segments.list[segment].name.clone();
             let part = format!("{}/{name}", alarm.criterion);
             let (experiment, bucket) = (&decision.experiment, &decision.bucket);
             decision.decision = decision_id(experiment, decision.revision, bucket, &decision.guardrail, decision.epoch, &part);
             decision.segment = Some(name);
-        }
-        if self.in_force.contains_key(&decision.decision) {
-            self.guard_mut(of).tripped = Some(decision.decision);
-            return;
         }
         [decision.baseline_value, decision.bucket_value] = alarm.values;
         decision.unit = alarm.unit;
@@ -91,13 +100,11 @@ impl Judge {
                 let _ = write!(decision.reason, "; exploratory: also in {breached}");
             }
         }
-        self.guard_mut(of).tripped = Some(decision.decision.clone());
-        self.enforce(&mut decision, &[of.bucket], Pane::of(now - 1, self.pane_ms));
-        self.put_in_force(decision, out);
+        decision
     }
 
-    /// What a limit that is exceeded says. `label` names the event, where a single one decides.
-    pub(super) fn limit_alarm(&self, of: Hypothesis, now: Millis, reading: &Reading, label: Option<&str>) -> Alarm {
+    /// What a limit that is exceeded says.
+    pub(super) fn limit_alarm(&self, of: Hypothesis, now: Millis, reading: &Reading) -> Alarm {
         let Hypothesis { guardrail: index, bucket, .. } = of;
         let (guardrail, pane) = (&self.plan.guardrails[index], Pane::of(now - 1, self.pane_ms));
         let alpha = (-self.threshold_of_limit(index, bucket)).exp();
@@ -107,10 +114,7 @@ impl Judge {
             _ => self.value(index, bucket, pane).or(Some(reading.n as f64)),
         };
         let values = [self.value(index, self.plan.baseline(), pane), value];
-        let mut reason = reason(guardrail, &self.plan.buckets[bucket].name, values, &reading.evidence);
-        if let Some(label) = label {
-            let _ = write!(reason, ": {label}");
-        }
+        let reason = reason(guardrail, &self.plan.buckets[bucket].name, values, &reading.evidence);
         Alarm {
             criterion: "limit",
             test: reading.test,
@@ -170,10 +174,8 @@ impl Judge {
         if decision.action < Action::Rollback {
             return;
         }
-        let done = |stop: &Option<Stop>| stop.as_ref().filter(|s| s.action >= decision.action).map(|s| s.decision.clone());
-        let earlier: Option<Vec<String>> = buckets.iter().map(|b| done(&self.state.stops[*b])).collect();
-        if let Some(earlier) = earlier.and_then(|ids| ids.into_iter().next()) {
-            decision.covered_by = Some(earlier);
+        decision.covered_by = self.covering(decision, buckets);
+        if buckets.iter().all(|b| self.state.stops[*b].as_ref().is_some_and(|stop| stop.action >= decision.action)) {
             return;
         }
         self.state.allocation.suspend(Pane(pane.0 + 1));
@@ -186,14 +188,31 @@ impl Judge {
         }
     }
 
+    /// A decision that does as much for all of the buckets, in force or said ahead of its pane: then this one is not delivered.
+    pub(super) fn covering(&self, decision: &Decision, buckets: &[usize]) -> Option<String> {
+        let of = |bucket: &usize| {
+            let stop = self.state.stops[*bucket].as_ref().filter(|stop| stop.action >= decision.action).map(|stop| &stop.decision);
+            stop.or_else(|| {
+                self.ahead_about(*bucket).find(|d| d.action >= decision.action && d.decision != decision.decision).map(|d| &d.decision)
+            })
+        };
+        let covering: Option<Vec<&String>> = buckets.iter().map(of).collect();
+        covering?.first().map(|id| (*id).clone())
+    }
+
+    /// What is decided counts from now on. It is said, unless it has been.
     pub(super) fn put_in_force(&mut self, decision: Decision, out: &mut Output) {
-        self.in_force.insert(decision.decision.clone(), decision.clone());
-        out.decisions.push(decision);
+        let said = self.ahead.remove(&decision.decision);
+        if said.is_none() {
+            out.decisions.push(decision.clone());
+        }
+        self.in_force.insert(decision.decision.clone(), said.unwrap_or(decision));
     }
 
     /// Notes what a decision turned out to be beside those of others: it shares its cause with some, or is held back.
     pub fn amend(&mut self, decision: &Decision) {
-        if let Some(mine) = self.in_force.get_mut(&decision.decision) {
+        let id = &decision.decision;
+        if let Some(mine) = self.in_force.get_mut(id).or_else(|| self.ahead.get_mut(id)) {
             *mine = decision.clone();
         }
     }
@@ -201,66 +220,6 @@ impl Judge {
     /// Whether the decision that stopped a bucket has been held back.
     pub(super) fn is_held_back(&self, stop: &Stop) -> bool {
         self.in_force.get(&stop.decision).is_some_and(|decision| decision.held_by.is_some())
-    }
-
-    /// Takes up the arming epoch of a stored decision, where this judge's own has been lost with its checkpoint or its rule's old text.
-    pub fn catch_up(&mut self, decision: &Decision) {
-        self.changed = true;
-        if decision.revision == self.plan.revision {
-            self.state.epoch = self.state.epoch.max(decision.epoch);
-        }
-    }
-
-    /// Takes up a stored decision after a restart, so that a replay of its records does not decide again.
-    pub fn adopt(&mut self, decision: &Decision) {
-        self.changed = true;
-        if decision.revision != self.plan.revision || decision.epoch != self.state.epoch {
-            return;
-        }
-        self.in_force.insert(decision.decision.clone(), decision.clone());
-        self.note_tripped(decision);
-        if decision.action >= Action::Rollback && decision.covered_by.is_none() && !decision.is_follow_up() {
-            self.awaited.push(decision.clone());
-            self.watch_awaited();
-        }
-    }
-
-    /// What a decision in force is about does not decide again.
-    pub(super) fn note_tripped(&mut self, decision: &Decision) {
-        let id = Some(decision.decision.clone());
-        let bucket = self.plan.bucket(&decision.bucket);
-        if !decision.is_follow_up()
-            && let Some(bucket) = bucket
-            && let Some(guardrail) = self.plan.guardrails.iter().position(|g| g.name == decision.guardrail)
-        {
-            // A segment that is not there yet finds its decision when it trips again.
-            let segment = decision.segment.as_ref().map(|name| self.state.segments.find(name));
-            if segment != Some(None) {
-                self.guard_mut(Hypothesis { guardrail, bucket, segment: segment.flatten() }).tripped = id;
-            }
-        } else if let Some(check) = self.plan.quality.iter().position(|q| q.kind.name() == decision.guardrail) {
-            self.state.quality.checks[check].tripped = id;
-        }
-    }
-
-    /// Begins to watch the exposures of buckets that adopted decisions stopped, as soon as the replay has come to them: what was exposed
-    /// before is known only then. An operator's decision has no place in the replay.
-    pub(super) fn watch_awaited(&mut self) {
-        if self.awaited.is_empty() {
-            return;
-        }
-        let at = self.state.at;
-        let reached = |d: &Decision| d.criterion == "operator" || at.is_some_and(|at| Pane::of(d.decided_at - 1, self.pane_ms) <= at);
-        let (due, later) = std::mem::take(&mut self.awaited).into_iter().partition(reached);
-        self.awaited = later;
-        let due: Vec<Decision> = due;
-        for mut decision in due {
-            let whole = decision.bucket.is_empty();
-            let meant = |b: &usize| self.plan.buckets[*b].name == decision.bucket || whole && *b != self.plan.baseline();
-            let buckets: Vec<usize> = (0..self.plan.buckets.len()).filter(meant).collect();
-            let pane = Pane::of(decision.decided_at - 1, self.pane_ms);
-            self.enforce(&mut decision, &buckets, at.map_or(pane, |at| pane.min(at)));
-        }
     }
 
     /// Carries out an operator's request; the message says what came of it. Refusals explain themselves.
@@ -302,7 +261,8 @@ impl Judge {
     }
 
     fn resume(&mut self, operator: &Operator, out: &mut Output) -> String {
-        for decision in std::mem::take(&mut self.in_force).into_values() {
+        let ahead = std::mem::take(&mut self.ahead);
+        for decision in std::mem::take(&mut self.in_force).into_values().chain(ahead.into_values()) {
             let text = format!("{} of {} re-armed by {}: {}", decision.guardrail, decision.experiment, operator.author, operator.reason);
             out.notices.push(Notice { kind: NoticeKind::Resolved, at: operator.at, decision, text });
         }
@@ -319,7 +279,6 @@ impl Judge {
         self.state.volume = fresh.volume;
         self.state.first_cohort = None;
         self.state.stops.fill(None);
-        self.awaited.clear();
         self.state.hold = None;
         self.state.epoch += 1;
         // The panes that are open now were seen, in part, by whoever resumed.

@@ -125,19 +125,14 @@ impl Judge {
     /// Takes over what another Judge of the experiment had decided, before its rules were changed at `at`. A new revision arms all anew.
     pub fn inherit(&mut self, from: Judge, at: Millis, out: &mut Output) {
         if from.plan.revision != self.plan.revision {
-            for decision in from.in_force.into_values() {
+            for decision in from.in_force.into_values().chain(from.ahead.into_values()) {
                 let text = format!("{} of {} re-armed by revision {}", decision.guardrail, decision.experiment, self.plan.revision);
                 out.notices.push(Notice { kind: NoticeKind::Resolved, at, decision, text });
             }
             return;
         }
         from.in_force.values().for_each(|decision| self.note_tripped(decision));
-        (self.in_force, self.awaited) = (from.in_force, from.awaited);
-    }
-
-    /// Whether it waits for the exposures of a bucket that it stopped to cease.
-    pub fn is_waiting(&self) -> bool {
-        self.state.stops.iter().flatten().any(super::Stop::is_waiting)
+        (self.in_force, self.ahead) = (from.in_force, from.ahead);
     }
 }
 

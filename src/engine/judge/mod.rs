@@ -3,6 +3,7 @@
 //! The Judge knows no clock: [`Judge::pane`] and [`Judge::advance`] tell it how far event time has come.
 
 mod act;
+mod ahead;
 mod bins;
 mod books;
 mod budget;
@@ -28,7 +29,7 @@ use super::evidence::allocation::Allocation;
 use super::evidence::{Arm, Booking, Clustering, Enrolled, SignalEvidence, Volume};
 use super::histogram::thousandths;
 use super::kept;
-use super::pane::{BucketPartial, Cause, Control, PanePartial, PhaseName, Urgent};
+use super::pane::{BucketPartial, Control, PanePartial, PhaseName};
 use super::plan::{Plan, Signal, Statistic, Unit};
 use super::stats::exceedance::Exceedance;
 use super::time::{Millis, Pane};
@@ -60,8 +61,8 @@ pub struct Judge {
     state: State,
     /// Decisions in force, by id; after a restart they come from the store.
     in_force: BTreeMap<String, Decision>,
-    /// Adopted decisions that the replay has not come to yet.
-    awaited: Vec<Decision>,
+    /// Those that have been said and change nothing yet: see the module.
+    ahead: BTreeMap<String, Decision>,
     /// More than `State::at` may have changed since the last snapshot.
     changed: bool,
 }
@@ -215,7 +216,7 @@ impl Judge {
             _ => None,
         });
         let tests = tests.collect();
-        Judge { plan, pane_ms, budget, tests, state, in_force: BTreeMap::new(), awaited: Vec::new(), changed: true }
+        Judge { plan, pane_ms, budget, tests, state, in_force: BTreeMap::new(), ahead: BTreeMap::new(), changed: true }
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -253,6 +254,7 @@ impl Judge {
         self.state.funnels.add(pane, partial.strides());
         let warming = self.state.rollout.is_warming(pane);
         if self.state.stale_to.is_none_or(|to| pane > to) {
+            self.state.quality.bar(partial.quality);
             self.slide_in(pane, partial, warming);
             // Nothing of the warm-up of the start counts against the baseline.
             if !warming || self.state.first_cohort.is_some() {
@@ -327,7 +329,8 @@ impl Judge {
             return Some(next);
         }
         let horizon = self.horizon().filter(|horizon| *horizon >= next);
-        let deadlines = self.silence_deadline().into_iter().chain(self.next_milestone()).map(|deadline| deadline.max(next));
+        let deadlines =
+            self.silence_deadline().into_iter().chain(self.next_milestone()).chain(self.next_ahead()).map(|deadline| deadline.max(next));
         deadlines.chain(horizon).min()
     }
 
@@ -357,7 +360,7 @@ impl Judge {
         if !self.state.rollout.is_done() {
             self.judge(pane, changed, out);
         }
-        self.watch_awaited();
+        self.catch_up_with_ahead();
         self.watch_stops(pane, out);
         self.milestones(pane, out);
     }
@@ -396,34 +399,12 @@ impl Judge {
                     guard.withheld = false;
                     continue;
                 };
-                if (pane.0 - since.0) * self.pane_ms >= self.plan.guardrails[index].hold {
-                    let alarm = self.limit_alarm(of, pane.end(self.pane_ms), &reading, None);
+                let guardrail = &self.plan.guardrails[index];
+                if guardrail.is_zero_tolerance() || (pane.0 - since.0) * self.pane_ms >= guardrail.hold {
+                    let alarm = self.limit_alarm(of, pane.end(self.pane_ms), &reading);
                     self.trip(of, pane.end(self.pane_ms), alarm, out);
                 }
             }
-        }
-    }
-
-    /// A single event that may decide at once.
-    pub fn urgent(&mut self, urgent: &Urgent, out: &mut Output) {
-        self.changed = true;
-        let bucket = urgent.bucket as usize;
-        if self.state.rollout.is_done() {
-            return;
-        }
-        let Cause::Signal(signal) = urgent.cause else { return self.ineligible(urgent.at, &urgent.label, out) };
-        for index in 0..self.plan.guardrails.len() {
-            let guardrail = &self.plan.guardrails[index];
-            let zero = guardrail.statistic == Statistic::Count && guardrail.limit == Some(0.0);
-            let mine = guardrail.signal == signal as usize && zero;
-            if !mine || self.state.guards[index].get(bucket).is_none_or(|g| g.tripped.is_some()) {
-                continue;
-            }
-            let evidence = Evidence::Count { count: 1, allowed: 0 };
-            let reading = Reading { n: 1, over: f64::INFINITY, under: 0.0, beyond: true, test: "count", evidence };
-            let of = Hypothesis::overall(index, bucket);
-            let alarm = self.limit_alarm(of, urgent.at, &reading, Some(&urgent.label));
-            self.trip(of, urgent.at, alarm, out);
         }
     }
 

@@ -144,6 +144,11 @@ impl Judge {
         [watch, self.plan.ends.filter(|_| rollout.launched && !rollout.ended)]
     }
 
+    /// Nothing of `pane` is judged any more.
+    pub(super) fn is_over(&self, pane: Pane) -> bool {
+        self.state.rollout.is_done() || self.due()[0].is_some_and(|until| until <= pane.start(self.pane_ms))
+    }
+
     /// The pane at whose end a milestone comes.
     pub(super) fn next_milestone(&self) -> Option<Pane> {
         self.due().into_iter().flatten().min().map(|at| Pane::of(at - 1, self.pane_ms))

@@ -93,7 +93,7 @@ impl Judge {
         let each = (0..self.state.segments.list.len()).map(|segment| Hypothesis { segment: Some(segment), ..of });
         let wanted = each.filter(|of| match closely {
             true => self.seen_in(*of, of.bucket).0 + self.seen_in(*of, self.plan.baseline()).0 > 0,
-            false => self.guard(*of).tripped.is_some() || self.guard(*of).withheld,
+            false => self.tripped_by(*of).is_some() || self.guard(*of).withheld,
         });
         wanted.map(|of| self.segment(of, closely)).collect()
     }
@@ -117,13 +117,13 @@ impl Judge {
             baseline_n,
             log_e_value: guard.max_log_e,
             log_threshold: self.whole_life_threshold(of),
-            decision: guard.tripped.clone(),
+            decision: self.tripped_by(of).cloned(),
         }
     }
 
     fn verdict_in(&self, of: Hypothesis) -> (Verdict, String) {
         let (plan, guard) = (&self.plan.guardrails[of.guardrail], self.guard(of));
-        if let Some(id) = &guard.tripped {
+        if let Some(id) = self.tripped_by(of) {
             return (Verdict::Breach, format!("breached: see {id}"));
         }
         if guard.withheld {

@@ -151,6 +151,8 @@ impl Judge {
             let decision = Decision {
                 decision: decision_id(&plan.experiment, plan.revision, &original.bucket, &original.guardrail, epoch, &part),
                 decided_at: now,
+                phase: self.state.phase,
+                exposed_units: plan.bucket(&original.bucket).map_or(0, |bucket| self.state.traffic[bucket].units),
                 criterion: criterion.into(),
                 action,
                 since,

@@ -1,8 +1,9 @@
 //! The Judge's state as people and controllers see it.
 
 use super::act::show;
+use super::stop::Confirmation;
 use super::{Hypothesis, Judge, interval, limit};
-use crate::engine::decision::Verdict;
+use crate::engine::decision::{Mode, Verdict};
 use crate::engine::evidence::{Arm, SignalEvidence};
 use crate::engine::plan::{Guardrail, Margin, QualityKind, Signal, Statistic};
 use crate::engine::state::{
@@ -31,7 +32,7 @@ impl Judge {
             guardrails.iter().flat_map(|g| &g.segments).map(|s| s.verdict).filter(|v| *v == Verdict::Breach && self.segments_act());
         let verdict = guardrails.iter().map(|g| g.verdict).chain(in_segments).max_by_key(|v| v.badness()).unwrap_or(Verdict::NoData);
         let holds = self.holds();
-        let stop = self.state.stops.iter().any(Option::is_some);
+        let stop = (0..self.plan.buckets.len()).any(|bucket| self.stopped(bucket).is_some());
         let small = self.state.traffic.iter().position(|t| t.size() < self.plan.min_units);
         let rollout = self.rollout();
         let (go, reason) = self.go(verdict, &holds, small, &guardrails, &rollout);
@@ -54,7 +55,7 @@ impl Judge {
             last_record: self.state.last_record.map(|p| p.end(self.pane_ms)),
             records: self.state.records,
             rejected: self.state.rejected,
-            decisions: self.in_force.keys().cloned().collect(),
+            decisions: self.in_force.keys().chain(self.ahead.keys()).cloned().collect(),
             rollout,
             phases: if closely { self.state.rollout.phases.view(&self.plan) } else { Vec::new() },
             funnels: self.state.funnels.view(&self.plan, pane),
@@ -71,8 +72,8 @@ impl Judge {
         guardrails: &[GuardrailState],
         rollout: &RolloutState,
     ) -> (bool, String) {
-        if let Some((bucket, stop)) = self.state.stops.iter().enumerate().find_map(|(b, s)| Some((b, s.as_ref()?))) {
-            return (false, format!("{} of {} ({})", stop.action.name(), self.plan.buckets[bucket].name, self.confirmation(stop)));
+        if let Some((bucket, stop)) = (0..self.plan.buckets.len()).find_map(|b| Some((b, self.stopped(b)?))) {
+            return (false, format!("{} of {} ({})", stop.action.name(), self.plan.buckets[bucket].name, stop.confirmation));
         }
         if let Some(why) = self.not_now(rollout).filter(|_| verdict != Verdict::Breach) {
             return (false, why);
@@ -104,8 +105,8 @@ impl Judge {
             author: Some(h.author.clone()),
             until: h.until,
         });
-        let failing = self.plan.quality.iter().zip(&self.state.quality.checks).filter(|(_, state)| state.failing);
-        let quality = failing.map(|(check, _)| HoldState {
+        let failing = self.plan.quality.iter().enumerate().filter(|(index, _)| self.fails(*index));
+        let quality = failing.map(|(_, check)| HoldState {
             by: check.kind.name().into(),
             reason: "the data cannot be trusted now".into(),
             author: None,
@@ -125,12 +126,7 @@ impl Judge {
             exposures: traffic.exposures,
             events: traffic.events,
             exposure_rate: traffic.rate(pane, (10_000 / self.pane_ms).max(1), self.pane_ms),
-            stopped: self.state.stops[bucket].as_ref().map(|s| StopState {
-                decision: s.decision.clone(),
-                action: s.action,
-                at: s.at,
-                confirmation: self.confirmation(s).into(),
-            }),
+            stopped: self.stopped(bucket),
         }
     }
 
@@ -191,7 +187,7 @@ impl Judge {
                 _ => "event",
             },
             on_breach: plan.on_breach,
-            decision: guard.tripped.clone(),
+            decision: self.tripped_by(of).cloned(),
             clamped: windows.iter().map(|w| w.clamped()).sum(),
             segments: self.segments(of, closely),
         }
@@ -212,9 +208,9 @@ impl Judge {
     /// The verdict of one guardrail of one bucket, and why. What data says that cannot be trusted is no proof that all is well.
     fn verdict(&self, of: Hypothesis, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
         let (verdict, reason) = self.weighed(of, pane, reading);
-        let mut checks = self.plan.quality.iter().zip(&self.state.quality.checks);
-        match checks.find(|(_, state)| verdict == Verdict::Safe && state.failing) {
-            Some((check, _)) => (Verdict::Watching, format!("{reason}, by data that cannot be trusted: {} fails", check.kind.name())),
+        let mut checks = self.plan.quality.iter().enumerate();
+        match checks.find(|(index, _)| verdict == Verdict::Safe && self.fails(*index)) {
+            Some((_, check)) => (Verdict::Watching, format!("{reason}, by data that cannot be trusted: {} fails", check.kind.name())),
             None => (verdict, reason),
         }
     }
@@ -222,7 +218,7 @@ impl Judge {
     fn weighed(&self, of: Hypothesis, pane: Pane, reading: Option<&limit::Reading>) -> (Verdict, String) {
         let Hypothesis { guardrail: index, bucket, .. } = of;
         let (plan, guard) = (&self.plan.guardrails[index], self.guard(of));
-        if let Some(id) = &guard.tripped {
+        if let Some(id) = self.tripped_by(of) {
             return (Verdict::Breach, format!("breached: see {id}"));
         }
         if guard.withheld {
@@ -263,8 +259,27 @@ impl Judge {
         }
     }
 
-    fn confirmation(&self, stop: &super::Stop) -> &'static str {
-        if self.is_held_back(stop) { "held" } else { stop.confirmation.name() }
+    /// What has told a bucket to stop: what outranks the rest, in force or ahead.
+    fn stopped(&self, bucket: usize) -> Option<StopState> {
+        let stop = self.state.stops[bucket].as_ref().map(|stop| StopState {
+            decision: stop.decision.clone(),
+            action: stop.action,
+            at: stop.at,
+            confirmation: if self.is_held_back(stop) { "held" } else { stop.confirmation.name() }.into(),
+        });
+        let ahead = self.ahead_about(bucket).map(|decision| StopState {
+            decision: decision.decision.clone(),
+            action: decision.action,
+            at: decision.decided_at,
+            confirmation: match (decision.held_by, decision.mode) {
+                (Some(_), _) => "held",
+                (None, Mode::Enforce) => Confirmation::Waiting.name(),
+                (None, Mode::Observe) => Confirmation::Observed.name(),
+            }
+            .into(),
+        });
+        // Of equals the one in force.
+        ahead.chain(stop).max_by_key(|stop| stop.action)
     }
 
     fn retention(&self, name: &str, signal: usize) -> RetentionState {
@@ -316,7 +331,7 @@ impl Judge {
                 }
             }
         };
-        let (verdict, reason) = match (state.failing, &state.tripped, self.state.records) {
+        let (verdict, reason) = match (self.fails(index), &state.tripped, self.state.records) {
             (true, ..) if verdict == Verdict::Safe => (Verdict::Breach, "the check fails".to_owned()),
             (true, ..) => (Verdict::Breach, format!("the check fails: {reason}")),
             (false, Some(id), _) => (Verdict::Breach, format!("the check has failed, and is over: see {id}")),
@@ -330,7 +345,7 @@ impl Judge {
             value,
             bound,
             action: check.action,
-            decision: state.tripped.clone(),
+            decision: self.check_tripped_by(index).cloned(),
             parts: match check.kind {
                 QualityKind::Srm { .. } if closely => self.sample_ratios(),
                 _ => Vec::new(),

@@ -76,8 +76,8 @@ struct World {
 /// The schedule of a seed's world, for people.
 pub fn schedule(seed: u64) -> String {
     let plan = Plan::of(seed);
-    let (ends, promise, partitions, workers) = (plan.end, plan.promise, plan.partitions, plan.workers);
-    let head = format!("{partitions} partitions, {workers} workers, ends at {ends} ms, promises {promise:?}\n");
+    let (ends, promise, partitions, workers) = (plan.end, if plan.exact { "all" } else { "little" }, plan.partitions, plan.workers);
+    let head = format!("{partitions} partitions, {workers} workers, ends at {ends} ms, promises {promise}\n");
     head + &plan.faults.iter().map(|(at, fault)| format!("{at:>9} ms  {fault:?}\n")).collect::<String>()
 }
 

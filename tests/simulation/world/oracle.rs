@@ -1,12 +1,12 @@
 //! What must have come of a world.
 
 use super::network::Seen;
-use super::plan::{Answer, MAX_FUTURE, Plan, Promise, START, TOPICS};
+use super::plan::{Answer, MAX_FUTURE, Plan, START, TOPICS};
 use super::process::settings;
 use super::{AFTERMATH, Outcome};
 use guardraild::delivery::Router;
 use guardraild::engine::aggregate::Aggregator;
-use guardraild::engine::decision::{Decision, LogKind, LogQuery, Output, Verdict};
+use guardraild::engine::decision::{Action, Decision, LogKind, LogQuery, Mode, Output, Verdict};
 use guardraild::engine::fleet::Fleet;
 use guardraild::engine::outcome::Counts;
 use guardraild::engine::time::Millis;
@@ -76,9 +76,10 @@ pub fn check(evidence: &Evidence<'_>, outcome: &mut Outcome) {
         evidence.store.decisions_after(0).unwrap().iter().map(|d| serde_json::from_str(d.body.get()).unwrap()).collect();
     let faults = &mut outcome.violations;
     counted(evidence, faults);
-    if evidence.plan.promise != Promise::None {
+    if evidence.plan.exact {
         decided(evidence, &stored, &expected(evidence.plan), faults);
     }
+    braked(evidence.plan, &stored, faults);
     let mut rows = BTreeMap::new();
     for decision in &stored {
         let deliveries = evidence.store.deliveries(&decision.decision).unwrap();
@@ -106,37 +107,30 @@ fn counted(evidence: &Evidence<'_>, faults: &mut Vec<String>) {
     }
 }
 
-/// The decisions of a run without faults, no more and no fewer.
+/// The decisions of a run without faults, no more and no fewer; and what is said and counted.
 fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, faults: &mut Vec<String>) {
     let plan = evidence.plan;
-    let bytes = plan.promise == Promise::Bytes;
-    // What hangs on all experiments, too: a shared cause, and the blast radius. A flag overtakes its pane, and what hangs on when it came is all
-    // but limits: cohorts of a bucket that was stopped count for no comparison.
-    let exact = bytes && !plan.renews();
-    let meant = |d: &Decision| plan.unchanged(&d.experiment) && (exact || !d.experiment.is_empty()) && (bytes || d.criterion == "limit");
-    let text = |d: &Decision| {
-        let (shared_cause, held_by) = (d.shared_cause.clone().filter(|_| exact), d.held_by.filter(|_| exact));
-        let reason = if exact { d.reason.clone() } else { d.reason.split("; held back").next().unwrap_or_default().to_owned() };
-        serde_json::to_string(&Decision { shared_cause, held_by, reason, ..d.clone() }).unwrap()
+    // A rule that becomes another one does so at some time: what hangs on all experiments, a shared cause and the blast radius, hangs on when.
+    let alone = plan.renews();
+    let comparable = |d: &Decision| match d.experiment.is_empty() {
+        true => !alone && !HASTY.contains(&d.guardrail.as_str()),
+        false => plan.unchanged(&d.experiment),
     };
     let cutoff = START + plan.end + AFTERMATH;
     let mut found = BTreeSet::new();
-    for decision in stored.iter().filter(|d| d.decided_at <= cutoff && meant(d)) {
+    for decision in stored.iter().filter(|d| d.decided_at <= cutoff && comparable(d)) {
         found.insert(&decision.decision);
-        let text_of = text(decision);
-        match expected.decisions.get(&decision.decision).map(text) {
+        let text_of = promised(plan, decision);
+        match expected.decisions.get(&decision.decision).map(|wanted| promised(plan, wanted)) {
             None => faults.push(format!("decided though a run without faults does not: {text_of}")),
-            Some(wanted) if bytes && wanted != text_of => faults.push(format!("decided\n  {text_of}, without faults\n  {wanted}")),
+            Some(wanted) if wanted != text_of => faults.push(format!("decided\n  {text_of}, without faults\n  {wanted}")),
             Some(_) => {}
         }
     }
-    for decision in expected.decisions.values().filter(|d| meant(d) && !found.contains(&d.decision)) {
-        faults.push(format!("not decided: {}", text(decision)));
+    for decision in expected.decisions.values().filter(|d| comparable(d) && !found.contains(&d.decision)) {
+        faults.push(format!("not decided: {}", promised(plan, decision)));
     }
-    if !exact {
-        return;
-    }
-    for rule in &plan.rules {
+    for rule in plan.rules.iter().filter(|rule| plan.unchanged(&rule.name)) {
         // A change of words that changes nothing is in the log, too.
         let kinds = [LogKind::Delivery, LogKind::Decision, LogKind::Rules];
         let log = evidence
@@ -158,11 +152,55 @@ fn decided(evidence: &Evidence<'_>, stored: &[Decision], expected: &Expected, fa
         }
     }
     for partition in &evidence.view.partitions {
-        let wanted = &expected.counts[&partition.partition];
-        if partition.counts != *wanted {
-            faults.push(format!("partition {}: counts are {:?}, without faults {wanted:?}", partition.partition, partition.counts));
+        let [counts, wanted] = [&partition.counts, &expected.counts[&partition.partition]].map(|counts| match alone {
+            // Units of an experiment that begins anew have not been exposed yet, so their events count for nothing: how many, hangs on when.
+            true => Counts { accepted: 0, waiting: 0, unattributed: 0, ..counts.clone() },
+            false => counts.clone(),
+        });
+        if counts != wanted {
+            faults.push(format!("partition {}: counts are {counts:?}, without faults {wanted:?}", partition.partition));
         }
     }
+}
+
+/// The machine rolls back no more by itself than it may, whatever happens.
+fn braked(plan: &Plan, stored: &[Decision], faults: &mut Vec<String>) {
+    let radius = settings(plan).blast_radius;
+    let by_itself = |d: &&Decision| d.author.is_none() && !d.is_follow_up() && d.action == Action::Rollback && d.mode == Mode::Enforce;
+    let done: Vec<&Decision> = stored.iter().filter(by_itself).filter(|d| d.covered_by.is_none() && d.held_by.is_none()).collect();
+    for last in &done {
+        let recent = done.iter().filter(|d| d.decided_at <= last.decided_at && d.decided_at > last.decided_at - radius.within);
+        let experiments: BTreeSet<&str> = recent.map(|d| d.experiment.as_str()).collect();
+        if radius.experiments > 0 && experiments.len() > radius.experiments {
+            faults.push(format!("rolled back without a person within {} ms: {experiments:?}", radius.within));
+        }
+    }
+    for rule in plan.rules.iter().filter(|rule| plan.unchanged(&rule.name) && rule.text.contains("rate_limit")) {
+        let rollbacks = done.iter().filter(|d| d.experiment == rule.name).count();
+        if rollbacks > 1 {
+            faults.push(format!("{} was rolled back {rollbacks} times without a person, once is its limit", rule.name));
+        }
+    }
+}
+
+/// Of what single events decide before their panes are judged.
+const HASTY: [&str; 2] = ["compliance_flags", "ineligible"];
+
+/// As much of a decision as is promised. What one that runs ahead of its pane says of its event and of the moment depends on who was heard
+/// first; so does what is sent of decisions that were close to it.
+fn promised(plan: &Plan, decision: &Decision) -> String {
+    let mut decision = decision.clone();
+    if plan.renews() || plan.hasty {
+        (decision.held_by, decision.reason) = (None, decision.reason.split("; held back").next().unwrap_or_default().to_owned());
+    }
+    decision.shared_cause.take_if(|_| plan.renews());
+    decision.covered_by.take_if(|_| plan.hasty);
+    if HASTY.contains(&decision.guardrail.as_str()) && !decision.is_follow_up() {
+        (decision.decided_at, decision.since) = (0, 0);
+        (decision.phase, decision.exposed_units) = (0, 0);
+        (decision.reason, decision.shared_cause) = (String::new(), None);
+    }
+    serde_json::to_string(&decision).unwrap()
 }
 
 /// A decision has one entry of the log, and the deliveries that its rule asks for, each of which has come to an end.

@@ -118,17 +118,6 @@ pub enum Answer {
     Overdue,
 }
 
-/// How far decisions must be those of a run without faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Promise {
-    /// Byte for byte.
-    Bytes,
-    /// Limits, by their ids: a flag overtakes its pane.
-    Ids,
-    /// Not at all: operators, rebalances and quiet partitions act when they come.
-    None,
-}
-
 pub struct Plan {
     pub partitions: i32,
     pub workers: usize,
@@ -139,7 +128,10 @@ pub struct Plan {
     pub faults: Vec<(Millis, Fault)>,
     /// When the last record comes.
     pub end: Millis,
-    pub promise: Promise,
+    /// Decisions must be those of a run without faults. Else operators, rebalances and quiet partitions act when they come.
+    pub exact: bool,
+    /// Single events decide before their panes are judged.
+    pub hasty: bool,
     pub idle_after: Millis,
     /// Messages of one worker that may wait for the judge.
     pub inbox: usize,
@@ -163,7 +155,13 @@ fn rule(rng: &mut ChaCha8Rng, name: &str, revision: u32) -> String {
         1 => "  - {metric: latency_p90, max_increase: 20%, on_breach: page}\n",
         _ => "",
     };
-    let quality = if rng.random_bool(0.5) { "quality: {silence: {after: 20s, do: hold}}\n" } else { "quality: {silence: off}\n" };
+    let silence = if rng.random_bool(0.5) { "{after: 20s, do: hold}" } else { "off" };
+    let barred = match rng.random_range(0..6) {
+        0 => ", ineligible: {max: 0, do: pause}",
+        1 => ", ineligible: {max: 0, do: rollback}",
+        _ => "",
+    };
+    let quality = format!("eligibility: {{population: {{region: [eu, us]}}}}\nquality: {{silence: {silence}{barred}}}\n");
     let limited = if rng.random_bool(0.3) { "  rate_limit: {rollbacks: 1/h}\n" } else { "" };
     let segments = if rng.random_bool(0.2) { "analysis: {min_units: 20, segments: {by: [region], top: 2}}\n" } else { "" };
     format!(
@@ -176,7 +174,7 @@ guardrails:
   - {{metric: error_rate, window: 10s, limit: 20%, on_breach: {on_errors}}}
   - {{metric: tickets, window: 30s, limit: 60%, on_breach: notify}}
   - {{metric: abandonment, within: 5s, window: 20s, limit: 50%, on_breach: pause}}
-  - {{metric: compliance_flags, window: 1h, limit: 0, on_breach: kill}}
+  - {{metric: compliance_flags, window: 1h, limit: 0, on_breach: {on_flags}}}
 {compared}{segments}actions:
   mode: {mode}
   rollback: {{webhook: flags, body: {{flag: {name}}}}}
@@ -189,6 +187,7 @@ guardrails:
 {limited}{quality}",
         window = [5, 10, 30].choose(rng).unwrap(),
         on_errors = ["rollback", "pause", "page", "hold"].choose(rng).unwrap(),
+        on_flags = ["kill", "kill", "rollback", "notify"].choose(rng).unwrap(),
         confirm = rng.random_range(5..25),
     )
 }
@@ -199,18 +198,21 @@ struct Harm {
     failing: Millis,
     abandoning: Millis,
     flagged: Millis,
+    /// Units take part that must not.
+    barred: Millis,
     /// No exposures from here on.
     stopped: Millis,
 }
 
 impl Harm {
-    fn draw(rng: &mut ChaCha8Rng, end: Millis, flags: bool) -> Harm {
+    fn draw(rng: &mut ChaCha8Rng, end: Millis, hasty: bool) -> Harm {
         let mut from = |chance| if rng.random_bool(chance) { rng.random_range(5_000..end) } else { Millis::MAX };
         Harm {
             slow: from(0.5),
             failing: from(0.4),
             abandoning: from(0.3),
-            flagged: if flags { from(0.7) } else { Millis::MAX },
+            flagged: if hasty { from(0.7) } else { Millis::MAX },
+            barred: if hasty { from(0.5) } else { Millis::MAX },
             stopped: from(0.4),
         }
     }
@@ -222,20 +224,17 @@ impl Plan {
         let (partitions, workers) = (rng.random_range(1..=4), rng.random_range(1..=3));
         let end = rng.random_range(40_000..110_000);
         let experiments = rng.random_range(1..=4);
-        let promise = match rng.random_range(0..10) {
-            0..6 => Promise::Bytes,
-            6..7 => Promise::Ids,
-            _ => Promise::None,
-        };
+        let exact = rng.random_bool(0.7);
         let rules: Vec<Rule> = (0..experiments)
             .map(|n| {
                 let name = format!("exp-{n}");
                 Rule { text: rule(&mut rng, &name, 1), name }
             })
             .collect();
-        let harm: Vec<Harm> = rules.iter().map(|_| Harm::draw(&mut rng, end, promise != Promise::Bytes)).collect();
+        let hasty = rng.random_bool(0.5);
+        let harm: Vec<Harm> = rules.iter().map(|_| Harm::draw(&mut rng, end, hasty)).collect();
         let logs = records(&mut rng, partitions, &rules, &harm, end);
-        let faults = faults(&mut rng, promise, end, partitions, workers, experiments);
+        let faults = faults(&mut rng, exact, end, partitions, workers, experiments);
         let radius = *[0, 0, 1, 2].choose(&mut rng).unwrap();
         Plan {
             partitions,
@@ -244,9 +243,10 @@ impl Plan {
             logs,
             faults,
             end,
-            promise,
+            exact,
+            hasty,
             // Where nobody else moves time on, a partition's records alone do.
-            idle_after: if promise == Promise::None { 5_000 } else { 200_000 },
+            idle_after: if exact { 200_000 } else { 5_000 },
             inbox: *[1, 5, 50, 4_096].choose(&mut rng).unwrap(),
             checkpoint_every: rng.random_range(1_000..30_000),
             cramped: rng.random_bool(0.2),
@@ -290,7 +290,12 @@ fn records(rng: &mut ChaCha8Rng, partitions: i32, rules: &[Rule], harm: &[Harm],
         };
         for (rule, harm) in rules.iter().zip(harm) {
             if !treated || at < harm.stopped {
-                let (bucket, region) = (if treated { "treatment" } else { "control" }, if user % 3 == 0 { "eu" } else { "us" });
+                let bucket = if treated { "treatment" } else { "control" };
+                let region = match user % 3 {
+                    0 => "eu",
+                    _ if user % 40 == 7 && at >= harm.barred => "mars",
+                    _ => "us",
+                };
                 let name = &rule.name;
                 add(
                     0,
@@ -336,14 +341,7 @@ fn records(rng: &mut ChaCha8Rng, partitions: i32, rules: &[Rule], harm: &[Harm],
     logs
 }
 
-fn faults(
-    rng: &mut ChaCha8Rng,
-    promise: Promise,
-    end: Millis,
-    partitions: i32,
-    workers: usize,
-    experiments: usize,
-) -> Vec<(Millis, Fault)> {
+fn faults(rng: &mut ChaCha8Rng, exact: bool, end: Millis, partitions: i32, workers: usize, experiments: usize) -> Vec<(Millis, Fault)> {
     let mut faults = Vec::new();
     for _ in 0..rng.random_range(0..16) {
         let span = rng.random_range(100..12_000);
@@ -381,11 +379,11 @@ fn faults(
             }
             14 => Fault::ClockSet { by: rng.random_range(-120_000..120_000) },
             15 => Fault::Redeliver,
-            16 if promise == Promise::None => Fault::Rebalance { partition: rng.random_range(0..partitions), span },
+            16 if !exact => Fault::Rebalance { partition: rng.random_range(0..partitions), span },
             16 => Fault::NewRule { experiment: rng.random_range(0..experiments), down: span },
             17..19 => Fault::Reload { experiment: rng.random_range(0..experiments), renewed: rng.random_bool(0.3) },
             19 | 20 => Fault::TakeOver { down: rng.random_range(0..6_000), span },
-            _ if promise == Promise::None => {
+            _ if !exact => {
                 let verb = ["hold", "resume", "rollback", "kill", "annotate", "phase"].choose(rng).unwrap();
                 Fault::Operator { experiment: rng.random_range(0..experiments), verb }
             }

@@ -84,7 +84,6 @@ impl Units {
             let now = book.allocation.period(pane);
             let moved = quality.mixed.iter().filter_map(|age| cohort(*age));
             self.mixed += moved.filter(|cohort| book.allocation.period(*cohort) == now).count() as u64;
-            self.ineligible += quality.ineligible;
             self.ineligible_units += quality.ineligible_units;
             self.unknown += quality.unknown_units;
             for (age, place) in &quality.placed {
@@ -145,6 +144,11 @@ impl Missing {
 }
 
 impl Quality {
+    /// Counts exposures that must not be. Where none is allowed, no warm-up excuses them.
+    pub fn bar(&mut self, quality: Option<&QualityPartial>) {
+        self.units.ineligible += quality.map_or(0, |quality| quality.buckets.iter().map(|bucket| bucket.ineligible).sum());
+    }
+
     /// Adds what a pane says of units, fields and users.
     pub fn weigh(&mut self, pane: Pane, quality: Option<&QualityPartial>, traffic: &[BucketPartial], plan: &Plan, book: &Booking<'_>) {
         let said = Said { traffic, buckets: quality.map_or(&[], |quality| &quality.buckets) };

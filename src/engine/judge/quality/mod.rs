@@ -120,7 +120,7 @@ impl Judge {
             };
             let before = std::mem::replace(&mut self.state.quality.checks[index].failing, failing);
             if failing && self.state.quality.checks[index].tripped.is_none() {
-                self.trip_quality(index, &check, pane.end(self.pane_ms), None, out);
+                self.trip_quality(index, &check, pane.end(self.pane_ms), out);
             } else if before && !failing {
                 let text = format!("{} is over: its hold is lifted", check.kind.name());
                 self.log(pane.end(self.pane_ms), LogKind::Resolved, None, text, out);
@@ -128,27 +128,15 @@ impl Judge {
         }
     }
 
-    /// An exposure of a unit that must not take part: where none is allowed, nothing is waited for. `why` is the rule's own word.
-    pub(super) fn ineligible(&mut self, at: Millis, why: &str, out: &mut Output) {
-        for index in 0..self.plan.quality.len() {
-            let check = self.plan.quality[index].clone();
-            if matches!(check.kind, QualityKind::Ineligible { max } if max == 0.0) {
-                self.state.quality.checks[index].failing = true;
-                if self.state.quality.checks[index].tripped.is_none() {
-                    self.trip_quality(index, &check, at, Some(why), out);
-                }
-            }
-        }
-    }
-
-    /// Decides, unless an operator holds. `why` is what a single record says that decides before its pane has counted it.
-    fn trip_quality(&mut self, index: usize, check: &QualityCheck, now: Millis, why: Option<&str>, out: &mut Output) {
-        if self.held(check.action) {
-            return;
-        }
+    /// Decides, unless an operator holds.
+    fn trip_quality(&mut self, index: usize, check: &QualityCheck, now: Millis, out: &mut Output) {
         let pane = Pane::of(now - 1, self.pane_ms);
         let (accepted, refused) = (self.state.quality.accepted, self.state.quality.refused);
         let mut decision = self.decision("", check.kind.name(), check.kind.name(), check.action, now);
+        // What is replayed was decided before the hold.
+        if self.held(check.action) && !self.ahead.contains_key(&decision.decision) {
+            return;
+        }
         match check.kind {
             QualityKind::Silence { after } => {
                 let silent_ms = self.silent_for(pane).unwrap_or(0);
@@ -198,20 +186,13 @@ impl Judge {
                     100.0 * max_gap
                 );
             }
-            QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => match why {
-                Some(why) => {
-                    decision.evidence = Evidence::Count { count: 1, allowed: 0 };
-                    decision.reason = format!("exposure of a unit that must not take part: {why}");
-                }
-                None => {
-                    let Some(worst) = self.found(&check.kind, true).pop() else { return };
-                    self.write_found(&worst, &mut decision);
-                }
-            },
+            QualityKind::MixedAssignment { .. } | QualityKind::Ineligible { .. } | QualityKind::Missing { .. } => {
+                let Some(worst) = self.found(&check.kind, true).pop() else { return };
+                self.write_found(&worst, &mut decision);
+            }
         }
         self.state.quality.checks[index].tripped = Some(decision.decision.clone());
-        let everyone: Vec<usize> = (0..self.plan.buckets.len()).filter(|b| *b != self.plan.baseline()).collect();
-        self.enforce(&mut decision, &everyone, pane);
+        self.enforce(&mut decision, &self.treated(), pane);
         self.put_in_force(decision, out);
     }
 

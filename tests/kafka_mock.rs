@@ -472,6 +472,16 @@ impl Bench {
 fn a_backtest_of_a_range_decides_as_one_of_a_file_and_as_the_daemon() {
     let Outcome { decisions, summary: file, .. } = support::backtest(side(), &[golden("ndjson")]);
     assert_eq!(decisions.len(), 1);
+    // A recording of each topic, as a consumer of each would make it.
+    let (dir, text) = (tempfile::tempdir().unwrap(), std::fs::read_to_string(golden("ndjson")).unwrap());
+    let (exposures, events): (Vec<&str>, Vec<&str>) = text.lines().partition(|line| line.contains(r#""event":"exposure""#));
+    let recorded = |name: &str, lines: &[&str]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        path
+    };
+    let topics = [recorded("exposures.ndjson", &exposures), recorded("events.ndjson", &events)];
+    assert_eq!(support::backtest(side(), &topics).decisions, decisions);
     for turn in 0..2 {
         let bench = Bench::new();
         bench.produce_story(turn);

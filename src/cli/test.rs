@@ -3,12 +3,13 @@
 
 use super::check;
 use crate::rules;
-use crate::tools::ruletest::{self, CaseResult, Options, TestFile};
+use crate::tools::ruletest::{self, Bad, CaseResult, Options, TestFile};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
@@ -107,15 +108,19 @@ pub fn run(args: &TestArgs) -> i32 {
     }
 }
 
-/// What would show that a file has changed, come or gone.
+/// What would show that a file has changed, come or gone: one that was read, or stands beside a test, which may be read next time.
 fn state(args: &TestArgs, reads: &[PathBuf]) -> Vec<(PathBuf, Option<(u64, SystemTime)>)> {
-    let all = rules::test_files(&args.paths).into_iter().chain(reads.iter().cloned());
+    let tests = rules::test_files(&args.paths);
+    let folders: BTreeSet<&Path> = tests.iter().filter_map(|path| path.parent()).collect();
+    let beside = folders.into_iter().flat_map(|folder| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()));
+    let yaml = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+    let all: BTreeSet<PathBuf> = beside.filter(yaml).chain(reads.iter().cloned()).chain(tests.iter().cloned()).collect();
     let of = |path: PathBuf| {
         let meta = std::fs::metadata(&path).ok();
         let seen = meta.and_then(|m| Some((m.len(), m.modified().ok()?)));
         (path, seen)
     };
-    all.map(of).collect()
+    all.into_iter().map(of).collect()
 }
 
 /// Runs all tests; returns the exit status and the files that were read.
@@ -125,7 +130,7 @@ fn once(args: &TestArgs) -> (i32, Vec<PathBuf>) {
         eprintln!("error: no tests: files named *_test.yaml hold them");
         return (2, Vec::new());
     }
-    let (mut files, mut bad, mut reads): (Vec<TestFile>, usize, Vec<PathBuf>) = (Vec::new(), 0, paths.clone());
+    let (mut files, mut bad, mut reads): (Vec<TestFile>, Vec<Bad>, Vec<PathBuf>) = (Vec::new(), Vec::new(), paths.clone());
     for path in &paths {
         match ruletest::load(path) {
             Ok(file) => {
@@ -133,8 +138,8 @@ fn once(args: &TestArgs) -> (i32, Vec<PathBuf>) {
                 files.push(file);
             }
             Err(faults) => {
-                bad += 1;
                 faults.iter().for_each(|fault| eprintln!("{}", fault.human(check::color_stderr())));
+                bad.push((path.display().to_string(), faults));
             }
         }
     }
@@ -142,15 +147,15 @@ fn once(args: &TestArgs) -> (i32, Vec<PathBuf>) {
     let Some(results) = results else { return (2, reads) };
     let failed = results.iter().any(|r| !r.passed());
     if args.output == OutputFormat::Human {
-        println!("{}{}", ruletest::summary(&results), if bad > 0 { format!(", {bad} bad files") } else { String::new() });
+        println!("{}", ruletest::summary(&results, bad.len()));
     }
     if let Some(path) = &args.junit
-        && let Err(e) = std::fs::write(path, ruletest::junit(&results))
+        && let Err(e) = std::fs::write(path, ruletest::junit(&results, &bad))
     {
         eprintln!("error: cannot write {}: {e}", path.display());
         return (1, reads);
     }
-    (i32::from(failed || bad > 0), reads)
+    (i32::from(failed || !bad.is_empty()), reads)
 }
 
 fn play(args: &TestArgs, files: &[TestFile]) -> Option<Vec<CaseResult>> {

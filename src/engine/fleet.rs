@@ -136,6 +136,13 @@ impl Fleet {
         self
     }
 
+    /// For runs whose decisions alone matter: see [`Judge::unseen`].
+    #[must_use]
+    pub fn unseen(mut self) -> Fleet {
+        self.judges.iter_mut().for_each(Judge::unseen);
+        self
+    }
+
     /// A partition will be read: nothing is judged beyond it from now on.
     pub fn assigned(&mut self, partition: i32) {
         self.partitions.entry(partition).or_insert(Progress::Waiting);

@@ -156,6 +156,7 @@ class Story:
         if told:
             self.traffic = Traffic(self.broker, self.registry)
             checks.run("Avro, Protobuf and JSON Schema are read", self.all_formats)
+            checks.run("init reads the topics by their schemas", self.init)
             checks.run("an id that nobody knows is refused, and the stream goes on", self.unknown_id)
             checks.run("while the registry is away a new schema is waited for", self.registry_away)
             checks.run("a breach in Protobuf requests is acted on", self.breach)
@@ -184,6 +185,18 @@ class Story:
         buckets = {b["bucket"]: b["exposed_units"] for b in self.daemon.experiment()["buckets"]}
         equal("exposed units", buckets, {"control": self.UNITS // 2, "treatment": self.UNITS // 2})
         return f"{self.wanted['records']} records; asked for {int(self.daemon.metric('guardraild_schema_registry_requests_total'))} schemas"
+
+    def init(self):
+        folder = self.daemon.folder / "proposal"
+        topics = [word for topic in (JSON_SCHEMA, AVRO, PROTOBUF) for word in ("--topic", topic)]
+        command = [self.daemon.binary, "init", str(folder), "--brokers", self.broker.address, "--schema-registry", self.registry.url, *topics]
+        told = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        equal("status", (told.returncode, told.stderr), (0, ""))
+        for part in ("json_schema: canonical events", "avro: a layout of its own, which needs a source; fields /arm /at", "protobuf: a layout of its own"):
+            assert part in told.stdout, told.stdout
+        sources = (folder / "rules/sources.yaml").read_text()
+        assert f"{{topics: ['{JSON_SCHEMA}'], format: json_schema}}" in sources, sources
+        assert self.registry.url in (folder / "guardraild.yaml").read_text()
 
     def unknown_id(self):
         self.traffic.send(AVRO, 0, b"\0" + (999_999).to_bytes(4, "big") + b"\2")

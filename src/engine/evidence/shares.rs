@@ -311,7 +311,8 @@ impl Shares {
     /// Strata of a bucket against the baseline, those that hold something.
     pub fn strata(&self, bucket: usize, book: &Booking<'_>) -> Vec<Stratum> {
         let all = self.periods.iter().flat_map(|(index, p)| p.strata.iter().map(move |s| (index, s)));
-        let strata = all.map(|(period, s)| stratum(s.arms[bucket], s.arms[book.baseline], s.expected, period, bucket, book));
+        let w = |period| book.allocation.share(period, bucket, book.baseline);
+        let strata = all.map(|(period, s)| stratum(s.arms[bucket], s.arms[book.baseline], s.expected, w(period)));
         strata.filter(|s| s.n_t + s.n_c > 0.0 && s.w > 0.0).collect()
     }
 
@@ -333,10 +334,11 @@ impl Shares {
             let (mut t, mut c) = (Arm::default(), Arm::default());
             let newest = period.slots.newest_first().next().map_or(0, |slot| slot.start.0);
             let mut bets: Option<Alike> = None;
+            let w = book.allocation.share(index, bucket, book.baseline);
             for slot in period.slots.newest_first() {
                 t.add(slot.content.arms[bucket]);
                 c.add(slot.content.arms[book.baseline]);
-                let stratum = stratum(t, c, slot.content.expected, index, bucket, book);
+                let stratum = stratum(t, c, slot.content.expected, w);
                 // Division by a design effect only lowers the bound, and no share is more than 1.
                 let bound = test.at_most(&[stratum]);
                 if bound <= least {
@@ -375,8 +377,7 @@ impl Arm {
     }
 }
 
-fn stratum(t: Arm, c: Arm, expected: f64, period: usize, bucket: usize, book: &Booking<'_>) -> Stratum {
-    let w = book.allocation.share(period, bucket, book.baseline);
+fn stratum(t: Arm, c: Arm, expected: f64, w: f64) -> Stratum {
     // A hit whose unit was enrolled in another partition's pane may be read first.
     let (x_t, x_c) = (t.x.min(t.n), c.x.min(c.n));
     Stratum { w, m: expected, n_t: t.n as f64, x_t: x_t as f64, n_c: c.n as f64, x_c: x_c as f64 }

@@ -65,6 +65,8 @@ pub struct Judge {
     ahead: BTreeMap<String, Decision>,
     /// More than `State::at` may have changed since the last snapshot.
     changed: bool,
+    /// Somebody may look: see [`Judge::unseen`].
+    seen: bool,
 }
 
 /// Everything that a checkpoint keeps.
@@ -216,7 +218,12 @@ impl Judge {
             _ => None,
         });
         let tests = tests.collect();
-        Judge { plan, pane_ms, budget, tests, state, in_force: BTreeMap::new(), ahead: BTreeMap::new(), changed: true }
+        Judge { plan, pane_ms, budget, tests, state, in_force: BTreeMap::new(), ahead: BTreeMap::new(), changed: true, seen: true }
+    }
+
+    /// Nobody will look: what is shown and decides nothing (highest evidence so far, whether a margin is proved) is not brought up to date.
+    pub fn unseen(&mut self) {
+        self.seen = false;
     }
 
     pub fn plan(&self) -> &Arc<Plan> {
@@ -379,6 +386,9 @@ impl Judge {
     fn judge_limits(&mut self, pane: Pane, out: &mut Output) {
         let baseline = self.plan.baseline();
         for index in 0..self.plan.guardrails.len() {
+            if self.plan.guardrails[index].limit.is_none() {
+                continue;
+            }
             for bucket in (0..self.plan.buckets.len()).filter(|b| *b != baseline) {
                 let of = Hypothesis::overall(index, bucket);
                 if self.guard(of).tripped.is_some() {

@@ -129,7 +129,7 @@ impl Judge {
                         let alarm = self.alarm(of, pane, look);
                         self.trip(of, pane.end(self.pane_ms), alarm, out);
                     }
-                    None if noted && self.plan.method == Method::Sequential => self.note(of),
+                    None if noted && self.seen && self.plan.method == Method::Sequential => self.note(of),
                     None => {}
                 }
             }

@@ -217,6 +217,9 @@ fn at_most(strata: &[Stratum], outcome: fn(Stratum) -> Stratum, null: Null) -> f
         let [Some(n_t), Some(x_t), Some(n_c), Some(x_c)] = counts else { continue };
         let (x_t, x_c) = (x_t.min(n_t), x_c.min(n_c));
         let surplus = (x_t - n_t * bet.m_t) / bet.w - bet.ratio * (x_c - n_c * bet.m_c) / (1.0 - bet.w);
+        if strata.len() == 1 && surplus <= 0.0 {
+            return 0.0;
+        }
         gains.iter_mut().enumerate().skip(first).for_each(|(j, gain)| *gain += bet.stake(j) * surplus);
     }
     // No mixture is worth more than its best bettor.

@@ -18,6 +18,11 @@ pub struct Failure {
 }
 
 impl Is {
+    /// Whether decisions alone tell if it holds, and what happened instead.
+    pub fn hears_decisions_alone(&self) -> bool {
+        matches!(self, Is::Never { .. } | Is::Acts { share: Some(_), .. })
+    }
+
     /// The time whose state it asks for.
     pub fn look(&self) -> Option<Millis> {
         match self {

@@ -20,5 +20,5 @@ mod wire;
 pub use case::TestFile;
 pub use keys::schema;
 pub use read::load;
-pub use report::{human, json, junit, summary};
+pub use report::{Bad, human, json, junit, summary};
 pub use suite::{CaseResult, Options, Shortfall, jobs, run};

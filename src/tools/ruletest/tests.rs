@@ -73,6 +73,21 @@ cases:
     drop(folder);
 }
 
+#[test]
+fn what_nobody_looks_at_decides_nothing() {
+    let test = "guardrail_test: v1
+traffic: {units: 20/s, requests: {per_unit: 3, gap: 5s}}
+cases:
+  - {name: slow, for: 12m, faults: [{from: 4m, change: {latency_p95: +80%, error_rate: +6pp}}], seeds: 2, expect: [{never: kill}]}
+";
+    let (_folder, path) = written("rules/new-checkout.yaml", test, &[]);
+    let file = loaded(&path);
+    let [seen, unseen] = [false, true].map(|hurried| played(&file, Way { whole: false, hurried, ..WAY }).remove(0));
+    assert!(!seen.decisions.is_empty());
+    assert_eq!(seen.decisions, unseen.decisions);
+    assert_ne!(seen.looks, unseen.looks, "what is only shown was left out");
+}
+
 /// Minutes of exposures and requests, of which those of one bucket fail from the third minute on.
 fn recording() -> String {
     let mut text = String::new();

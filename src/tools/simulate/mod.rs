@@ -30,6 +30,7 @@ pub use spec::{Spec, SpecError, World};
 pub use traffic::{Latency, LogNormal, MetricTraffic, Model, Phase, Requests, Shape, Spread, Traffic, Workflows, metric_name};
 
 use crate::rules::Planning;
+use report::significant;
 use std::sync::atomic::{AtomicBool, Ordering};
 use study::{CONFIDENCE, Detection, Options, detectable, detection, healthy};
 
@@ -168,8 +169,8 @@ fn notes(spec: &Spec, questions: &Questions) -> Vec<String> {
     let mut notes = Vec::new();
     if questions.scale < 1.0 {
         notes.push(format!(
-            "one unit of {:.3} was simulated: false alarms hold for the thinned traffic, and detection takes longer than with all of it",
-            1.0 / questions.scale
+            "one unit of {} was simulated: false alarms hold for the thinned traffic, and detection takes longer than with all of it",
+            significant(1.0 / questions.scale)
         ));
     }
     if spec.settings.pane != crate::engine::plan::Settings::default().pane {

@@ -89,7 +89,8 @@ fn panel(report: &Report, points: &[&Detection], top: f64, out: &mut String) -> 
     let (high, low) = (top + 40.0, top + PANEL - 46.0);
     let end = report.days * 86_400_000.0 - report.onset_ms as f64;
     let medians = points.iter().filter_map(|d| d.delay_ms.median);
-    let soonest = medians.fold(end, f64::min).max(report.pane_ms as f64);
+    let moves = starts(report).map(|(_, begins)| begins).filter(|begins| *begins > 0.0);
+    let soonest = medians.chain(moves).fold(end, f64::min).max(report.pane_ms as f64);
     let first = TICKS.into_iter().rev().find(|t| *t <= soonest / 1.2).unwrap_or(1.0);
     let y = |ms: f64| low - (ms.clamp(first, end) / first).ln() / (end / first).ln().max(1e-9) * (low - high);
     let sizes: Vec<f64> = points.iter().map(|d| d.effect.size.value().abs()).collect();

@@ -234,7 +234,7 @@ fn round(value: f64) -> f64 {
 }
 
 /// Four digits that count.
-fn significant(value: f64) -> String {
+pub(super) fn significant(value: f64) -> String {
     if value == 0.0 {
         return "0".to_owned();
     }

@@ -66,7 +66,7 @@ struct Eyes<'s> {
 impl<'s> Eyes<'s> {
     fn new(spec: &'s Spec) -> Eyes<'s> {
         let aggregator = Aggregator::new(0, Arc::clone(&spec.catalog), spec.settings.clone());
-        let fleet = Fleet::new(&spec.catalog, spec.settings.pane);
+        let fleet = Fleet::new(&spec.catalog, spec.settings.pane).unseen();
         Eyes { spec, aggregator, fleet, trips: Vec::new(), out: Output::default(), done: None }
     }
 

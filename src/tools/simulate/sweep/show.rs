@@ -2,7 +2,7 @@
 
 use super::{Point, Swept, time};
 use crate::report::{Bar, Bars, Forest, Html, Page, Row, Unit};
-use crate::tools::simulate::report::{count, days, duration, per_mille, share, table};
+use crate::tools::simulate::report::{count, days, duration, per_mille, share, significant, table};
 use crate::tools::simulate::study::Detection;
 use std::fmt::Write as _;
 
@@ -49,7 +49,7 @@ impl Swept {
             if self.same_traffic() { "" } else { " that have the same traffic" }
         )?;
         if self.scale < 1.0 {
-            writeln!(out, "  one unit of {:.3} was simulated: with all of them detection is sooner", 1.0 / self.scale)?;
+            writeln!(out, "  one unit of {} was simulated: with all of them detection is sooner", significant(1.0 / self.scale))?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ mod history;
 pub use history::{History, Kept, KeptBucket, KeptSample, Sample, most};
 
 use crate::engine::outcome::Counts;
-use crate::engine::state::{BinsState, ExperimentState};
+use crate::engine::state::{BinsState, CloseLook, ExperimentState};
 use crate::engine::time::Millis;
 use crate::rules::Loaded;
 use crate::rules::reload::{Change, FileState, State};
@@ -24,7 +24,7 @@ pub struct Live(Arc<Shared>);
 struct Shared {
     newest: RwLock<Newest>,
     history: Mutex<History>,
-    looks: broadcast::Sender<Arc<ExperimentState>>,
+    looks: broadcast::Sender<Arc<CloseLook>>,
 }
 
 impl Default for Shared {
@@ -65,14 +65,14 @@ impl Live {
         self.0.history.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// Tells of a close look at an experiment, with all its intervals.
-    pub fn tell_look(&self, state: &Arc<ExperimentState>) {
+    /// Tells of a close look at an experiment.
+    pub fn tell_look(&self, look: &Arc<CloseLook>) {
         // Nobody may listen.
-        let _ = self.0.looks.send(Arc::clone(state));
+        let _ = self.0.looks.send(Arc::clone(look));
     }
 
     /// Close looks from now on.
-    pub fn looks(&self) -> broadcast::Receiver<Arc<ExperimentState>> {
+    pub fn looks(&self) -> broadcast::Receiver<Arc<CloseLook>> {
         self.0.looks.subscribe()
     }
 }
@@ -125,10 +125,10 @@ pub enum Command {
     Operate(Request),
     /// Goes on by these rules.
     Reload(Box<Reload>),
-    /// One experiment with all its intervals, which are too dear to be in every view.
+    /// One experiment with all its intervals and histograms, which are too dear to be in every view.
     Look {
         experiment: String,
-        reply: oneshot::Sender<Option<ExperimentState>>,
+        reply: oneshot::Sender<Option<CloseLook>>,
     },
     /// Histograms of one guardrail and bucket.
     Bins {

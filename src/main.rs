@@ -3,8 +3,8 @@
 use clap::{CommandFactory, Parser, Subcommand};
 use guardraild::app;
 use guardraild::cli::{
-    assignments, audit, backtest, check, client, demo, generate, get, init, log, man, map, readout, run, schema, simulate, stats, status,
-    test, test_endpoint,
+    assignments, audit, backtest, check, client, demo, explain, generate, get, init, log, man, map, readout, run, schema, simulate, stats,
+    status, test, test_endpoint,
 };
 use std::process::ExitCode;
 
@@ -41,7 +41,7 @@ enum Command {
     Audit(audit::AuditArgs),
     Get(get::GetArgs),
     Status(status::StatusArgs),
-    Explain(client::ExplainArgs),
+    Explain(explain::ExplainArgs),
     Log(log::LogArgs),
     Annotate(log::AnnotateArgs),
     Readout(readout::ReadoutArgs),
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
         Command::Audit(args) => audit::run(&args),
         Command::Get(args) => get::run(&args),
         Command::Status(args) => status::run(&args),
-        Command::Explain(args) => client::explain(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Log(args) => log::log(&args),
         Command::Annotate(args) => log::annotate(&args),
         Command::Readout(args) => readout::run(&args),

@@ -5,7 +5,7 @@
 use guardraild::clock;
 use guardraild::config::Config;
 use guardraild::engine::decision::{Action, LogKind, LogQuery, Mode, Verdict};
-use guardraild::engine::state::{BinsOf, BinsState, BucketState, DataState, ExperimentState, RolloutState};
+use guardraild::engine::state::{BinsOf, BinsState, BucketState, CloseLook, DataState, ExperimentState, RolloutState};
 use guardraild::http::{Access, Api, Backend, BackendError, Limits, LogPage, Tls, bind, serve};
 use guardraild::live::{Accepted, Check, Command, Live, Operation, Refusal, Request, View};
 use guardraild::readout::Dossier;
@@ -67,13 +67,14 @@ impl Backend for Store {
         Ok(LogPage { entries, next })
     }
 
-    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+    fn dossier(&self, experiment: &str, live: Option<&CloseLook>) -> Result<Option<Dossier>, BackendError> {
         self.check()?;
         let dossier = Dossier {
             experiment: experiment.to_owned(),
             at: 0,
             last: false,
-            state: live.map(|state| json!(state)),
+            state: live.map(|look| json!(look.state)),
+            histograms: vec![],
             rule: String::new(),
             points: vec![],
             log: vec![],
@@ -430,7 +431,7 @@ async fn who_may_do_what() {
 }
 
 #[tokio::test]
-async fn a_readout_is_data_markdown_or_a_page_that_runs_nothing() {
+async fn a_readout_is_data_markdown_a_page_that_runs_nothing_or_an_archive() {
     let d = Daemon::start("  open_reads: never\n").await;
     assert_eq!(d.status("/api/v1/experiments/checkout/readout").await, 401);
     let get = async |path: &str| d.get(&format!("/api/v1/experiments/{path}")).bearer_auth(READ).send().await.unwrap();
@@ -441,6 +442,10 @@ async fn a_readout_is_data_markdown_or_a_page_that_runs_nothing() {
     let page = get("checkout/readout?format=html").await;
     assert_eq!(page.headers()["content-security-policy"], "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'");
     assert!(page.text().await.unwrap().starts_with("<!doctype html>"));
+    let archive = get("checkout/readout?format=tar.gz").await;
+    assert_eq!(archive.headers()["content-type"], "application/gzip");
+    assert_eq!(archive.headers()["content-disposition"], "attachment; filename=\"checkout-readout.tar.gz\"");
+    assert!(archive.bytes().await.unwrap().starts_with(&[0x1f, 0x8b]));
     assert_eq!(get("gone/readout").await.status(), 200, "of one that no rule names any more, too");
     assert_eq!(get("nobody/readout").await.status(), 404);
     assert_eq!(get("checkout/readout?format=pdf").await.status(), 400);

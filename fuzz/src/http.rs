@@ -8,7 +8,7 @@ use guardraild::delivery::attempt::Made;
 use guardraild::delivery::{DeliveryResult, Endpoint, Kind, Sender};
 use guardraild::engine::decision::LogQuery;
 use guardraild::engine::fleet::Fleet;
-use guardraild::engine::state::ExperimentState;
+use guardraild::engine::state::CloseLook;
 use guardraild::engine::time::Millis;
 use guardraild::http::{Access, Api, Backend, BackendError, LogPage, site};
 use guardraild::live::{Accepted, Command, Live, View};
@@ -49,7 +49,7 @@ impl Backend for Kept {
         Ok(LogPage { entries, next: asked.after.checked_add(1) })
     }
 
-    fn dossier(&self, _: &str, _: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+    fn dossier(&self, _: &str, _: Option<&CloseLook>) -> Result<Option<Dossier>, BackendError> {
         Ok(None)
     }
 
@@ -91,7 +91,7 @@ impl Site {
                     }
                     Command::Reload(reload) => drop(reload.reply.send(Ok(()))),
                     Command::Look { experiment, reply } => {
-                        drop(reply.send(experiments.iter().find(|e| e.experiment == experiment).cloned()));
+                        drop(reply.send(experiments.iter().find(|e| e.experiment == experiment).cloned().map(CloseLook::from)));
                     }
                     Command::Bins { reply, .. } => drop(reply.send(None)),
                 }

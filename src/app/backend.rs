@@ -4,7 +4,7 @@ use super::{assignments, dossier};
 use crate::clock;
 use crate::delivery::{Router, Waker};
 use crate::engine::decision::LogQuery;
-use crate::engine::state::ExperimentState;
+use crate::engine::state::CloseLook;
 use crate::http::{Backend, BackendError, LogPage};
 use crate::ingest::kafka::Ingest;
 use crate::readout::Dossier;
@@ -56,7 +56,7 @@ impl Backend for Late {
         self.there()?.log(experiment, asked)
     }
 
-    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+    fn dossier(&self, experiment: &str, live: Option<&CloseLook>) -> Result<Option<Dossier>, BackendError> {
         self.there()?.dossier(experiment, live)
     }
 
@@ -112,7 +112,7 @@ impl Backend for StoreBackend {
         Ok(LogPage { entries: entries.iter().map(|entry| json!(entry)).collect(), next })
     }
 
-    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError> {
+    fn dossier(&self, experiment: &str, live: Option<&CloseLook>) -> Result<Option<Dossier>, BackendError> {
         // A handle of its own: reading all of this takes a while, and the others go on answering.
         let path = self.store().path().to_owned();
         let store = Store::open_to_read(path).map_err(failed)?;

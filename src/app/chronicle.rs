@@ -3,7 +3,7 @@
 //! What is written are the close looks that are taken in turn (`http/looks`), so it costs the judge nothing of its own.
 
 use crate::clock;
-use crate::engine::state::{ExperimentState, Stage};
+use crate::engine::state::{CloseLook, ExperimentState, Stage};
 use crate::engine::time::Millis;
 use crate::live::{Kept, Live, most};
 use crate::store::{Look, NewSummary, Store, StoreError, StoredPoint};
@@ -137,16 +137,17 @@ impl Chronicle {
         error.is_fenced()
     }
 
-    fn write(&mut self, seen: &[Arc<ExperimentState>]) -> Result<(), StoreError> {
+    fn write(&mut self, seen: &[Arc<CloseLook>]) -> Result<(), StoreError> {
         let now = clock::now();
-        let looks: Vec<Look> = seen.iter().filter_map(|state| self.due(state, now).transpose()).collect::<Result<_, _>>()?;
+        let looks: Vec<Look> = seen.iter().filter_map(|seen| self.due(seen, now).transpose()).collect::<Result<_, _>>()?;
         if looks.is_empty() {
             return Ok(());
         }
         let most = most(self.live.get().experiments.len());
         self.store.remember(&looks, u32::try_from(most).unwrap_or(u32::MAX))?;
         self.failing = false;
-        for (state, look) in seen.iter().filter_map(|state| Some((state, looks.iter().find(|look| look.experiment == state.experiment)?))) {
+        let written = seen.iter().map(|seen| &seen.state);
+        for (state, look) in written.filter_map(|state| Some((state, looks.iter().find(|look| look.experiment == state.experiment)?))) {
             let written = self.written.entry(state.experiment.clone()).or_default();
             if let Some(point) = &look.point {
                 written.point = Some(point.at);
@@ -159,7 +160,8 @@ impl Chronicle {
     }
 
     /// What is to be written of a look, if anything.
-    fn due(&mut self, state: &ExperimentState, now: Millis) -> Result<Option<Look>, StoreError> {
+    fn due(&mut self, seen: &CloseLook, now: Millis) -> Result<Option<Look>, StoreError> {
+        let state = &seen.state;
         let written = self.written.entry(state.experiment.clone()).or_default();
         let last = written.point;
         let at = state.judged_to.filter(|at| last.is_none_or(|last| at - last >= STEP));
@@ -177,9 +179,9 @@ impl Chronicle {
         };
         let summary = due.then(|| {
             // Evidence is large, and that of decisions is with them.
-            let mut state = state.clone();
-            state.guardrails.iter_mut().for_each(|guardrail| guardrail.evidence = None);
-            Ok::<_, StoreError>(NewSummary { at: now, last: standing.is_last(), body: serde_json::to_string(&state)? })
+            let mut seen = seen.clone();
+            seen.state.guardrails.iter_mut().for_each(|guardrail| guardrail.evidence = None);
+            Ok::<_, StoreError>(NewSummary { at: now, last: standing.is_last(), body: serde_json::to_string(&seen)? })
         });
         let look = Look { experiment: state.experiment.clone(), revision: state.revision, point, summary: summary.transpose()? };
         Ok((look.point.is_some() || look.summary.is_some()).then_some(look))

@@ -2,7 +2,7 @@
 
 use crate::clock;
 use crate::engine::decision::LogQuery;
-use crate::engine::state::ExperimentState;
+use crate::engine::state::CloseLook;
 use crate::readout::Dossier;
 use crate::store::{Store, StoreError};
 use serde_json::{Value, json};
@@ -15,11 +15,11 @@ const DECISIONS: u32 = 500;
 ///
 /// # Errors
 /// The store cannot be read.
-pub fn read(store: &Store, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, StoreError> {
+pub fn read(store: &Store, experiment: &str, live: Option<&CloseLook>) -> Result<Option<Dossier>, StoreError> {
     let log = store.log(experiment, &LogQuery::first(ENTRIES))?;
     let summary = store.summary(experiment, None)?;
     // The figures of the end are those to report, though the experiment is still shown.
-    let ended = summary.as_ref().filter(|s| s.last && live.is_none_or(|state| state.revision == s.revision));
+    let ended = summary.as_ref().filter(|s| s.last && live.is_none_or(|look| look.state.revision == s.revision));
     let rule = match &summary {
         Some(summary) if !summary.rule.is_empty() => Some(summary.rule.clone()),
         _ => store.rules()?.into_iter().find(|rule| rule.experiment.as_deref() == Some(experiment)).map(|rule| rule.text),
@@ -28,11 +28,12 @@ pub fn read(store: &Store, experiment: &str, live: Option<&ExperimentState>) -> 
         return Ok(None);
     }
     let stored = |body: &str| serde_json::from_str::<Value>(body).ok();
-    let (at, state) = match (ended, live, &summary) {
+    let (at, look) = match (ended, live, &summary) {
         (Some(summary), ..) | (None, None, Some(summary)) => (summary.at, stored(&summary.body)),
-        (None, Some(state), _) => (clock::now(), serde_json::to_value(state).ok()),
+        (None, Some(look), _) => (clock::now(), serde_json::to_value(look).ok()),
         (None, None, None) => (clock::now(), None),
     };
+    let (state, histograms) = parted(look);
     let mut decisions = Vec::new();
     for decision in store.decisions(Some(experiment), DECISIONS)?.iter().rev() {
         let mut body = stored(decision.body.get()).unwrap_or_default();
@@ -45,6 +46,7 @@ pub fn read(store: &Store, experiment: &str, live: Option<&ExperimentState>) -> 
         at,
         last: ended.is_some(),
         state,
+        histograms,
         rule: rule.unwrap_or_default(),
         points: points.collect(),
         log: log.iter().map(|entry| json!(entry)).collect(),
@@ -52,4 +54,14 @@ pub fn read(store: &Store, experiment: &str, live: Option<&ExperimentState>) -> 
         cut: log.len() >= ENTRIES as usize,
         dashboard: None,
     }))
+}
+
+/// The state of a look, and its histograms: there are none in what an earlier version wrote.
+fn parted(look: Option<Value>) -> (Option<Value>, Vec<Value>) {
+    let Some(Value::Object(mut state)) = look else { return (look, Vec::new()) };
+    let histograms = match state.remove("histograms") {
+        Some(Value::Array(histograms)) => histograms,
+        _ => Vec::new(),
+    };
+    (Some(Value::Object(state)), histograms)
 }

@@ -469,12 +469,12 @@ impl Session {
             Command::Reload(reload) => self.reload = Some(reload),
             Command::Look { experiment, reply } => {
                 let now = self.court.clock.now();
-                let state = self.court.fleet.close_view(&experiment).map(|mut state| {
-                    self.doubt(&mut state, now);
-                    state
+                let look = self.court.fleet.close_look(&experiment).map(|mut look| {
+                    self.doubt(&mut look.state, now);
+                    look
                 });
                 // Whoever asked may have gone.
-                let _ = reply.send(state);
+                let _ = reply.send(look);
             }
             Command::Bins { experiment, guardrail, bucket, reply } => {
                 let _ = reply.send(self.court.fleet.bins(&experiment, &guardrail, &bucket));

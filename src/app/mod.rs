@@ -10,6 +10,7 @@ mod reload;
 mod renew;
 mod topic;
 mod turn;
+mod unable;
 
 pub use renew::Reread;
 
@@ -191,7 +192,7 @@ pub fn start(config: Config, metrics: Metrics, reread: Option<Reread>) -> anyhow
     if !before.used.is_empty() {
         opening.log.extend(judging::entries(&proposal.changes, None, clock::now()));
     }
-    let rules::reload::Proposal { loaded, files, changes } = proposal;
+    let rules::reload::Proposal { loaded, mut files, changes } = proposal;
     tracing::info!(experiments = loaded.rules.len(), refused = loaded.refused, "rules loaded");
 
     let dispatcher = start_dispatcher(&runtime, open()?, &config, &metrics)?;
@@ -210,9 +211,13 @@ pub fn start(config: Config, metrics: Metrics, reread: Option<Reread>) -> anyhow
 
     chronicle::restore(&store, &live, &recovered.fleet.views())?;
     runtime.spawn(chronicle::Chronicle::new(open()?, live.clone(), config.store.retention).keep());
+    let endpoints = dispatcher.renewer();
+    unable::note(&mut files, &loaded, |name| endpoints.sender(name), clock::now());
+    unable::tell(&files, &[]);
     live.set_files(files);
-    let renewal = reread.map(|reread| Renewal { reread, started: config.clone(), endpoints: dispatcher.renewer() });
-    let keeper = Keeper::new(place, live.clone(), metrics.clone(), to_judge, (&loaded, digest)).renewing(renewal);
+    let renewal = reread.map(|reread| Renewal { reread, started: config.clone() });
+    let shared = (live.clone(), metrics.clone());
+    let keeper = Keeper::new(place, shared, to_judge, endpoints, (&loaded, digest)).renewing(renewal);
     runtime.spawn(keeper.run(requests, config.reload.every));
     let readable = Arc::clone(&ingest);
     let published = config.kafka.decisions_topic.as_deref().map(delivery::topic_endpoint);

@@ -4,7 +4,9 @@
 //! tell nobody of changes. A change counts once two looks have found the same; whoever asks need not wait.
 
 use super::renew::Renewal;
+use super::unable;
 use crate::clock;
+use crate::delivery::Renewer;
 use crate::engine::state::{ExperimentState, Stage};
 use crate::live::{Command, Live, Refusal, Reload, ReloadReport, ReloadRequest};
 use crate::mapping::Source;
@@ -135,6 +137,8 @@ pub struct Keeper {
     pub live: Live,
     pub metrics: Metrics,
     pub judge: mpsc::Sender<Command>,
+    /// How endpoints are reached.
+    endpoints: Renewer,
     in_force: InForce,
     /// Digest of the files that have been dealt with, and of the last look.
     settled: u64,
@@ -145,9 +149,15 @@ pub struct Keeper {
 
 impl Keeper {
     /// Goes on from what is in force at the start, when the files had this digest.
-    pub fn new(place: Place, live: Live, metrics: Metrics, judge: mpsc::Sender<Command>, (loaded, digest): (&Loaded, u64)) -> Keeper {
+    pub fn new(
+        place: Place,
+        (live, metrics): (Live, Metrics),
+        judge: mpsc::Sender<Command>,
+        endpoints: Renewer,
+        (loaded, digest): (&Loaded, u64),
+    ) -> Keeper {
         metrics.set(&names::RELOADED_AT, &[], clock::now() as f64 / 1_000.0);
-        Keeper { place, live, metrics, judge, in_force: in_force(loaded), settled: digest, seen: digest, renewal: None }
+        Keeper { place, live, metrics, judge, endpoints, in_force: in_force(loaded), settled: digest, seen: digest, renewal: None }
     }
 
     #[must_use]
@@ -199,7 +209,7 @@ impl Keeper {
 
     async fn reload(&mut self, author: Option<String>, dry_run: bool) -> Result<ReloadReport, Refusal> {
         if let Some(renewal) = self.renewal.as_ref().filter(|_| !dry_run) {
-            tokio::task::block_in_place(|| renewal.renew());
+            tokio::task::block_in_place(|| renewal.renew(&self.endpoints));
         }
         match self.find().await {
             Some(found) => self.take_up(found, author, dry_run).await,
@@ -236,7 +246,11 @@ impl Keeper {
         let view = self.live.get();
         let seen = Seen { place: &self.place, experiments: &view.experiments };
         let endpoints = Some(&self.place.endpoints);
-        let proposal = tokio::task::block_in_place(|| propose(&self.in_force, (found.candidates, complete), endpoints, &seen));
+        let proposal = tokio::task::block_in_place(|| {
+            let mut proposal = propose(&self.in_force, (found.candidates, complete), endpoints, &seen);
+            unable::note(&mut proposal.files, &proposal.loaded, |name| self.endpoints.sender(name), clock::now());
+            proposal
+        });
         let report = ReloadReport { changes: proposal.changes.clone(), files: proposal.files.clone() };
         if dry_run {
             return Ok(report);
@@ -249,6 +263,7 @@ impl Keeper {
         if !changes.is_empty() {
             self.hand_over(loaded, report.changes.clone(), author).await?;
         }
+        unable::tell(&files, &self.live.files());
         self.live.set_files(files);
         Ok(report)
     }

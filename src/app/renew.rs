@@ -11,12 +11,11 @@ pub struct Renewal {
     pub reread: Reread,
     /// What the daemon was started with.
     pub started: Config,
-    pub endpoints: Renewer,
 }
 
 impl Renewal {
     /// Reads the configuration, and secrets, again. What came of it is in the log.
-    pub fn renew(&self) {
+    pub fn renew(&self, endpoints: &Renewer) {
         let config = match (self.reread)() {
             Ok(config) => config,
             Err(errors) => return tracing::error!("the configuration has faults, and what was read before stays: {errors}"),
@@ -25,7 +24,7 @@ impl Renewal {
             if self.started.endpoints.get(name).is_none_or(|before| before.kind != endpoint.kind) {
                 continue;
             }
-            match self.endpoints.renew(Endpoint::configured(name, endpoint, &config.delivery)) {
+            match endpoints.renew(Endpoint::configured(name, endpoint, &config.delivery)) {
                 Ok(true) => tracing::info!(endpoint = name, "the endpoint is reached by its new settings"),
                 Ok(false) => {}
                 Err(error) => tracing::error!("{error}; what was read before stays"),

@@ -1,7 +1,7 @@
-//! Commands that talk to a running daemon: `explain`, `hold`, `resume`, `rollback`, `kill`.
+//! What commands that talk to a running daemon have in common; `hold`, `resume`, `rollback` and `kill`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use super::show::{rows, text};
+use super::show::text;
 use clap::{Args, ValueEnum};
 use reqwest::blocking::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
@@ -41,16 +41,6 @@ pub(super) enum Shown {
     Json,
 }
 
-/// Show one decision: numbers, test, margin, rule revision, deliveries
-#[derive(Args, Debug)]
-#[command(after_help = "Example:\n  guardraild explain d-3f2a9c01b7d4e5f60718")]
-pub struct ExplainArgs {
-    /// Id of the decision: it is in every webhook, alert and log entry
-    decision: String,
-    #[command(flatten)]
-    daemon: Daemon,
-}
-
 /// What `hold`, `resume`, `rollback` and `kill` have in common.
 #[derive(Args, Debug)]
 pub struct OperateArgs {
@@ -82,10 +72,6 @@ pub struct ActArgs {
     /// One bucket only; without it, every bucket but the baseline
     #[arg(long)]
     bucket: Option<String>,
-}
-
-pub fn explain(args: &ExplainArgs) -> i32 {
-    args.daemon.show(args.daemon.ask(&format!("decisions/{}", encoded(&args.decision)), None), decision)
 }
 
 pub fn hold(args: &HoldArgs) -> i32 {
@@ -209,53 +195,6 @@ fn answer(response: Response) -> Result<Value, String> {
             Err(format!("{} ({status}) {hint}", text(&answer["error"])).trim_end().to_owned())
         }
     }
-}
-
-fn decision(d: &Value) -> String {
-    let mut out = vec![format!("{}  {} {} {}", text(&d["decision"]), text(&d["action"]), text(&d["experiment"]), text(&d["bucket"]))];
-    if let Some(segment) = d["segment"].as_str() {
-        out.push(format!("segment    {segment}"));
-    }
-    out.push(format!("why        {}", text(&d["reason"])));
-    out.push(format!("since      {}, decided {}", text(&d["since"]), text(&d["decided_at"])));
-    out.push(format!(
-        "rule       {} ({}), revision {}, mode {}",
-        text(&d["guardrail"]),
-        text(&d["criterion"]),
-        d["revision"],
-        text(&d["mode"])
-    ));
-    out.push(format!(
-        "test       {}: log e-value {}, alpha {}, evidence {}",
-        text(&d["test"]),
-        d["log_e_value"],
-        d["alpha"],
-        d["evidence"]
-    ));
-    if let Some(earlier) = d["covered_by"].as_str() {
-        out.push(format!("not sent   {earlier} had done as much already"));
-    }
-    if let Some(by) = d["held_by"].as_str() {
-        out.push(format!("held back  by {by}: `guardraild rollback` carries it out"));
-    }
-    if let Some(shared) = d["shared_cause"].as_str() {
-        out.push(format!("shared     {shared} tells people of this one, too"));
-    }
-    for row in rows(d, "deliveries") {
-        let last = match &row["last_status"] {
-            Value::Null => text(&row["last_error"]),
-            status => status.to_string(),
-        };
-        out.push(format!(
-            "delivery   {} to {}: {}, {} attempts, last {last}{}",
-            text(&row["type"]),
-            text(&row["endpoint"]),
-            text(&row["state"]),
-            row["attempts"],
-            row["escalates"].as_str().map_or_else(String::new, |of| format!("; because {of} failed"))
-        ));
-    }
-    out.join("\n")
 }
 
 /// A name as one segment of a path.

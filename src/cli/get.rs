@@ -6,6 +6,7 @@ use super::screen::{Cell, Screen};
 use super::show::{self, rows, text};
 use crate::clock;
 use crate::engine::decision::Timestamp;
+use crate::readout::outcome;
 use crate::report::Unit;
 use clap::Args;
 use serde_json::{Value, json};
@@ -178,12 +179,8 @@ fn experiment(state: &Value, screen: &Screen) -> String {
     };
     let buckets: Vec<Vec<Cell>> = rows(state, "buckets").map(bucket).collect();
     let guardrail = |row: &Value| {
-        let own = vec![
-            screen.verdict(&text(&row["verdict"])),
-            text(&row["bucket"]).into(),
-            text(&row["guardrail"]).into(),
-            text(&row["reason"]).into(),
-        ];
+        let own =
+            vec![screen.verdict(&text(&row["verdict"])), text(&row["bucket"]).into(), text(&row["guardrail"]).into(), why(row).into()];
         std::iter::once(own).chain(segments(row, screen)).collect::<Vec<_>>()
     };
     let guardrails: Vec<Vec<Cell>> = rows(state, "guardrails").flat_map(guardrail).collect();
@@ -204,6 +201,20 @@ fn experiment(state: &Value, screen: &Screen) -> String {
         (!figures.is_empty()).then(|| figures.join("\n")),
     ];
     std::iter::once(about.join("\n")).chain(tables.into_iter().flatten()).collect::<Vec<_>>().join("\n\n")
+}
+
+/// The verdict's reason with the numbers that it lacks: of a breach the values, where there is one the interval.
+fn why(guardrail: &Value) -> String {
+    let (value, change) = (outcome::unit_of_value(guardrail), outcome::unit_of_change(guardrail));
+    let known = |key: &str| guardrail[key].as_f64().map(|v| value.show(v));
+    let values = match (known("bucket_value"), known("baseline_value")) {
+        (Some(bucket), Some(baseline)) => format!("{bucket}, baseline {baseline}; "),
+        (Some(bucket), None) => format!("{bucket}; "),
+        (None, _) => String::new(),
+    };
+    let values = if guardrail["verdict"] == "breach" { values } else { String::new() };
+    let interval = outcome::interval(guardrail).map(|[low, high]| format!("; interval {} to {}", change.show(low), change.show(high)));
+    format!("{values}{}{}", text(&guardrail["reason"]), interval.unwrap_or_default())
 }
 
 /// How many segments fare how, and those in breach one by one.
@@ -235,6 +246,8 @@ mod tests {
             "buckets": [{"bucket": "b", "weight": 0.5, "exposed_units": 3, "exposure_rate": 0.0,
                          "stopped": {"action": "rollback", "decision": "d-1", "confirmation": "confirmed"}}],
             "guardrails": [{"guardrail": "error_rate", "bucket": "b", "verdict": "breach", "reason": "breached: see d-1",
+                            "unit": "%", "bucket_value": 0.12, "baseline_value": 0.04, "interval": [0.06, 0.2],
+                            "max_increase": {"absolute": 0.01},
                             "segments": [{"segment": "region=uk", "units": 7, "verdict": "breach", "reason": "breached: see d-2"},
                                          {"segment": "region=eu", "units": 9, "verdict": "safe", "reason": "fine"}]}]});
         let shown = experiment(&state, &SCREEN);
@@ -245,7 +258,8 @@ mod tests {
              BUCKET  SHARE  UNITS  EXPOSURES/S  STATE\n\
              b       50%    3      0.0          rollback  d-1: confirmed\n\n\
              VERDICT  BUCKET  GUARDRAIL    WHY\n\
-             breach   b       error_rate   breached: see d-1\n                   \
+             breach   b       error_rate   12%, baseline 4%; breached: see d-1; interval +6pp\n                              \
+             to +20pp\n                   \
                              segments   1 breach, 1 safe\n\
              breach             region=uk  7 units: breached: see d-2\n\n\
              VERDICT  DATA  WHY\n\

@@ -6,6 +6,7 @@ pub mod backtest;
 pub mod check;
 pub mod client;
 pub mod demo;
+pub mod explain;
 pub mod generate;
 pub mod get;
 pub mod init;

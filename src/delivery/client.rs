@@ -306,6 +306,16 @@ impl Sender {
         Ok(request)
     }
 
+    /// What it would need on this machine to act, and does not find now: the file that it changes, or a token that the platform keeps fresh.
+    pub fn lacks(&self) -> Option<String> {
+        let needed = [("token", &self.endpoint.token_file), ("file", &self.endpoint.file)];
+        needed.into_iter().find_map(|(what, path)| {
+            let path = path.as_ref()?;
+            let error = std::fs::File::open(path).err()?;
+            Some(format!("the {what} {} cannot be read: {error}", path.display()))
+        })
+    }
+
     /// Whether the endpoint could ever act on a message.
     ///
     /// # Errors

@@ -75,6 +75,11 @@ impl Renewer {
         self.1.wake();
         Ok(true)
     }
+
+    /// An endpoint as it is reached now.
+    pub fn sender(&self, name: &str) -> Option<Arc<Sender>> {
+        self.0.get(name).map(|lane| Arc::clone(&lane.borrow()))
+    }
 }
 
 impl Dispatcher {

@@ -8,6 +8,7 @@ use crate::engine::time::Millis;
 use crate::rules::{Flag, RuleSet};
 use crate::store::Delivery;
 use serde_json::Value;
+use std::ops::Deref;
 
 /// A delivery that no decision has asked for, of one of the message types, with a rule's body and flag. `now` is the wall clock.
 pub fn rehearsal(endpoint: &str, event_type: &str, body: Option<&Value>, flag: Option<&Flag>, now: Millis) -> Delivery {
@@ -68,14 +69,21 @@ fn decision(endpoint: &str, event_type: &str, now: Millis) -> Decision {
     }
 }
 
-/// The actions of a rule whose endpoint could never carry them out, and why: no flag is known, or it cannot pause.
-pub fn unfit<'a>(rule: &'a RuleSet, senders: &'a [Sender], now: Millis) -> impl Iterator<Item = (Action, &'a str, Unfit)> {
-    let acts = [Action::Pause, Action::Rollback, Action::Kill];
-    acts.into_iter().filter_map(move |action| {
-        let route = rule.routes.get(&action)?;
-        let sender = senders.iter().find(|sender| sender.name() == route.endpoint)?;
-        let event_type = format!("guardrail.{}", action.name());
-        let delivery = rehearsal(&route.endpoint, &event_type, route.body.as_ref(), rule.flag.as_ref(), now);
-        Some((action, route.endpoint.as_str(), sender.fits(&delivery, now).err()?))
+/// The actions of a rule whose endpoint could never carry them out, and why: no flag is known, or it cannot pause. Of endpoints that are not
+/// among `senders` nothing is said.
+pub fn unfit<'a, S: Deref<Target = Sender>>(
+    rule: &'a RuleSet,
+    senders: impl Fn(&str) -> Option<S> + 'a,
+    now: Millis,
+) -> impl Iterator<Item = (Action, &'a str, Unfit)> {
+    rule.routes.iter().filter_map(move |(action, route)| {
+        let event_type = match action {
+            Action::Pause => "guardrail.pause",
+            Action::Rollback => "guardrail.rollback",
+            Action::Kill => "guardrail.kill",
+            Action::Notify | Action::Page | Action::Hold => "guardrail.alert",
+        };
+        let delivery = rehearsal(&route.endpoint, event_type, route.body.as_ref(), rule.flag.as_ref(), now);
+        Some((*action, route.endpoint.as_str(), senders(&route.endpoint)?.fits(&delivery, now).err()?))
     })
 }

@@ -13,7 +13,7 @@ use super::pane::{CellId, Emission, Observation, PaneBatch, Pool};
 use super::plan::{BlastRadius, Catalog, SharedCause};
 use super::shape::{Plans, Renumber, Shape};
 use super::shared_cause::Breaches;
-use super::state::{BinsState, ExperimentState};
+use super::state::{BinsState, CloseLook, ExperimentState};
 use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -276,6 +276,11 @@ impl Fleet {
     /// One experiment with the exact evidence and interval of every guardrail.
     pub fn close_view(&self, experiment: &str) -> Option<ExperimentState> {
         Some(self.judges[self.index(experiment)?].close_view())
+    }
+
+    /// The same with histograms.
+    pub fn close_look(&self, experiment: &str) -> Option<CloseLook> {
+        Some(self.judges[self.index(experiment)?].close_look())
     }
 
     /// Histograms of one guardrail, where its values have a distribution.

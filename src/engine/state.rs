@@ -296,6 +296,29 @@ pub struct SegmentState {
     pub decision: Option<String>,
 }
 
+/// A close look at an experiment: its state with all intervals, and the histograms behind it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CloseLook {
+    #[serde(flatten)]
+    pub state: ExperimentState,
+    pub histograms: Vec<HistogramState>,
+}
+
+impl From<ExperimentState> for CloseLook {
+    fn from(state: ExperimentState) -> CloseLook {
+        CloseLook { state, histograms: Vec::new() }
+    }
+}
+
+/// The histogram of a guardrail in one bucket.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HistogramState {
+    pub guardrail: String,
+    pub bucket: String,
+    #[serde(flatten)]
+    pub bins: BinsState,
+}
+
 /// Histograms of a guardrail's values in a bucket and in the baseline, and quantiles read off the same bins. Values are in the metric's
 /// own unit.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -1,8 +1,8 @@
-//! Close looks at single experiments: all intervals and exact evidence, which the judge has to stop for. However many ask, they
+//! Close looks at single experiments: all intervals, exact evidence and histograms, which the judge has to stop for. However many ask, they
 //! take no more than a small part of its time.
 
 use super::{App, Shared};
-use crate::engine::state::ExperimentState;
+use crate::engine::state::{CloseLook, ExperimentState};
 use crate::live::Command;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -36,34 +36,34 @@ struct Look {
     /// Taken from the judge when the live view was of this moment.
     of: i64,
     at: Instant,
-    state: Arc<ExperimentState>,
+    seen: Arc<CloseLook>,
 }
 
 /// The experiment with all its intervals, of this view or, while the judge is busy, an older one in which it stood as it does now;
 /// `None` where there is none.
-pub async fn closely(app: &Shared, experiment: &str) -> Option<Arc<ExperimentState>> {
+pub async fn closely(app: &Shared, experiment: &str) -> Option<Arc<CloseLook>> {
     let now = Instant::now();
-    if let Some(state) = app.looks.current(app, experiment) {
-        return Some(state);
+    if let Some(seen) = app.looks.current(app, experiment) {
+        return Some(seen);
     }
     let Ok(mut next) = app.looks.next.try_lock() else { return app.looks.older(app, experiment) };
     if next.is_some_and(|next| now < next) {
         return app.looks.older(app, experiment);
     }
-    let state = ask(app, experiment).await?;
+    let seen = ask(app, experiment).await?;
     *next = Some(Instant::now() + (now.elapsed() * PAUSE).min(MOST_PAUSE));
-    Some(state)
+    Some(seen)
 }
 
-async fn ask(app: &Shared, experiment: &str) -> Option<Arc<ExperimentState>> {
+async fn ask(app: &Shared, experiment: &str) -> Option<Arc<CloseLook>> {
     let of = app.api.live.get().at;
     let (reply, answer) = oneshot::channel();
     app.api.commands.try_send(Command::Look { experiment: experiment.to_owned(), reply }).ok()?;
-    let state = Arc::new(tokio::time::timeout(LOOK, answer).await.ok()?.ok()??);
-    app.api.live.history().look(&state);
-    app.api.live.tell_look(&state);
-    app.looks.keep(experiment, Look { of, at: Instant::now(), state: Arc::clone(&state) });
-    Some(state)
+    let seen = Arc::new(tokio::time::timeout(LOOK, answer).await.ok()?.ok()??);
+    app.api.live.history().look(&seen.state);
+    app.api.live.tell_look(&seen);
+    app.looks.keep(experiment, Look { of, at: Instant::now(), seen: Arc::clone(&seen) });
+    Some(seen)
 }
 
 impl Looks {
@@ -71,18 +71,18 @@ impl Looks {
         self.kept.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get(experiment).cloned()
     }
 
-    fn current(&self, app: &Shared, experiment: &str) -> Option<Arc<ExperimentState>> {
-        self.get(experiment).filter(|look| look.of == app.api.live.get().at).map(|look| look.state)
+    fn current(&self, app: &Shared, experiment: &str) -> Option<Arc<CloseLook>> {
+        self.get(experiment).filter(|look| look.of == app.api.live.get().at).map(|look| look.seen)
     }
 
-    fn older(&self, app: &Shared, experiment: &str) -> Option<Arc<ExperimentState>> {
-        let (look, view) = (self.get(experiment)?, app.api.live.get());
-        let now = view.experiment(experiment)?;
-        let same = (&look.state.verdict, &look.state.decisions, &look.state.holds, look.state.phase, look.state.revision)
+    fn older(&self, app: &Shared, experiment: &str) -> Option<Arc<CloseLook>> {
+        let (Look { seen, .. }, view) = (self.get(experiment)?, app.api.live.get());
+        let (then, now) = (&seen.state, view.experiment(experiment)?);
+        let same = (&then.verdict, &then.decisions, &then.holds, then.phase, then.revision)
             == (&now.verdict, &now.decisions, &now.holds, now.phase, now.revision);
-        let stops = look.state.buckets.iter().map(|b| &b.stopped).eq(now.buckets.iter().map(|b| &b.stopped));
+        let stops = then.buckets.iter().map(|b| &b.stopped).eq(now.buckets.iter().map(|b| &b.stopped));
         let asked = |e: &ExperimentState| e.guardrails.iter().map(|g| (g.guardrail.clone(), g.limit, g.max_increase)).collect::<Vec<_>>();
-        (same && stops && asked(&look.state) == asked(now)).then_some(look.state)
+        (same && stops && asked(then) == asked(now)).then_some(seen)
     }
 
     fn keep(&self, experiment: &str, look: Look) {

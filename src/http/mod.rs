@@ -28,7 +28,7 @@ pub use tls::{Tls, TlsError};
 
 use crate::clock;
 use crate::engine::decision::LogQuery;
-use crate::engine::state::ExperimentState;
+use crate::engine::state::CloseLook;
 use crate::engine::time::Millis;
 use crate::live::{Command, Live, ReloadRequest, View};
 use crate::readout::Dossier;
@@ -78,7 +78,7 @@ pub trait Backend: Send + Sync {
     /// Entries of an experiment's execution log, oldest first.
     fn log(&self, experiment: &str, asked: &LogQuery) -> Result<LogPage, BackendError>;
     /// All that is known of an experiment, for its readout; `live` is how it stands now, where it runs. `None` of one that never was.
-    fn dossier(&self, experiment: &str, live: Option<&ExperimentState>) -> Result<Option<Dossier>, BackendError>;
+    fn dossier(&self, experiment: &str, live: Option<&CloseLook>) -> Result<Option<Dossier>, BackendError>;
     /// Puts a delivery back into the queue; false if there is none with this id.
     fn redeliver(&self, id: &str, author: &str) -> Result<bool, BackendError>;
     /// Writes the observed assignments of an experiment as CSV.

@@ -44,7 +44,7 @@ pub async fn experiment(State(app): State<App>, headers: HeaderMap, Path(id): Pa
     app.api.access.read(&headers)?;
     let view = app.api.live.get();
     let close = closely(&app, &id).await;
-    let state = || close.as_deref().or(view.experiment(&id)).and_then(|state| serde_json::to_vec(state).ok());
+    let state = || close.as_deref().map(|seen| &seen.state).or(view.experiment(&id)).and_then(|state| serde_json::to_vec(state).ok());
     let packed = app.answers.get(format!("experiment {id}"), &view, state).ok_or_else(|| Failure::no_experiment(&id))?;
     Ok(packed.answer(&headers))
 }

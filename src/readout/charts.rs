@@ -1,9 +1,9 @@
 //! The figures as charts.
 
 use super::Dossier;
-use super::outcome::{self, State, rows, text};
+use super::outcome::{self, State, number, rows, text};
 use crate::engine::time::Millis;
-use crate::report::{Axis, Bar, Bars, Forest, Html, Line, Lines, Mark, MarkKind, Point, Row, Unit};
+use crate::report::{Axis, Bar, Bars, Bin, Forest, Histogram, Html, Line, Lines, Mark, MarkKind, Point, Row, Unit};
 use serde_json::Value;
 
 /// A chart with what stands above it.
@@ -81,6 +81,67 @@ fn trend(dossier: &Dossier, state: State<'_>, guardrail: &Value) -> Chart {
         marks: marks(dossier),
     };
     Chart { caption: format!("{name}: {against}; the line is the window's, the band the interval over the whole life"), drawn: chart.svg() }
+}
+
+/// The values behind each guardrail that has a distribution; of a comparison also by how much each quantile differs.
+pub fn distributions(dossier: &Dossier, state: State<'_>) -> Vec<Chart> {
+    let of = |histogram: &Value| {
+        let [name, bucket] = ["guardrail", "bucket"].map(|key| text(histogram, key));
+        let guardrail = state.guardrails(bucket).find(|g| text(g, "guardrail") == name)?;
+        let compared = (!guardrail["max_increase"].is_null()).then(|| quantiles(state, guardrail, histogram));
+        Some(std::iter::once(distribution(state, guardrail, histogram)).chain(compared))
+    };
+    dossier.histograms.iter().filter_map(of).flatten().collect()
+}
+
+fn distribution(state: State<'_>, guardrail: &Value, histogram: &Value) -> Chart {
+    let [name, bucket, statistic] = ["guardrail", "bucket", "statistic"].map(|key| text(guardrail, key));
+    let (baseline, unit) = (state.baseline(), outcome::unit_of_value(guardrail));
+    let tested = statistic.strip_prefix('p').and_then(|level| level.parse::<f64>().ok()).map(|level| level / 100.0);
+    let level = rows(histogram, "quantiles").find(|level| level["q"].as_f64().zip(tested).is_some_and(|(q, t)| (q - t).abs() < 1e-9));
+    let line = |who: &str, key: &str| Some((level?[key].as_f64()?, format!("{who} {statistic}")));
+    let bin = |bin: &Value| {
+        let counts = ["baseline", "bucket"].map(|key| bin[key].as_u64().unwrap_or(0));
+        Some(Bin { from: bin["from"].as_f64()?, to: bin["to"].as_f64()?, counts })
+    };
+    let of = match text(histogram, "of") {
+        "window" => "the window",
+        _ => "units exposed since the shares last changed",
+    };
+    let drawn = Histogram {
+        alt: format!("{name}: histograms of {baseline} and {bucket}"),
+        unit,
+        names: [baseline.to_owned(), bucket.to_owned()],
+        bins: rows(histogram, "bins").filter_map(bin).collect(),
+        lines: line(baseline, "baseline").into_iter().chain(line(bucket, "bucket")).collect(),
+    };
+    let caption = format!(
+        "{name}: {} values of {baseline} and {} of {bucket}, of {of}; each histogram is drawn to its own total",
+        number(&histogram["baseline_n"]),
+        number(&histogram["n"])
+    );
+    Chart { caption, drawn: drawn.svg() }
+}
+
+/// By how much the bucket's quantiles differ from those of the baseline.
+fn quantiles(state: State<'_>, guardrail: &Value, histogram: &Value) -> Chart {
+    let [name, bucket] = ["guardrail", "bucket"].map(|key| text(guardrail, key));
+    let point = |level: &Value| {
+        let y = outcome::change_of(guardrail, [level["baseline"].as_f64(), level["bucket"].as_f64()])?;
+        Some(Point { x: level["q"].as_f64()?, y: Some(y), band: None })
+    };
+    let unit = outcome::unit_of_change(guardrail);
+    let chart = Lines {
+        alt: format!("{name}: change of each quantile of {bucket}"),
+        axis: Axis::Number(Unit::Share),
+        zero: true,
+        margin: outcome::margin(guardrail).map(|at| (at, format!("margin {}", unit.show(at)))),
+        unit,
+        lines: vec![Line { name: bucket.to_owned(), points: rows(histogram, "quantiles").filter_map(point).collect() }],
+        marks: Vec::new(),
+    };
+    let caption = format!("{name}: change of each quantile of {bucket} against {}; 95% is the p95", state.baseline());
+    Chart { caption, drawn: chart.svg() }
 }
 
 /// Exposed units of each bucket over time.

@@ -1,9 +1,12 @@
-//! The data behind a readout, as files that other programs read.
+//! The data behind a readout, as files that other programs read, or as one archive of them.
 
 use super::Dossier;
 use super::outcome::rows;
 use crate::engine::decision::Timestamp;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::Value;
+use std::io;
 
 /// Name and content of each file.
 pub fn files(dossier: &Dossier) -> Vec<(&'static str, String)> {
@@ -16,6 +19,7 @@ pub fn files(dossier: &Dossier) -> Vec<(&'static str, String)> {
         ("decisions.ndjson", lines(&dossier.decisions)),
         ("guardrails_over_time.csv", guardrails_over_time(dossier)),
         ("buckets_over_time.csv", buckets_over_time(dossier)),
+        ("histograms.csv", histograms(dossier)),
     ];
     if let Some(state) = &dossier.state {
         files.push(("experiment.json", format!("{state:#}\n")));
@@ -28,6 +32,29 @@ pub fn files(dossier: &Dossier) -> Vec<(&'static str, String)> {
     files
 }
 
+/// The files in a folder of the experiment's name, as a compressed tar archive: the same dossier makes the same bytes.
+///
+/// # Errors
+/// None that are known: everything is in memory.
+pub fn archive(dossier: &Dossier) -> io::Result<Vec<u8>> {
+    let (folder, at) = (folder(&dossier.experiment), u64::try_from(dossier.at / 1_000).unwrap_or(0));
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::default()));
+    for (name, content) in files(dossier) {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(at);
+        tar.append_data(&mut header, format!("{folder}/{name}"), content.as_bytes())?;
+    }
+    tar.into_inner()?.finish()
+}
+
+/// A name for files of the experiment that every file system and header takes.
+pub fn folder(experiment: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '_' };
+    format!("{}-readout", experiment.chars().map(plain).collect::<String>())
+}
+
 fn about(dossier: &Dossier) -> String {
     format!(
         "# Data of `{}`, as of {}\n\n\
@@ -36,6 +63,7 @@ fn about(dossier: &Dossier) -> String {
          | `experiment.json` | the state, as `GET /api/v1/experiments/ID` gives it |\n\
          | `guardrails.csv` | each guardrail, bucket and segment at the end: values, interval, verdict, e-value |\n\
          | `guardrails_over_time.csv`, `buckets_over_time.csv` | the same as it went; points are fewer the older they are |\n\
+         | `histograms.csv` | counts of the values between `from` and `to`, of what has a distribution, as the readout draws them |\n\
          | `phases.csv` | metrics of each phase and bucket, and of the whole life (phase is empty) |\n\
          | `log.csv`, `log.ndjson` | the execution log |\n\
          | `decisions.ndjson` | each decision with its evidence (`guardraild audit` recomputes it) and its deliveries |\n\
@@ -146,6 +174,17 @@ fn buckets_over_time(dossier: &Dossier) -> String {
         kept.buckets.iter().map(row).collect::<Vec<_>>()
     };
     csv("at,bucket,exposed_units,exposures_per_second", dossier.points.iter().flat_map(of))
+}
+
+fn histograms(dossier: &Dossier) -> String {
+    let of = |histogram: &Value| {
+        let row = |bin: &Value| {
+            let of = ["guardrail", "bucket", "of"].map(|name| field(&histogram[name]));
+            of.into_iter().chain(["from", "to", "baseline", "bucket"].map(|name| field(&bin[name]))).collect()
+        };
+        rows(histogram, "bins").map(row).collect::<Vec<_>>()
+    };
+    csv("guardrail,bucket,of,from,to,baseline_count,bucket_count", dossier.histograms.iter().flat_map(of))
 }
 
 fn phases(state: &Value) -> String {

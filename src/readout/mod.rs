@@ -6,7 +6,7 @@
 mod charts;
 mod document;
 pub mod export;
-mod outcome;
+pub(crate) mod outcome;
 mod plan;
 mod sections;
 #[cfg(test)]
@@ -27,6 +27,9 @@ pub struct Dossier {
     pub last: bool,
     /// As `GET /api/v1/experiments/{id}` gives it; `null` where no figures have been kept.
     pub state: Option<Value>,
+    /// Of guardrails with a distribution, as `GET /api/v1/experiments/{id}/bins` gives them, each with its `guardrail` and `bucket`.
+    #[serde(default)]
+    pub histograms: Vec<Value>,
     /// Text of the rule file; empty where it is not known any more.
     pub rule: String,
     /// How the figures went: event time, and what they were.

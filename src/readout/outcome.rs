@@ -45,6 +45,10 @@ pub fn text<'v>(value: &'v Value, key: &str) -> &'v str {
     value[key].as_str().unwrap_or_default()
 }
 
+pub fn number(value: &Value) -> String {
+    value.as_f64().map_or(String::new(), |v| Unit::Of(String::new()).show(v))
+}
+
 impl<'d> State<'d> {
     pub fn buckets(self) -> impl Iterator<Item = &'d Value> + Clone {
         rows(self.0, "buckets")

@@ -3,7 +3,7 @@
 use super::Dossier;
 use super::charts::{self, Chart};
 use super::document::{Block, Document, Inline, Span};
-use super::outcome::{self, Advice, State, rows, text};
+use super::outcome::{self, Advice, State, number, rows, text};
 use super::plan::Plan;
 use crate::engine::decision::Timestamp;
 use crate::report::Unit;
@@ -200,6 +200,7 @@ fn outcome(doc: &mut Document, dossier: &Dossier, state: State<'_>, plan: &Plan)
     let head = ["guardrail", "bucket", "verdict", "#baseline", "#value", "#change", "interval", "#margin or limit", "decision"];
     doc.table(&head, guarded.iter().map(|g| guarded_row(state, g)).collect(), "None.");
     draw(doc, charts::guardrails(dossier, state, false));
+    draw(doc, charts::distributions(dossier, state));
     doc.subheading("Split and phases");
     let units = state.buckets().map(|b| {
         vec![
@@ -408,8 +409,4 @@ fn word(kind: &str) -> String {
 
 fn share(value: &Value) -> String {
     value.as_f64().map_or(String::new(), |v| Unit::Share.show(v))
-}
-
-fn number(value: &Value) -> String {
-    value.as_f64().map_or(String::new(), |v| Unit::Of(String::new()).show(v))
 }

@@ -14,6 +14,18 @@ fn guardrail(name: &str, verdict: &str, primary: bool, interval: [f64; 2]) -> Va
                       "interval": [-0.1, 0.3]}]})
 }
 
+fn latency() -> Value {
+    json!({"guardrail": "latency_p95", "bucket": "treatment", "verdict": "safe", "reason": "as it is", "unit": "ms", "statistic": "p95",
+        "baseline_value": 812.0, "bucket_value": 857.0, "interval": [0.01, 0.09], "limit": null, "max_increase": {"relative": 0.1},
+        "primary": false, "higher_is_worse": true, "on_breach": "rollback", "decision": null, "segments": []})
+}
+
+fn loading() -> Value {
+    json!({"guardrail": "loading_p50", "bucket": "treatment", "verdict": "safe", "reason": "as it is", "unit": "ms", "statistic": "p50",
+        "baseline_value": 225.0, "bucket_value": 237.0, "interval": null, "limit": 400.0, "max_increase": null, "primary": false,
+        "higher_is_worse": true, "on_breach": "notify", "decision": null, "segments": []})
+}
+
 fn state() -> Value {
     let bucket = |name: &str, baseline: bool| {
         json!({"bucket": name, "baseline": baseline, "weight": 0.5, "exposed_units": 12_345, "exposures": 20_000, "events": 40_000,
@@ -27,13 +39,24 @@ fn state() -> Value {
     let phase = |n: Value, name: Value| json!({"phase": n, "name": name, "since": START, "until": null, "buckets": [seen("control"), seen("treatment")]});
     json!({"experiment": "new-checkout", "revision": 3, "mode": "enforce", "verdict": "safe", "holds": [],
         "rollout": {"stage": "ended"}, "buckets": [bucket("control", true), bucket("treatment", false)],
-        "guardrails": [guardrail("orders", "safe", true, [0.01, 0.07]), guardrail("error_rate", "safe", false, [-0.2, -0.1])],
+        "guardrails": [guardrail("orders", "safe", true, [0.01, 0.07]), guardrail("error_rate", "safe", false, [-0.2, -0.1]), latency(), loading()],
         "quality": [{"check": "srm", "verdict": "safe", "reason": "as designed"}],
         "phases": [phase(json!(0), json!("canary"))], "whole_life": phase(Value::Null, Value::Null),
         "funnels": [{"funnel": "buying", "workflow": "purchase", "steps": ["cart"],
             "buckets": [{"bucket": "control", "matured": counts(300)}, {"bucket": "treatment", "matured": counts(320)}]}],
         "retention": [{"metric": "d7", "day": 7, "buckets": [{"bucket": "control", "eligible": 900, "active": 300, "rate": 0.333},
                                                            {"bucket": "treatment", "eligible": 0, "active": 0, "rate": null}]}]})
+}
+
+/// Of a guardrail that compares, and of one that only has a limit.
+fn histograms() -> Vec<Value> {
+    let bin = |i: u64| json!({"from": 100 * i, "to": 100 * (i + 1), "baseline": 40 / (i + 1), "bucket": 30 / (i + 1) + 2 * i});
+    let level = |q: f64| json!({"q": q, "baseline": 900.0 * q * q, "bucket": 950.0 * q * q});
+    let of = |guardrail: &str, of: &str| {
+        let (bins, quantiles): (Vec<Value>, _) = ((0..9).map(bin).collect(), [0.1, 0.25, 0.5, 0.75, 0.95, 0.99].map(level));
+        json!({"guardrail": guardrail, "bucket": "treatment", "of": of, "baseline_n": 113, "n": 1_134, "bins": bins, "quantiles": quantiles})
+    };
+    vec![of("latency_p95", "allocation"), of("loading_p50", "window")]
 }
 
 fn entry(second: i64, kind: &str, text: &str, author: Option<&str>, links: &[&str]) -> Value {
@@ -73,6 +96,7 @@ fn dossier() -> Dossier {
         at: START + 400_000,
         last: true,
         state: Some(state()),
+        histograms: histograms(),
         rule: std::fs::read_to_string("rules/new-checkout.yaml").unwrap(),
         points: (0..20).map(point).collect(),
         log: vec![
@@ -109,6 +133,22 @@ fn a_readout_is_as_it_was() {
     holds("tests/report/readout.html", &html(&dossier()));
     let files: Vec<_> = export::files(&dossier()).into_iter().filter(|(name, _)| name.ends_with(".csv")).collect();
     holds("tests/report/export.csv", &files.iter().map(|(name, text)| format!("{name}\n{text}\n")).collect::<String>());
+}
+
+#[test]
+fn an_archive_holds_the_exported_files_and_is_the_same_each_time() {
+    let (of, archive) = (dossier(), export::archive(&dossier()).unwrap());
+    assert_eq!(archive, export::archive(&of).unwrap());
+    let mut tar = tar::Archive::new(flate2::read::GzDecoder::new(archive.as_slice()));
+    let read = |entry: std::io::Result<tar::Entry<'_, _>>| {
+        let (mut entry, mut text) = (entry.unwrap(), String::new());
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        (entry.path().unwrap().display().to_string(), text)
+    };
+    let found: Vec<_> = tar.entries().unwrap().map(read).collect();
+    let wanted: Vec<_> = export::files(&of).into_iter().map(|(name, text)| (format!("new-checkout-readout/{name}"), text)).collect();
+    assert_eq!(found, wanted);
+    assert_eq!(export::folder("../a b\"\n.x"), "___a_b___x-readout");
 }
 
 /// What is suggested for treatment, once `change` has been made.

@@ -78,6 +78,9 @@ pub struct FileState {
     /// Why the file's text is not in force, one line each: place, code, what, and what would be right.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<String>,
+    /// What of the rule that is in force could not be carried out as things stand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -183,7 +186,10 @@ fn files(loaded: &Loaded) -> Vec<FileState> {
     for used in &loaded.used {
         let state = if loaded.leaving.contains(&used.file) { State::Leaving } else { State::InForce };
         let (experiment, revision) = (used.experiment.clone(), revision(&used.experiment));
-        files.insert(&used.file, FileState { file: used.file.clone(), experiment, revision, state, faults: Vec::new() });
+        files.insert(
+            &used.file,
+            FileState { file: used.file.clone(), experiment, revision, state, faults: Vec::new(), warnings: Vec::new() },
+        );
     }
     for unused in &loaded.unused {
         let errors = unused.faults.iter().filter(|fault| fault.severity == Severity::Error);
@@ -192,7 +198,7 @@ fn files(loaded: &Loaded) -> Vec<FileState> {
         let experiment = known.as_ref().and_then(|known| known.experiment.clone()).or_else(|| unused.experiment.clone());
         let (revision, state) = (revision(&experiment), if unused.stands_in { State::Stale } else { State::Refused });
         let revision = revision.filter(|_| unused.stands_in);
-        files.insert(&unused.file, FileState { file: unused.file.clone(), experiment, revision, state, faults });
+        files.insert(&unused.file, FileState { file: unused.file.clone(), experiment, revision, state, faults, warnings: Vec::new() });
     }
     files.into_values().collect()
 }

@@ -88,7 +88,8 @@ pub fn unfit(used: &Used, action: Action, endpoint: &str, why: &str) -> Diagnost
         let route = root.get("actions")?.get(action.name())?;
         Some(route.entries().iter().find(|e| CHANNELS.contains(&e.key.as_str())).map_or(route.span.clone(), |e| e.value.span.clone()))
     });
-    let message = format!("endpoint {} could not carry out a {}", quote(endpoint), action.name());
+    let what = if action == Action::Notify { "notification" } else { action.name() };
+    let message = format!("endpoint {} could not carry out a {what}", quote(endpoint));
     Diagnostic::at(&used.file, &used.text, span.unwrap_or(0..0), "GR2305", message).with_label(why)
 }
 

@@ -23,7 +23,7 @@ pub struct Summary {
     pub last: bool,
     /// The rule file's text.
     pub rule: String,
-    /// The state as the API shows it, as JSON text.
+    /// The state as the API shows it, and histograms, as JSON text.
     pub body: String,
 }
 

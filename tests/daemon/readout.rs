@@ -82,13 +82,18 @@ fn a_readout_tells_the_same_from_the_daemon_and_from_its_files_and_charts_surviv
     printed(&["readout", EXPERIMENT, "--export", &export.display().to_string()], &url);
     let csv = std::fs::read_to_string(export.join("guardrails_over_time.csv")).unwrap();
     assert!(csv.lines().count() > 1 && csv.contains("latency_p95,treatment,"), "{csv}");
-    assert!(std::fs::read_to_string(export.join("readout.html")).unwrap().contains("<svg class=\"chart\""));
+    let histogram = |page: &str| page.contains("latency_p95: histograms of control and treatment");
+    assert!(histogram(&std::fs::read_to_string(export.join("readout.html")).unwrap()));
+    assert!(std::fs::read_to_string(export.join("histograms.csv")).unwrap().contains("latency_p95,treatment,"));
     let audit = Command::new(BIN).arg("audit").arg(export.join("decisions.ndjson")).output().unwrap();
     assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stdout));
 
     let seen = daemon.json(&format!("/api/v1/experiments/{EXPERIMENT}/readout"))["points"].as_array().unwrap().len();
     daemon.kill();
     assert!(told(&String::from_utf8_lossy(&offline().stdout)), "without a daemon, too");
+    let page = site.path("kept.html");
+    run(&["readout", EXPERIMENT, "--state-dir", &state_dir, "--html", &page.display().to_string()], &url);
+    assert!(histogram(&std::fs::read_to_string(page).unwrap()), "the bins of the last look are kept");
     let gone = run(&["readout", "nobody", "--state-dir", &state_dir], &url);
     assert!(!gone.status.success() && String::from_utf8_lossy(&gone.stderr).contains(EXPERIMENT));
     let mut daemon = site.start(&settings);

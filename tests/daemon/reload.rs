@@ -58,6 +58,9 @@ fn a_mounted_directory_that_is_swapped_is_taken_up_and_a_bad_file_keeps_what_it_
     let tighter = first.replace("500ms", "400ms");
     swap(&rules, "2", &[("rule.yaml", tighter.clone()), ("other.yaml", rule("other", "observe"))]);
     holds("the other experiment is there", || daemon.get("/api/v1/experiments/other").0 == 200);
+    let kept_back = "mode is `observe`, so that rollback by `";
+    assert!(file(&mut daemon, "other.yaml")["warnings"][0].as_str().unwrap().contains(kept_back));
+    assert_eq!(daemon.log().iter().filter(|line| line.contains("WARN") && line.contains(kept_back)).count(), 1, "told once");
     let entry = until("the log tells of the change", || {
         daemon.log_of(EXPERIMENT).into_iter().find(|e| e["text"].as_str().unwrap().contains("400ms"))
     });
@@ -72,6 +75,7 @@ fn a_mounted_directory_that_is_swapped_is_taken_up_and_a_bad_file_keeps_what_it_
 
     swap(&rules, "3", &[("rule.yaml", tighter.replace("400ms", "400")), ("other.yaml", rule("other", "enforce"))]);
     holds("the good file is taken up", || daemon.json("/api/v1/experiments/other")["mode"] == "enforce");
+    assert_eq!(file(&mut daemon, "other.yaml")["warnings"], Value::Null);
     let stale = file(&mut daemon, "rule.yaml");
     assert_eq!((&stale["state"], &stale["experiment"]), (&"stale".into(), &EXPERIMENT.into()), "{stale}");
     assert!(stale["faults"][0].as_str().unwrap().contains("rule.yaml:5:"), "{stale}");

@@ -19,7 +19,7 @@ pub fn faults(path: &Path, config: &Config, loaded: &Loaded) -> Vec<Diagnostic> 
     }
     for rule in &loaded.rules {
         let Some(used) = loaded.used.iter().find(|used| used.experiment.as_deref() == Some(&rule.plan.experiment)) else { continue };
-        let unfit = delivery::unfit(rule, &senders, clock::now());
+        let unfit = delivery::unfit(rule, |name| senders.iter().find(|sender| sender.name() == name), clock::now());
         found.extend(unfit.map(|(action, endpoint, why)| rules::unfit(used, action, endpoint, &why.to_string())));
     }
     found

@@ -3,9 +3,11 @@
 use super::{Hypothesis, Judge};
 use crate::engine::evidence::SignalEvidence;
 use crate::engine::histogram::{Bins, bin_of, upper_edge};
-use crate::engine::state::{BinState, BinsOf, BinsState, QuantileState};
+use crate::engine::state::{BinState, BinsOf, BinsState, CloseLook, GuardrailState, HistogramState, QuantileState};
 use std::collections::BTreeMap;
 
+/// Histograms of a close look at most: those of a rule's first guardrails.
+const HISTOGRAMS: usize = 32;
 /// Bars of a histogram at most.
 const BARS: usize = 96;
 /// Quantiles that are compared, in parts per million.
@@ -15,6 +17,17 @@ const LEVELS: [u32; 24] = [
 ];
 
 impl Judge {
+    /// [`Judge::close_view`] with the histograms of what has a distribution, as far as there are values.
+    pub fn close_look(&self) -> CloseLook {
+        let state = self.close_view();
+        let histogram = |of: &GuardrailState| {
+            let bins = self.bins(&of.guardrail, &of.bucket).filter(|bins| !bins.bins.is_empty())?;
+            Some(HistogramState { guardrail: of.guardrail.clone(), bucket: of.bucket.clone(), bins })
+        };
+        let histograms = state.guardrails.iter().filter_map(histogram).take(HISTOGRAMS).collect();
+        CloseLook { state, histograms }
+    }
+
     /// Values of a bucket beside those of the baseline: of a comparison, those since the shares last changed; of a limit, those in the
     /// window. `None` for what is no distribution, or not in the plan.
     pub fn bins(&self, guardrail: &str, bucket: &str) -> Option<BinsState> {

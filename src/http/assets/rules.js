@@ -24,7 +24,7 @@ export function render({ files }, again) {
   };
   const worst = (file) => Object.keys(STATES).indexOf(file.state) * (file.state === "leaving" ? 0 : 1);
   const sorted = [...files].sort((a, b) => worst(b) - worst(a) || a.file.localeCompare(b.file));
-  const row = (file) => [file.file, file.experiment ? h("a", { href: path("e", file.experiment) }, file.experiment) : "sources", file.revision ?? "–", state(file), h("ul", { class: "tries" }, (file.faults ?? []).map((fault) => h("li", null, h("code", null, fault))))];
+  const row = (file) => [file.file, file.experiment ? h("a", { href: path("e", file.experiment) }, file.experiment) : "sources", file.revision ?? "–", state(file), h("ul", { class: "tries" }, [...(file.faults ?? []), ...(file.warnings ?? [])].map((found) => h("li", null, h("code", null, found))))];
   return [
     h("h1", null, "Rules"),
     files.length ? table("Rule files", ["File", "Experiment", "Revision", "State", "Findings"], sorted.map(row), { class: "text" }) : h("p", { class: "quiet" }, "No file is known yet."),

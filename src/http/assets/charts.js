@@ -4,6 +4,8 @@ import { drawing, h, s } from "./dom.js";
 import { count, percent, value } from "./format.js";
 
 const drawn = new Map();
+/** On a phone drawings have a phone's width, so that their text keeps its size. */
+export const narrow = () => matchMedia("(max-width: 34rem)").matches;
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 /** Where a chart goes; `label` says in words what it shows. */
@@ -116,7 +118,7 @@ export function meter(part, verdict) {
  * shaded, and its side has a name.
  */
 export function forest(label, rows, { margin, show, worse = 1 }) {
-  const [W, ROW, LEFT, RIGHT, TOP] = [640, 30, 170, 130, 24];
+  const [W, ROW, LEFT, RIGHT, TOP, NAME] = narrow() ? [370, 30, 118, 92, 24, 16] : [640, 30, 170, 130, 24, 24];
   const ends = rows.flatMap((row) => [row.low, row.high, row.at]).filter((x) => x !== null && x !== undefined && Number.isFinite(x));
   // Intervals of little data are wide: beyond three times what matters they are cut, with an arrow.
   const all = [0, margin, ...rows.map((row) => row.at ?? 0)];
@@ -132,7 +134,7 @@ export function forest(label, rows, { margin, show, worse = 1 }) {
     const y = TOP + (i + 0.5) * ROW;
     const whole = row.low !== null && row.low !== undefined;
     return s("g", { class: row.verdict },
-      s("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, clip(row.name, 24)),
+      s("text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, clip(row.name, NAME)),
       whole && s("line", { class: "interval", x1: x(row.low), x2: x(row.high), y1: y, y2: y }),
       whole && [row.low, row.high].map((end) => end >= low - pad && end <= high + pad
         ? s("line", { class: "interval", x1: x(end), x2: x(end), y1: y - 5, y2: y + 5 })
@@ -145,7 +147,7 @@ export function forest(label, rows, { margin, show, worse = 1 }) {
     s("line", { class: "zero", x1: x(0), x2: x(0), y1: TOP - 4, y2: H - 18 }),
     s("line", { class: "margin", x1: x(margin), x2: x(margin), y1: TOP - 4, y2: H - 18 }),
     s("text", { class: "axis", x: x(0), y: H - 4, "text-anchor": "middle" }, "no change"),
-    s("text", { class: "axis harm", x: x(margin) + (worse > 0 ? 4 : -4), y: 13, "text-anchor": worse > 0 ? "start" : "end" }, `${show(margin)} margin`),
+    s("text", { class: "axis harm", x: worse > 0 ? Math.min(x(margin) + 4, W - 96) : x(margin) - 4, y: 13, "text-anchor": worse > 0 ? "start" : "end" }, `${show(margin)} margin`),
     rows.map(line));
 }
 
@@ -153,7 +155,7 @@ const clip = (text, most) => (text.length > most ? `${text.slice(0, most - 1)}â€
 
 /** Two histograms over the same bins, as shares of each; `mark` is a value with a name. */
 export function histogram(bins, names, unit, marks) {
-  const [W, H, LEFT, BOTTOM, TOP] = [760, 260, 40, 34, 16];
+  const [W, H, LEFT, BOTTOM, TOP] = [narrow() ? 380 : 760, 260, 40, 34, 16];
   const total = (of) => bins.reduce((sum, bin) => sum + bin[of], 0) || 1;
   const sums = { baseline: total("baseline"), bucket: total("bucket") };
   const [first, last] = [bins[0].from || bins[0].to / 2, bins[bins.length - 1].to];
@@ -173,28 +175,28 @@ export function histogram(bins, names, unit, marks) {
     }
     return `${path}L${at},${y(0)}Z`;
   };
-  const ticks = nice(first, last);
+  const ticks = nice(first, last, narrow() ? 4 : 8);
   const told = marks.map((mark) => `${mark.name} ${value(mark.at, unit)}`).join(", ");
   return drawing(W, H, `Histograms of ${count(sums.baseline)} values of ${names[0]} and ${count(sums.bucket)} of ${names[1]}, by share. ${told}`,
     s("line", { class: "zero", x1: LEFT, x2: W - 8, y1: y(0), y2: y(0) }),
-    ticks.map((at) => s("g", null, s("line", { class: "tick", x1: x(at), x2: x(at), y1: y(0), y2: y(0) + 5 }), s("text", { class: "axis", x: x(at), y: H - 14, "text-anchor": "middle" }, value(at, unit)))),
+    ticks.map((at) => s("g", null, s("line", { class: "tick", x1: x(at), x2: x(at), y1: y(0), y2: y(0) + 5 }), s("text", { class: "axis", x: x(at), y: H - 14, "text-anchor": x(at) > W - 40 ? "end" : "middle" }, value(at, unit)))),
     s("path", { class: "area baseline", d: outline("baseline") }),
     s("path", { class: "area bucket", d: outline("bucket") }),
     marks.map((mark, i) => s("g", { class: mark.of }, s("line", { class: "quantile", x1: x(mark.at), x2: x(mark.at), y1: TOP, y2: y(0) }),
-      s("text", { class: "axis", x: x(mark.at) + 5, y: TOP + 10 + 15 * i }, `${mark.name} ${value(mark.at, unit)}`))));
+      s("text", { class: "axis", x: x(mark.at) + (x(mark.at) > W * 0.6 ? -5 : 5), y: TOP + 10 + 15 * i, "text-anchor": x(mark.at) > W * 0.6 ? "end" : "start" }, `${mark.name} ${value(mark.at, unit)}`))));
 }
 
 /** Round values between two, on a scale of logarithms. */
-function nice(low, high) {
+function nice(low, high, most) {
   const all = [];
   for (let ten = 10 ** Math.floor(Math.log10(low)); ten <= high; ten *= 10) all.push(...[1, 2, 5].map((n) => n * ten).filter((v) => v >= low && v <= high));
-  const step = Math.ceil(all.length / 8);
+  const step = Math.ceil(all.length / most);
   return all.filter((_, i) => i % step === 0);
 }
 
 /** How much later the bucket is than the baseline at each quantile. */
 export function quantileCurve(levels, unit, tested, relative) {
-  const [W, H, LEFT, BOTTOM, TOP] = [760, 220, 70, 34, 16];
+  const [W, H, LEFT, BOTTOM, TOP] = [narrow() ? 380 : 760, 220, 70, 34, 16];
   const known = levels.filter((level) => level.baseline !== null && level.bucket !== null && (!relative || level.baseline > 0));
   const change = (level) => (relative ? level.bucket / level.baseline - 1 : level.bucket - level.baseline);
   const show = (v) => (relative ? percent(v) : value(v, unit));

@@ -4,7 +4,7 @@ import { drawing, h, s, table } from "./dom.js";
 import { get } from "./live.js";
 import { badge } from "./fleet.js";
 import { AFTER, VERDICTS, ago, change, clock, count, difference, done, margin, path, percent, rank, share, span, value } from "./format.js";
-import { chart, forest, frame, meter } from "./charts.js";
+import { chart, forest, frame, meter, narrow } from "./charts.js";
 
 export const title = ([name]) => name;
 export const every = 2000;
@@ -40,7 +40,7 @@ export function render({ state, decisions, log, series }) {
     segments(state),
     state.funnels.length > 0 && [h("h2", null, "Funnel"), state.funnels.map(funnel)],
     state.retention.length > 0 && [h("h2", null, "Retention"), retention(state.retention)],
-    h("h2", null, "Execution log"), h("p", null, h("a", { href: `api/v1/experiments/${encodeURIComponent(state.experiment)}/readout?format=html` }, "Readout"), ": one page to print or to keep"), entries(log.entries),
+    h("h2", null, "Execution log"), h("p", null, h("a", { href: `api/v1/experiments/${encodeURIComponent(state.experiment)}/readout?format=html` }, "Readout"), ": one page to print or to keep, and ", h("a", { href: `api/v1/experiments/${encodeURIComponent(state.experiment)}/readout?format=tar.gz` }, "the data behind it")), entries(log.entries),
     h("p", { class: "quiet" }, `Charts begin when the daemon did${series.at.length ? `: ${clock(series.at[0])}` : ""}. Intervals hold however often you look.`),
   ];
 }
@@ -166,7 +166,7 @@ function split(state) {
   const flaws = Object.entries(state.data).filter(([name, n]) => n > 0 && !name.endsWith("_share") && name !== "placed_units");
   return [
     table("Split of the units", ["Bucket", "Designed", "Share", "Units", "Exposures", "In two buckets", "Stopped"], rows),
-    checks.length > 0 && table("Checks of the data", ["Check", "Verdict", "Why", "Then"], checks, { class: "text" }),
+    checks.length > 0 && table("Checks of the data", ["Check", "Verdict", "Why", "Then"], checks, { class: "text why" }),
     flaws.length > 0 && h("p", { class: "quiet" }, `Flaws of the data so far: ${flaws.map(([name, n]) => `${name.replaceAll("_", " ")} ${count(n)}`).join(", ")}.`),
   ];
 }
@@ -208,11 +208,11 @@ function funnel(f) {
   const of = (b) => b.matured.started > 0 ? b.matured : b.all;
   const steps = (b) => [["started", of(b).started], ...f.steps.map((name, i) => [name, of(b).reached[i]]), ["completed", of(b).completed]];
   const rows = f.buckets.flatMap((b) => steps(b).map(([name, n]) => ({ name: `${b.bucket}: ${name}`, n, whole: of(b).started })));
-  const [W, ROW, LEFT] = [640, 24, 190];
+  const [W, ROW, LEFT, RIGHT] = narrow() ? [370, 24, 152, 100] : [640, 24, 190, 130];
   const bar = (row, i) => s("g", null,
     s("text", { x: LEFT - 8, y: i * ROW + 16, "text-anchor": "end" }, row.name),
-    s("rect", { class: "step", x: LEFT, y: i * ROW + 4, width: row.whole > 0 ? ((W - LEFT - 130) * row.n) / row.whole : 0, height: ROW - 8 }),
-    s("text", { class: "num", x: W - 122, y: i * ROW + 16 }, `${count(row.n)}  ${share(row.n, row.whole)}`));
+    s("rect", { class: "step", x: LEFT, y: i * ROW + 4, width: row.whole > 0 ? ((W - LEFT - RIGHT) * row.n) / row.whole : 0, height: ROW - 8 }),
+    s("text", { class: "num", x: W - RIGHT + 8, y: i * ROW + 16 }, `${count(row.n)}  ${share(row.n, row.whole)}`));
   const matured = f.buckets.some((b) => b.matured.started > 0);
   const table_ = f.buckets.map((b) => [b.bucket, count(b.all.started), count(b.all.completed), count(b.all.completed_late), count(b.all.abandoned), count(b.all.timed_out), count(b.all.open)]);
   return h("section", { class: "tile wide", "data-key": f.funnel }, h("h3", null, `${f.funnel} (workflow ${f.workflow}, within ${span(f.within_ms)})`),

@@ -95,7 +95,7 @@ endpoints:
         let config = Config::load_with(Some(&path), &[], &[("T".to_owned(), "secret".to_owned())].into()).unwrap();
         let all = config.endpoints.iter().map(|(name, endpoint)| Endpoint::configured(name, endpoint, &config.delivery));
         let senders: Vec<Sender> = all.map(|endpoint| Sender::new(endpoint).unwrap()).collect();
-        let loaded = rules::load(&[rule.clone()], None);
+        let loaded = rules::load(std::slice::from_ref(&rule), None);
         let file = FileState {
             file: rule.display().to_string(),
             experiment: Some("exp".to_owned()),

@@ -11,7 +11,7 @@ use std::f64::consts::LN_10;
 /// Characters of evidence that are shown; more of it is for programs.
 const EVIDENCE: usize = 160;
 
-/// Show one decision: numbers, test, margin, rule revision, deliveries, and what became of it
+/// Show one decision: numbers, test, margin, rule, deliveries, and what became of it
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:\n  guardraild explain d-3f2a9c01b7d4e5f60718\n  guardraild explain d-3f2a9c01b7d4e5f60718 --output json | guardraild audit"

@@ -37,6 +37,8 @@ use tracing::Span;
 const TICK: Duration = Duration::from_millis(50);
 /// Messages taken at once at most, before panes are judged.
 const TOGETHER: usize = 256;
+/// Panes of this long ago, ms, are of a backlog.
+const BACKLOG: Millis = 10_000;
 /// A new view is made this often, and at once after a decision.
 const VIEW_EVERY: Duration = Duration::from_secs(1);
 /// Outbox and bounds are counted this often.
@@ -154,6 +156,8 @@ pub struct Session {
     dropped: BTreeMap<i32, Dropped>,
     /// Whether people have been told that judging is behind.
     behind: bool,
+    /// The inbox is being emptied.
+    busy: bool,
     barrier: Barrier,
     /// Rules that wait for the next barrier.
     reload: Option<Box<Reload>>,
@@ -196,6 +200,7 @@ impl Session {
             assigned: BTreeSet::new(),
             dropped: BTreeMap::new(),
             behind: false,
+            busy: false,
             barrier: Barrier::default(),
             reload: None,
             next_checkpoint,
@@ -217,7 +222,9 @@ impl Session {
     }
 
     fn step(&mut self, inbox: &Receiver<FromIngest>) {
-        match inbox.recv_timeout(TICK) {
+        let message = inbox.recv_timeout(TICK);
+        self.busy = message.is_ok();
+        match message {
             Ok(message) => {
                 self.receive(message);
                 // What waits already is judged together with it, which costs less than one after the other.
@@ -508,9 +515,12 @@ impl Session {
         let _ = reply.send(answer);
     }
 
-    /// Judges what is ready, and does what is due by the clock.
+    /// Judges what is ready, and does what is due by the clock. Panes of a backlog are judged a few at a time.
     pub fn duties(&mut self) {
-        self.settle();
+        let fresh = self.court.clock.now() - BACKLOG;
+        if !self.busy || !self.court.fleet.gathers(fresh) {
+            self.settle();
+        }
         let now = self.court.clock.steady();
         if now.saturating_sub(self.viewed) >= VIEW_EVERY {
             self.publish();

@@ -196,17 +196,28 @@ impl Fleet {
         };
     }
 
-    /// Judges every pane that all live partitions have passed.
-    pub fn settle(&mut self, out: &mut Output) {
+    /// The last pane that all live partitions have passed, unless it has been judged.
+    fn passed(&self) -> Option<Pane> {
         let mut passed: Option<Pane> = None;
         for progress in self.partitions.values() {
             match progress {
-                Progress::Waiting => return,
+                Progress::Waiting => return None,
                 Progress::Empty => {}
                 Progress::Closed(pane) => passed = Some(passed.map_or(*pane, |p| p.min(*pane))),
             }
         }
-        let Some(passed) = passed.filter(|p| self.judged.is_none_or(|judged| *p > judged)) else { return };
+        passed.filter(|p| self.judged.is_none_or(|judged| *p > judged))
+    }
+
+    /// Whether panes can be judged, but had better wait for more, with which they cost less: while they are few, and all of before `fresh`.
+    pub fn gathers(&self, fresh: Millis) -> bool {
+        let few = |passed: &Pane| self.waiting.count(*passed) < TOGETHER;
+        self.passed().filter(few).is_some_and(|passed| passed.end(self.pane_ms) < fresh)
+    }
+
+    /// Judges every pane that all live partitions have passed.
+    pub fn settle(&mut self, out: &mut Output) {
+        let Some(passed) = self.passed() else { return };
         let start = (out.decisions.len(), out.notices.len(), out.log.len());
         let mut ready = self.waiting.up_to(passed);
         while !ready.is_empty() {
@@ -232,7 +243,7 @@ impl Fleet {
         let mut filled = Vec::new();
         for (pool, (pane, seen)) in self.pools.iter_mut().zip(panes) {
             // In the order of partitions, not that of arrival: sums of floats depend on it.
-            pool.fill(seen.into_values().flatten(), &mut self.room);
+            pool.fill(seen.into_values().flatten().collect(), &mut self.room);
             filled.push((pane, pool.partials(&self.cells).peekable()));
         }
         for (experiment, judge) in self.judges.iter_mut().enumerate() {

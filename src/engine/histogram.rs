@@ -32,13 +32,14 @@ pub fn upper_edge(bin: u16) -> u64 {
 
 /// A value in the metric's unit, in thousandths; the second part tells whether it was clamped to the range.
 pub fn thousandths(value: f64) -> (u64, bool) {
-    let scaled = (value * 1_000.0).round();
-    if scaled < LOWEST as f64 {
-        (LOWEST, scaled < 0.0)
-    } else if scaled > HIGHEST as f64 {
+    let scaled = value * 1_000.0;
+    // Rounded half away from zero, without the call that `round` is where the processor's instruction for it cannot be counted on.
+    if scaled < LOWEST as f64 - 0.5 {
+        (LOWEST, scaled <= -0.5)
+    } else if scaled >= HIGHEST as f64 + 0.5 {
         (HIGHEST, true)
     } else {
-        (scaled as u64, false)
+        ((scaled + 0.5) as u64, false)
     }
 }
 
@@ -123,6 +124,64 @@ impl SparseBins {
     }
 }
 
+/// Counts of bins, a page after the other. Most are small, and there may be thousands of histograms: a count is a byte until one does not fit.
+#[derive(Clone, Debug)]
+enum Pages {
+    Narrow(Vec<[u8; PAGE]>),
+    Wide(Vec<[u32; PAGE]>),
+}
+
+impl Default for Pages {
+    fn default() -> Pages {
+        Pages::Narrow(Vec::new())
+    }
+}
+
+impl Pages {
+    /// Opens a page, and returns how many there are now.
+    fn open(&mut self) -> usize {
+        match self {
+            Pages::Narrow(pages) => {
+                pages.push([0; PAGE]);
+                pages.len()
+            }
+            Pages::Wide(pages) => {
+                pages.push([0; PAGE]);
+                pages.len()
+            }
+        }
+    }
+
+    fn page(&self, place: usize) -> [u32; PAGE] {
+        match self {
+            Pages::Narrow(pages) => pages[place].map(u32::from),
+            Pages::Wide(pages) => pages[place],
+        }
+    }
+
+    fn add(&mut self, place: usize, slot: usize, count: u64) {
+        if let Pages::Narrow(pages) = self {
+            let narrow = &mut pages[place][slot];
+            match u8::try_from(u64::from(*narrow) + count) {
+                Ok(sum) => return *narrow = sum,
+                Err(_) => *self = Pages::Wide(pages.iter().map(|page| page.map(u32::from)).collect()),
+            }
+        }
+        if let Pages::Wide(pages) = self {
+            let wide = &mut pages[place][slot];
+            *wide = wide.saturating_add(count as u32);
+        }
+    }
+
+    /// Takes off what was added before.
+    fn subtract(&mut self, place: usize, slot: usize, count: u64) {
+        match self {
+            Pages::Narrow(pages) => pages[place][slot] = pages[place][slot].saturating_sub(count as u8),
+            Pages::Wide(pages) => pages[place][slot] = pages[place][slot].saturating_sub(count as u32),
+        }
+    }
+}
+
 /// Running total of a window: dense inside pages of 64 bins that have seen a value.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(into = "Vec<(u16, u32)>", from = "Vec<(u16, u32)>")]
@@ -130,7 +189,7 @@ pub struct Bins {
     /// By number of the page: its place from 1, or 0. Small, since it is read with every value.
     places: Vec<u16>,
     /// By place, which is that of the page's first value in time.
-    pages: Vec<[u32; PAGE]>,
+    pages: Pages,
     /// Of each page: they are read far more often than the pages, and lie together.
     sums: Vec<u64>,
     count: u64,
@@ -175,8 +234,7 @@ impl Bins {
     pub fn count_in(&mut self, bin: u16, count: u64) {
         let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
         let place = self.place(page).unwrap_or_else(|| self.open(page));
-        let counts = &mut self.pages[place][slot];
-        *counts = counts.saturating_add(count as u32);
+        self.pages.add(place, slot, count);
         self.sums[place] += count;
         self.count += count;
     }
@@ -189,10 +247,10 @@ impl Bins {
     #[cold]
     fn open(&mut self, page: usize) -> usize {
         self.places.resize(self.places.len().max(page + 1), 0);
-        self.pages.push([0; PAGE]);
         self.sums.push(0);
-        self.places[page] = self.pages.len() as u16;
-        self.pages.len() - 1
+        let pages = self.pages.open();
+        self.places[page] = pages as u16;
+        pages - 1
     }
 
     /// Numbers and places of the pages that have seen a value, by number.
@@ -206,8 +264,7 @@ impl Bins {
         for (bin, count) in bins.iter() {
             let (page, slot) = (usize::from(bin) / PAGE, usize::from(bin) % PAGE);
             if let Some(place) = self.place(page) {
-                let counts = &mut self.pages[place][slot];
-                *counts = counts.saturating_sub(count as u32);
+                self.pages.subtract(place, slot, count);
                 self.sums[place] = self.sums[place].saturating_sub(count);
                 self.count = self.count.saturating_sub(count);
             }
@@ -236,7 +293,7 @@ impl Bins {
                 below += self.sums[place];
                 continue;
             }
-            for (slot, &count) in self.pages[place].iter().enumerate() {
+            for (slot, count) in self.pages.page(place).into_iter().enumerate() {
                 below += u64::from(count);
                 if below >= wanted {
                     return Some((page * PAGE + slot) as u16);
@@ -251,14 +308,14 @@ impl Bins {
         let bin = usize::from(bin_of(value.min(HIGHEST)));
         let later = self.places.iter().skip(bin / PAGE + 1).filter_map(|place| usize::from(*place).checked_sub(1));
         let whole: u64 = later.map(|place| self.sums[place]).sum();
-        whole + self.place(bin / PAGE).map_or(0, |place| self.pages[place][bin % PAGE + 1..].iter().map(|&c| u64::from(c)).sum())
+        whole + self.place(bin / PAGE).map_or(0, |place| self.pages.page(place)[bin % PAGE + 1..].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Number of values in bins below this one.
     pub fn below(&self, bin: u16) -> u64 {
         let bin = usize::from(bin);
         let whole: u64 = self.seen().take_while(|(page, _)| *page < bin / PAGE).map(|(_, place)| self.sums[place]).sum();
-        whole + self.place(bin / PAGE).map_or(0, |place| self.pages[place][..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
+        whole + self.place(bin / PAGE).map_or(0, |place| self.pages.page(place)[..bin % PAGE].iter().map(|&c| u64::from(c)).sum())
     }
 
     /// Upper edge (thousandths) and count of each bin that is not empty, by edge.
@@ -268,9 +325,9 @@ impl Bins {
 
     /// Each bin that is not empty, and its count, by index.
     fn filled(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
-        let bins = self
-            .seen()
-            .flat_map(|(page, place)| self.pages[place].iter().enumerate().map(move |(slot, &count)| ((page * PAGE + slot) as u16, count)));
+        let bins = self.seen().flat_map(|(page, place)| {
+            self.pages.page(place).into_iter().enumerate().map(move |(slot, count)| ((page * PAGE + slot) as u16, count))
+        });
         bins.filter(|(_, count)| *count > 0)
     }
 }
@@ -302,6 +359,13 @@ mod tests {
 
     proptest! {
         #[test]
+        fn thousandths_are_rounded(value in prop_oneof![-2.0..2.0f64, -2.0..5e6f64, (-3i64..9_000_000).prop_map(|n| n as f64 / 2_000.0)]) {
+            let rounded = (value * 1_000.0).round();
+            let expected = (rounded.clamp(1.0, 3.6e9) as u64, rounded < 0.0 || rounded > 3.6e9);
+            prop_assert_eq!(thousandths(value), expected);
+        }
+
+        #[test]
         fn edges_agree_with_hdrhistogram(v in LOWEST..=HIGHEST) {
             let h = oracle(&[]);
             prop_assert_eq!(upper_edge(bin_of(v)), h.highest_equivalent(v));
@@ -327,6 +391,22 @@ mod tests {
             only.add(&sparse(&a));
             prop_assert_eq!(both.edges().collect::<Vec<_>>(), only.edges().collect::<Vec<_>>());
             prop_assert_eq!(both.above(70_000), only.above(70_000));
+        }
+
+        #[test]
+        fn counts_grow_beyond_a_byte_and_back(counts in prop::collection::vec((0u16..300, 0u64..400), 1..80)) {
+            let (mut bins, mut expected) = (Bins::default(), std::collections::BTreeMap::<u16, u64>::new());
+            for &(bin, count) in &counts {
+                bins.count_in(bin, count);
+                *expected.entry(bin).or_default() += count;
+            }
+            for &(bin, count) in counts.iter().step_by(2) {
+                bins.subtract(&SparseBins::single(bin, count));
+                *expected.entry(bin).or_default() -= count;
+            }
+            let left: Vec<(u16, u32)> = expected.iter().filter(|(_, n)| **n > 0).map(|(bin, n)| (*bin, *n as u32)).collect();
+            prop_assert_eq!(bins.count(), expected.values().sum::<u64>());
+            prop_assert_eq!(Vec::<(u16, u32)>::from(bins), left);
         }
 
         #[test]

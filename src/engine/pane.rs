@@ -353,9 +353,10 @@ pub struct BucketPartial {
 impl Pool {
     /// Takes in what partitions have seen, in the stead of what it held; the memory of its observations is kept. So is the order of
     /// partitions: sums of floats depend on it. `room` is for sorting.
-    pub fn fill(&mut self, partitions: impl IntoIterator<Item = Seen>, room: &mut Vec<Observation>) {
+    pub fn fill(&mut self, partitions: Vec<Seen>, room: &mut Vec<Observation>) {
         let mut observations = std::mem::take(&mut self.observations);
         observations.clear();
+        observations.reserve(partitions.iter().map(|seen| seen.observations.len()).sum());
         *self = Pool { observations, ..Pool::default() };
         for mut seen in partitions {
             self.take_profiles(&mut seen);
@@ -424,17 +425,23 @@ impl<'p> PanePartial<'p> {
     }
 }
 
+/// What a cell, or an experiment, holds of a pane is looked through one by one as far as this.
+const NEAR: usize = 256;
+
 impl<'p> Cell<'p> {
     /// Takes off what belongs to cells before this one.
     fn split_before(&mut self, cell: CellId) -> Cell<'p> {
         fn take<'p, T>(list: &mut &'p [T], before: impl Fn(&T) -> bool) -> &'p [T] {
-            // Most cells hold little: the end is near, and memory far away need not be touched.
-            let mut reach = 1;
-            while reach < list.len() && before(&list[reach - 1]) {
-                reach *= 2;
+            // Most cells hold little: the end is near. What comes before it is read next, and memory is fetched soonest in its order.
+            let mut end = list.iter().take(NEAR).take_while(|one| before(one)).count();
+            if end == NEAR {
+                let mut reach = 2 * NEAR;
+                while reach < list.len() && before(&list[reach - 1]) {
+                    reach *= 2;
+                }
+                end = list[..reach.min(list.len())].partition_point(before);
             }
-            let near = &list[..reach.min(list.len())];
-            let (own, rest) = list.split_at(near.partition_point(before));
+            let (own, rest) = list.split_at(end);
             *list = rest;
             own
         }

@@ -105,10 +105,12 @@ impl Decoder {
             return Err(self.broken(bytes, reason));
         }
         let experiment = noted.values[Slot::Experiment as usize];
-        match self.event(text, noted) {
-            Ok(event) => Ok(event),
-            Err(reason) => Err(Refused { reason, experiment: self.text(experiment).ok().flatten().map(Cow::into_owned) }),
+        // Not taken apart: an event is large, and stays where it was made.
+        let mut event = self.event(text, noted);
+        if let Err(refused) = &mut event {
+            refused.experiment = self.text(experiment).ok().flatten().map(Cow::into_owned);
         }
+        event
     }
 
     #[cold]
@@ -212,9 +214,9 @@ impl Decoder {
 
     /// Checks the noted fields and makes the event of them.
     #[inline(always)]
-    fn event<'a>(&self, text: &'a str, noted: Noted<'a>) -> Result<Event<'a>, Reject> {
+    fn event<'a>(&self, text: &'a str, noted: Noted<'a>) -> Result<Event<'a>, Refused> {
         let odd = match noted.attributes {
-            Attributes::Wrong => return Err(Reject::WrongType),
+            Attributes::Wrong => return Err(Reject::WrongType.into()),
             Attributes::Odd(text) => Some(self.pairs(text)?),
             Attributes::Plain(_) | Attributes::Absent => None,
         };
@@ -239,7 +241,7 @@ impl Decoder {
             _ => unit || stamp,
         };
         if !complete {
-            return Err(Reject::MissingField);
+            return Err(Reject::MissingField.into());
         }
         let attributes = match (noted.attributes, odd) {
             _ if !stamp => Pairs::new(),
@@ -353,6 +355,12 @@ impl Decoder {
     #[inline]
     fn required<'a>(&self, v: &[Value<'a>; SLOTS], slot: Slot) -> Result<Text<'a>, Reject> {
         self.text(v[slot as usize])?.ok_or(Reject::MissingField)
+    }
+}
+
+impl From<Reject> for Refused {
+    fn from(reason: Reject) -> Refused {
+        Refused { reason, experiment: None }
     }
 }
 

@@ -355,16 +355,21 @@ impl Worker {
     pub fn records(&mut self, records: impl Iterator<Item = (usize, impl Record)>) -> Sent {
         let now = Moment::of(&self.shared);
         let mut touched = BTreeSet::new();
-        let mut last = None;
+        let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, now: &now };
+        // Records come in runs of one partition.
+        let mut run: Option<(i32, &mut Part)> = None;
         for (lane, message) in records {
-            let Some(part) = self.parts.get_mut(&message.partition()) else { continue };
-            if last != Some(message.partition()) {
-                last = Some(message.partition());
-                touched.insert(message.partition());
-                part.chance.had(&now, message.partition());
+            let partition = message.partition();
+            if run.as_ref().is_none_or(|(of, _)| *of != partition) {
+                run = self.parts.get_mut(&partition).map(|part| (partition, part));
+                if let Some((_, part)) = &mut run {
+                    touched.insert(partition);
+                    part.chance.had(&now, partition);
+                }
             }
-            let mut booking = Booking { shared: &self.shared, reader: &mut self.reader, samples: &mut self.samples, now: &now };
-            booking.arrived(part, lane, message);
+            if let Some((_, part)) = &mut run {
+                booking.arrived(part, lane, message);
+            }
         }
         for partition in &touched {
             self.release(*partition, &now)?;

@@ -201,7 +201,7 @@ impl Aggregator {
             changes.push((PLANS.to_owned(), Change::Set(vec![encode(&self.plans())?])));
         }
         let state = encode(&StateRef {
-            watermark: self.watermark,
+            watermark: self.watermark(),
             open: &self.open,
             workflows: &self.workflows,
             funnels: &self.funnels,
@@ -241,8 +241,8 @@ impl Aggregator {
         let chunks = if same_units { Vec::new() } else { self.chunks(true)?.0 };
         let plans = self.plans();
         let mut old = std::mem::replace(self, Aggregator::new(self.partition, catalog, self.settings.clone()));
-        let flows = (old.open, old.workflows, old.funnels);
-        self.take_up(&plans, flows, (old.watermark, old.span, old.counts));
+        let (watermark, flows) = (old.watermark(), (old.open, old.workflows, old.funnels));
+        self.take_up(&plans, flows, (watermark, old.span, old.counts));
         self.ids = old.ids;
         self.kept = self.kept_chunks(&plans, old.kept);
         self.wait_for(old.waiting.events(), &old.catalog.fields);
@@ -273,7 +273,8 @@ impl Aggregator {
         self.workflows.renumber(&by);
         self.funnels = funnels;
         self.funnels.renumber(&by);
-        (self.watermark, self.span, self.counts) = (watermark, span, counts);
+        (self.span, self.counts) = (span, counts);
+        watermark.into_iter().for_each(|watermark| self.reach(watermark));
     }
 
     /// What is known of chunks that were written by other rules: those of an experiment that has gone must be forgotten before it comes back.

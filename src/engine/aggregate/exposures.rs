@@ -53,7 +53,7 @@ impl Aggregator {
     pub(super) fn look(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) {
         let Target { experiment, bucket, .. } = target;
         let feeds = &self.catalog.feeds[experiment as usize];
-        if feeds.missing.is_none() || matches!(event.kind, Kind::Phase { .. } | Kind::Annotation { .. }) {
+        if !feeds.looks || matches!(event.kind, Kind::Phase { .. } | Kind::Annotation { .. }) {
             return;
         }
         let open_pane = self.open_pane(event.ts);

@@ -62,14 +62,23 @@ struct Target {
     profile: u16,
 }
 
+/// How far a partition is.
+#[derive(Clone, Copy)]
+struct Time {
+    /// Largest event time seen, or advanced to.
+    watermark: Millis,
+    /// The pane that holds it.
+    open: Pane,
+}
+
 /// See the module.
 pub struct Aggregator {
     partition: i32,
     catalog: Arc<Catalog>,
     settings: Settings,
-    /// Largest event time seen, or advanced to.
-    watermark: Option<Millis>,
-    /// The open pane.
+    /// `None` before the first record.
+    time: Option<Time>,
+    /// What the open pane has seen.
     open: Seen,
     units: Units,
     /// By experiment: some of its units have been set aside.
@@ -102,7 +111,7 @@ impl Aggregator {
             open: Seen::default(),
             set_aside: vec![false; catalog.plans.len()],
             next_end: catalog.plans.iter().filter_map(|plan| plan.ends).min(),
-            watermark: None,
+            time: None,
             units: Units::default(),
             tallies: Tallies::default(),
             profiles: Profiles::new(&catalog),
@@ -122,7 +131,7 @@ impl Aggregator {
 
     /// Counts one decoded record under one outcome, and books it if it is accepted. One that waits is counted anew when it is settled.
     pub fn observe(&mut self, event: &Event<'_>) -> Outcome {
-        let late = self.watermark.is_some_and(|w| event.ts < w.saturating_sub(self.settings.lateness));
+        let late = self.time.is_some_and(|now| event.ts < now.watermark.saturating_sub(self.settings.lateness));
         self.advance(event.ts);
         let outcome = match late {
             true => {
@@ -156,15 +165,30 @@ impl Aggregator {
     /// Moves the partition's time to `to` (never back), so that panes close and timers fire.
     pub fn advance(&mut self, to: Millis) {
         let pane_ms = self.settings.pane;
-        let Some(from) = self.watermark else {
-            self.watermark = Some(to);
-            return;
-        };
-        if to <= from {
-            return;
+        match self.time {
+            None => self.reach(to),
+            Some(now) if to <= now.watermark => {}
+            Some(now) if to < now.open.end(pane_ms) => {
+                self.time = Some(Time { watermark: to, ..now });
+                self.give_up(Some(to.saturating_sub(self.settings.lateness)));
+            }
+            Some(now) => {
+                self.close_until(now, to);
+                self.reach(to);
+                self.forget_ended();
+                self.give_up(Some(to.saturating_sub(self.settings.lateness)));
+            }
         }
+    }
+
+    fn reach(&mut self, to: Millis) {
+        self.time = Some(Time { watermark: to, open: Pane::of(to, self.settings.pane) });
+    }
+
+    /// Closes the open pane, and those after it before that of `to`.
+    fn close_until(&mut self, Time { watermark: from, mut open }: Time, to: Millis) {
+        let pane_ms = self.settings.pane;
         let target = Pane::of(to, pane_ms);
-        let mut open = Pane::of(from, pane_ms);
         while open < target {
             let end = open.end(pane_ms) - 1;
             self.close(open, from.max(end.min(to)));
@@ -177,24 +201,19 @@ impl Aggregator {
                 None => target,
             };
         }
-        self.watermark = Some(to);
-        if target > Pane::of(from, pane_ms) {
-            self.forget_ended();
-        }
-        self.give_up(Some(to.saturating_sub(self.settings.lateness)));
     }
 
     /// Closes the open pane, and waits for nothing any more: the end of a recording.
     pub fn finish(&mut self) {
         self.give_up(None);
-        if let Some(watermark) = self.watermark {
-            self.close(Pane::of(watermark, self.settings.pane), watermark);
+        if let Some(now) = self.time {
+            self.close(now.open, now.watermark);
         }
     }
 
     /// Largest event time seen, or advanced to; `None` before the first.
     pub fn watermark(&self) -> Option<Millis> {
-        self.watermark
+        Some(self.time?.watermark)
     }
 
     /// Takes what has been emitted since the last call, in order.
@@ -229,15 +248,16 @@ impl Aggregator {
     }
 
     fn admit(&mut self, event: &Event<'_>) -> Outcome {
-        match self.targets(event) {
-            Ok(targets) => self.accept(event, targets),
+        let unit = unit(event);
+        match self.targets(event, unit) {
+            Ok(targets) => self.accept(event, unit, targets),
             Err(Outcome::Unattributed) => self.wait(event),
             Err(outcome) => outcome,
         }
     }
 
-    fn accept(&mut self, event: &Event<'_>, targets: Targets) -> Outcome {
-        let watermark = self.watermark.unwrap_or(event.ts);
+    fn accept(&mut self, event: &Event<'_>, unit: Option<Key>, targets: Targets) -> Outcome {
+        let watermark = self.watermark().unwrap_or(event.ts);
         if let Some(id) = &event.id
             && !self.ids.insert(id, watermark, self.settings.dedupe_horizon, self.settings.dedupe_max)
         {
@@ -245,7 +265,6 @@ impl Aggregator {
             return Outcome::Duplicate;
         }
         self.span = Some(self.span.map_or((event.ts, event.ts), |(a, b)| (a.min(event.ts), b.max(event.ts))));
-        let unit = unit(event);
         let news = self.news(event, unit, &targets);
         for &target in &targets {
             self.book(target, unit, event);
@@ -269,7 +288,7 @@ impl Aggregator {
     }
 
     /// What a record counts for; or the outcome of one that counts for nothing.
-    fn targets(&mut self, event: &Event<'_>) -> Result<Targets, Outcome> {
+    fn targets(&mut self, event: &Event<'_>, unit: Option<Key>) -> Result<Targets, Outcome> {
         let named = match event.experiment.as_deref() {
             Some(name) => Some(*self.catalog.names.get(name).ok_or(Outcome::UnknownExperiment)?),
             None => None,
@@ -287,18 +306,18 @@ impl Aggregator {
                     return Err(Outcome::Inactive);
                 }
                 let aside = self.set_aside[experiment as usize]
-                    && unit(event).and_then(|unit| self.units.in_experiment(unit, experiment)).is_some_and(|seen| seen.is_aside());
+                    && unit.and_then(|unit| self.units.in_experiment(unit, experiment)).is_some_and(|seen| seen.is_aside());
                 Ok(SmallVec::from_elem(Target { experiment, bucket: bucket as u8, cohort: None, profile: UNKNOWN, aside }, 1))
             }
-            (only, _, _) => self.joined(event, only),
+            (only, _, _) => self.joined(event, unit, only),
         }
     }
 
     /// The buckets to which the event's unit had been exposed at event time.
-    fn joined(&self, event: &Event<'_>, only: Option<u32>) -> Result<Targets, Outcome> {
+    fn joined(&self, event: &Event<'_>, unit: Option<Key>, only: Option<u32>) -> Result<Targets, Outcome> {
         let mut inactive = false;
         let mut targets = Targets::new();
-        for seen in unit(event).into_iter().flat_map(|unit| self.units.of(unit, event.ts)) {
+        for seen in unit.into_iter().flat_map(|unit| self.units.of(unit, event.ts)) {
             if only.is_some_and(|only| only != seen.experiment) {
                 continue;
             }
@@ -323,7 +342,7 @@ impl Aggregator {
     }
 
     fn active(&self, experiment: u32, ts: Millis) -> bool {
-        self.catalog.feeds[experiment as usize].plan.runs_at(ts)
+        self.catalog.feeds[experiment as usize].runs_at(ts)
     }
 
     fn reject(&mut self, experiment: u32) {
@@ -348,26 +367,24 @@ impl Aggregator {
         let target = self.sliced(target, unit, event);
         let mut mark = self.mark(target, unit);
         let feeds = &self.catalog.feeds[experiment as usize];
-        if !aside && feeds.signals(&event.kind).any(|signal| !feeds.plan.signals[usize::from(signal)].is_per_user()) {
+        if !aside && feeds.signals(&event.kind).any(|fed| !fed.per_user) {
             mark.batch |= self.again(target, unit, event.kind.name());
         }
         let feeds = &self.catalog.feeds[experiment as usize];
-        let bucket = usize::from(bucket);
         self.open.pass(Observation { cell: feeds.traffic_cell(bucket), age, value, batch: mark.batch, profile: mark.listed });
-        for signal in feeds.signals(&event.kind) {
-            let urgent = feeds.urgent.contains(&signal);
+        for fed in feeds.signals(&event.kind) {
             // What is not allowed at all is policy and no statistic: it counts whoever did it.
-            if aside && !urgent {
+            if aside && !fed.urgent {
                 continue;
             }
             let memory = Memory { tallies: &mut self.tallies, experiment, max: self.settings.units_max };
-            let booked = open::book(&mut self.open, feeds, (bucket, usize::from(signal)), event, mark, memory);
-            if booked && urgent && !feeds.plan.buckets[bucket].baseline {
+            let booked = open::book(&mut self.open, feeds, (bucket, fed), event, mark, memory);
+            if booked && fed.urgent && !feeds.plan.buckets[usize::from(bucket)].baseline {
                 let label = match &event.kind {
                     Kind::ComplianceFlag { flag } => flag.to_string(),
                     kind => kind.name().to_owned(),
                 };
-                let (bucket, cause) = (bucket as u32, Cause::Signal(u32::from(signal)));
+                let (bucket, cause) = (u32::from(bucket), Cause::Signal(u32::from(fed.signal)));
                 let (at, pane) = (event.ts, self.open_pane(event.ts));
                 self.out.push(Emission::Urgent(Urgent { experiment, bucket, cause, at, pane, label }));
             }
@@ -398,7 +415,7 @@ impl Aggregator {
 
     /// The pane that is open; that of `ts` before the first record.
     fn open_pane(&self, ts: Millis) -> Pane {
-        Pane::of(self.watermark.unwrap_or(ts), self.settings.pane)
+        self.time.map_or_else(|| Pane::of(ts, self.settings.pane), |now| now.open)
     }
 
     /// Where a record belongs in the tests against the baseline. A record that was joined belongs to its unit's cohort, one that names its
@@ -407,9 +424,10 @@ impl Aggregator {
         let pane_ms = self.settings.pane;
         let open_pane = self.open_pane(0);
         let batch = unit.map_or(NO_UNIT, |unit| ((unit >> 32) % BATCHES as u64) as u16);
+        let feeds = &self.catalog.feeds[target.experiment as usize];
         let cohort = match target.cohort {
             Some(cohort) => Some(cohort),
-            None if self.catalog.feeds[target.experiment as usize].per_user => unit
+            None if feeds.per_user => unit
                 .and_then(|unit| self.units.in_experiment(unit, target.experiment))
                 .filter(|seen| seen.bucket == target.bucket)
                 .map(|seen| seen.cohort(pane_ms)),
@@ -417,15 +435,18 @@ impl Aggregator {
         };
         let member = unit.zip(cohort).map(|(unit, cohort)| (unit, panes_between(cohort, open_pane)));
         let age = target.cohort.map_or(0, |cohort| panes_between(cohort, open_pane));
-        let listed = self.profiles.list(target.experiment, target.profile, &mut self.open.profiles);
+        let listed = match feeds.sliced {
+            true => self.profiles.list(target.experiment, target.profile, &mut self.open.profiles),
+            false => NO_PROFILE,
+        };
         Mark { age, batch, profile: target.profile, listed, member }
     }
 
     /// [`AGAIN`] unless this is surely the unit's first event of the kind. That is known of joined events, all of which are read here.
     fn again(&mut self, target: Target, unit: Option<Key>, kind: &str) -> u16 {
         let Some(unit) = unit.filter(|_| target.cohort.is_some()) else { return AGAIN };
-        let kind = tallies::of(keys::key(kind), self.catalog.feeds[target.experiment as usize].shape.whole);
-        if self.tallies.again(target.experiment, kind, unit, self.settings.units_max) { AGAIN } else { 0 }
+        let whole = self.catalog.feeds[target.experiment as usize].whole;
+        if self.tallies.again(target.experiment, (kind, whole), unit, self.settings.units_max) { AGAIN } else { 0 }
     }
 
     fn workflow_started(&mut self, key: Key, workflow: &str, event: &Event<'_>, targets: &Targets, unit: Option<Key>) {
@@ -446,7 +467,7 @@ impl Aggregator {
                 let watcher = Watcher { experiment, bucket, signal, pane, deadline: ts.saturating_add(*within), age, batch, profile };
                 let started = self.workflows.start(key, watcher, self.settings.pane, self.settings.workflows_max);
                 if !matches!(started, Started::Again | Started::Dropped) {
-                    let cell = feeds.signal_cell(usize::from(bucket), usize::from(signal));
+                    let cell = feeds.signal_cell(bucket, signal);
                     self.open.see(Observation { cell, age, value: 0, batch, profile: listed });
                 }
                 if started == Started::Abandoned {
@@ -458,7 +479,7 @@ impl Aggregator {
 
     fn workflow_ended(&mut self, key: Key, abandoned: bool, ts: Millis) {
         let open_pane = self.open_pane(ts);
-        let keep = Pane::of(self.watermark.unwrap_or(ts).saturating_add(self.settings.lateness), self.settings.pane);
+        let keep = Pane::of(self.watermark().unwrap_or(ts).saturating_add(self.settings.lateness), self.settings.pane);
         for watcher in self.workflows.end(key, abandoned, ts, keep, self.settings.workflows_max) {
             book_abandoned(&self.catalog.feeds, &mut self.profiles, &mut self.open, watcher, open_pane);
         }
@@ -469,15 +490,16 @@ impl Aggregator {
         let (feeds, profiles, open) = (&self.catalog.feeds, &mut self.profiles, &mut self.open);
         self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, profiles, open, watcher, pane));
         self.funnels.expire(pane, self.settings.pane, |stride, by| *open.strides.entry(stride).or_default() += by);
-        // The next pane is likely to hold as much.
-        let next = Seen { observations: Vec::with_capacity(self.open.observations.len()), ..Seen::default() };
+        // The next pane is likely to hold about as much.
+        let seen = self.open.observations.len();
+        let next = Seen { observations: Vec::with_capacity(seen + seen / 8), ..Seen::default() };
         let seen = std::mem::replace(&mut self.open, next);
         self.out.push(Emission::Pane(PaneBatch { partition: self.partition, pane, watermark, seen }));
     }
 }
 
 fn book_abandoned(feeds: &[Feeds], profiles: &mut Profiles, open: &mut Seen, watcher: Watcher, pane: Pane) {
-    let cell = feeds[watcher.experiment as usize].signal_cell(usize::from(watcher.bucket), usize::from(watcher.signal));
+    let cell = feeds[watcher.experiment as usize].signal_cell(watcher.bucket, watcher.signal);
     let profile = profiles.list(watcher.experiment, watcher.profile, &mut open.profiles);
     open.abandon(Abandoned { cell, begun: watcher.pane, age: watcher.age, batch: watcher.batch, profile }, pane);
 }

@@ -1,9 +1,9 @@
 //! What an event is to one signal: what of it goes into the open pane.
 
-use super::feeds::{Feeds, hit, passes, value};
+use super::feeds::{Fed, Feeds, What, hit, passes, value};
 use super::keys::Key;
 use super::tallies::{self, Tallies};
-use crate::engine::event::Event;
+use crate::engine::event::{Event, Kind};
 use crate::engine::histogram::{bin_of, thousandths};
 use crate::engine::pane::{CLAMPED, FIRST_HIT, HIT, Observation, Part, Seen, Sums};
 use crate::engine::plan::{Signal, Unit};
@@ -29,16 +29,34 @@ pub struct Memory<'m> {
 }
 
 /// Books an event for one signal of a bucket; returns whether it passed the signal's filter and was counted.
-pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event<'_>, mark: Mark, memory: Memory<'_>) -> bool {
-    let (bucket, signal) = place;
-    let cell = feeds.signal_cell(bucket, signal);
-    let own = || mark.member.map(|(unit, age)| (tallies::of(unit, feeds.shape.signals[signal]), age));
+pub fn book(open: &mut Seen, feeds: &Feeds, (bucket, fed): (u8, Fed), event: &Event<'_>, mark: Mark, memory: Memory<'_>) -> bool {
+    let cell = feeds.signal_cell(bucket, fed.signal);
     let mut o = Observation { cell, age: mark.age, value: 0, batch: mark.batch, profile: mark.listed };
+    match (fed.what, &event.kind) {
+        (What::Latency, Kind::Request { latency_ms: Some(x), .. }) => o.value = binned(*x),
+        (What::Error, Kind::Request { error, .. }) => o.value = if *error { HIT } else { 0 },
+        _ if !book_planned(open, feeds, usize::from(fed.signal), event, mark, memory, &mut o) => return false,
+        _ => {}
+    }
+    open.see(o);
+    true
+}
+
+/// As the plan says.
+fn book_planned(
+    open: &mut Seen,
+    feeds: &Feeds,
+    signal: usize,
+    event: &Event<'_>,
+    mark: Mark,
+    memory: Memory<'_>,
+    o: &mut Observation,
+) -> bool {
+    let own = || mark.member.map(|(unit, age)| (tallies::of(unit, feeds.shape.signals[signal]), age));
     match &feeds.plan.signals[signal] {
         Signal::Distribution { source, value: from } if passes(source, event) => {
             let Some(x) = value(from, event) else { return false };
-            let (x, clamped) = thousandths(x);
-            o.value = bin_of(x) | if clamped { CLAMPED } else { 0 };
+            o.value = binned(x);
         }
         Signal::Rate { source, unit, .. } | Signal::Count { source, unit } if passes(source, event) => {
             let hit = match &feeds.plan.signals[signal] {
@@ -62,11 +80,11 @@ pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event
                 (Unit::Event, _) => {
                     let known = x.unwrap_or(0.0);
                     let sums = Sums { y, yy: y * y, x: known, xx: known * known, xy: known * y };
-                    open.add(cell, Part { age: mark.age, profile: mark.listed, n: 1, sums });
+                    open.add(o.cell, Part { age: mark.age, profile: mark.listed, n: 1, sums });
                 }
                 (Unit::User, Some((key, age))) => {
                     if let Some(sums) = memory.tallies.add(memory.experiment, key, y, x, memory.max) {
-                        open.add(cell, Part { age, profile: mark.listed, n: 0, sums });
+                        open.add(o.cell, Part { age, profile: mark.listed, n: 0, sums });
                     }
                 }
                 (Unit::User, None) => {}
@@ -74,6 +92,11 @@ pub fn book(open: &mut Seen, feeds: &Feeds, place: (usize, usize), event: &Event
         }
         _ => return false,
     }
-    open.see(o);
     true
+}
+
+/// A value of a distribution, as observations carry it.
+fn binned(x: f64) -> u16 {
+    let (x, clamped) = thousandths(x);
+    bin_of(x) | if clamped { CLAMPED } else { 0 }
 }

@@ -15,10 +15,13 @@ impl Aggregator {
     /// Follows the workflow that the event names, in the funnels of what it counts for.
     pub(super) fn follow(&mut self, event: &Event<'_>, targets: &Targets, unit: Option<keys::Key>) {
         let begun = self.open_pane(event.ts);
-        let patience = self.watermark.unwrap_or(event.ts).saturating_add(self.settings.lateness);
+        let patience = self.watermark().unwrap_or(event.ts).saturating_add(self.settings.lateness);
         let bounds = Bounds { pane_ms: self.settings.pane, patience, max: self.settings.workflows_max };
         for &Target { experiment, bucket, aside, .. } in targets {
             let feeds = &self.catalog.feeds[experiment as usize];
+            if !feeds.follows {
+                continue;
+            }
             for (index, funnel) in feeds.plan.funnels.iter().enumerate() {
                 let place = Place { experiment, funnel: index as u8, bucket };
                 for (id, what) in meanings(funnel, event, begun) {
@@ -39,7 +42,7 @@ impl Aggregator {
     pub(super) fn returns(&mut self, target: Target, event: &Event<'_>, mark: Mark) {
         let Target { experiment, bucket, .. } = target;
         let (feeds, pane_ms) = (&self.catalog.feeds[experiment as usize], self.settings.pane);
-        let Some((unit, age)) = mark.member.filter(|_| !feeds.plan.retention.is_empty()) else { return };
+        let Some((unit, age)) = mark.member.filter(|_| feeds.returns) else { return };
         let exposed = Pane(self.open_pane(event.ts).0 - i64::from(age)).start(pane_ms);
         let today = (event.ts - exposed).div_euclid(DAY);
         for (_, signal) in &feeds.plan.retention {
@@ -47,7 +50,7 @@ impl Aggregator {
             let shows = source.as_ref().is_none_or(|s| s.event == event.kind.name() && passes(s, event));
             let key = tallies::of(unit, feeds.shape.signals[*signal]);
             if shows && today == i64::from(*day) && self.tallies.hit(experiment, key, self.settings.units_max) {
-                let cell = feeds.signal_cell(usize::from(bucket), *signal);
+                let cell = feeds.signal_cell(bucket, *signal as u16);
                 self.open.see(Observation { cell, age, value: HIT | FIRST_HIT, batch: mark.batch, profile: mark.listed });
             }
         }

@@ -1,10 +1,9 @@
 //! What exposed units have done so far, for metrics whose observation is the unit: who has had a hit, and how much each adds up to.
 
-use super::keys::{Key, KeyMap, KeySet};
+use super::keys::{Key, KeyMap, KeySet, key};
 use crate::engine::pane::Sums;
 use hashbrown::hash_map::Entry;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// Sums of one unit: its values, and its covariate once one has been seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -16,10 +15,12 @@ pub struct Tally {
 /// See the module. A key is that of a unit in one signal: [`of`].
 #[derive(Default)]
 pub struct Tallies {
-    /// By experiment.
-    of: Vec<Experiment>,
+    /// By experiment; `None` where a partition has seen no unit of it that matters here.
+    of: Vec<Option<Box<Experiment>>>,
     hits: usize,
     sums: usize,
+    /// By experiment: the usual kinds of events that repeat, a [`bit`] each. All of them together are small enough to stay in the caches.
+    repeating: Vec<u8>,
     /// Units that there was no room to remember; they do not count.
     pub dropped: u64,
 }
@@ -29,7 +30,7 @@ struct Experiment {
     hits: KeySet,
     sums: KeyMap<Tally>,
     /// Units that have come once with an event of a kind; `None` from when one came again.
-    once: BTreeMap<Key, Option<KeySet>>,
+    once: Vec<(Key, Option<KeySet>)>,
     /// What the last checkpoint does not have yet.
     new_hits: Vec<Key>,
     new_sums: KeySet,
@@ -85,10 +86,28 @@ impl Tallies {
     }
 
     /// Whether a unit may have had an event of this kind before. Once one has, so may all others: that is known for nothing, and
-    /// of kinds that do not repeat for a set of units.
-    pub fn again(&mut self, experiment: u32, kind: Key, unit: Key, max: usize) -> bool {
+    /// of kinds that do not repeat for a set of units. What the experiment means is digested in `whole`.
+    pub fn again(&mut self, experiment: u32, (kind, whole): (&str, u64), unit: Key, max: usize) -> bool {
+        let bit = bit(kind);
+        if self.repeating.get(experiment as usize).is_some_and(|known| known & bit != 0) {
+            return true;
+        }
+        let again = self.notice(experiment, of(key(kind), whole), unit, max);
+        if again {
+            let experiment = experiment as usize;
+            self.repeating.resize(self.repeating.len().max(experiment + 1), 0);
+            self.repeating[experiment] |= bit;
+        }
+        again
+    }
+
+    fn notice(&mut self, experiment: u32, kind: Key, unit: Key, max: usize) -> bool {
         let own = entry(&mut self.of, experiment);
-        let once = own.once.entry(kind).or_insert_with(|| Some(KeySet::default()));
+        let at = own.once.iter().position(|(known, _)| *known == kind).unwrap_or(own.once.len());
+        if at == own.once.len() {
+            own.once.push((kind, Some(KeySet::default())));
+        }
+        let once = &mut own.once[at].1;
         let Some(units) = once else { return true };
         own.new_once.push((kind, unit));
         let full = units.len() >= max;
@@ -132,13 +151,14 @@ impl Tallies {
 
     /// What a checkpoint of everything would hold: units, each once for every signal, and for every kind of event that does not repeat.
     pub fn len(&self) -> usize {
-        let once = self.of.iter().flat_map(|own| own.once.values()).map(|units| units.as_ref().map_or(2, KeySet::len));
+        let once = self.of.iter().flatten().flat_map(|own| &own.once).map(|(_, units)| units.as_ref().map_or(2, KeySet::len));
         self.hits + self.sums + once.sum::<usize>()
     }
 
     /// What has changed since the last call, or all, of each experiment with any; in the order of keys.
     pub fn take_changes(&mut self, all: bool) -> Vec<(u32, Changes)> {
-        let take = |(experiment, own): (usize, &mut Experiment)| {
+        let take = |(experiment, own): (usize, &mut Option<Box<Experiment>>)| {
+            let own = own.as_mut()?;
             let (new_hits, new_sums) = (std::mem::take(&mut own.new_hits), std::mem::take(&mut own.new_sums));
             let new_once = std::mem::take(&mut own.new_once);
             let mut once = if all { own.once.iter().flat_map(|(kind, units)| told(*kind, units.as_ref())).collect() } else { new_once };
@@ -166,18 +186,30 @@ impl Tallies {
         self.hits += after.0 - before.0;
         self.sums += after.1 - before.1;
         for (kind, unit) in changes.once {
-            self.again(experiment, kind, unit, usize::MAX);
+            self.notice(experiment, kind, unit, usize::MAX);
         }
         entry(&mut self.of, experiment).new_once.clear();
     }
 
     /// Drops what units did in an experiment.
     pub fn forget(&mut self, experiment: u32) {
-        if let Some(own) = self.of.get_mut(experiment as usize) {
-            let gone = std::mem::take(own);
+        self.repeating.get_mut(experiment as usize).into_iter().for_each(|known| *known = 0);
+        if let Some(gone) = self.of.get_mut(experiment as usize).and_then(Option::take) {
             self.hits -= gone.hits.len();
             self.sums -= gone.sums.len();
         }
+    }
+}
+
+/// Of a kind of event that experiments count; 0 for others.
+fn bit(kind: &str) -> u8 {
+    match kind {
+        "request" => 1,
+        "workflow" => 2,
+        "outcome" => 4,
+        "ticket" => 8,
+        "compliance_flag" => 16,
+        _ => 0,
     }
 }
 
@@ -186,12 +218,12 @@ fn told(kind: Key, units: Option<&KeySet>) -> Vec<(Key, Key)> {
     units.map_or(vec![(kind, 0), (kind, 0)], |units| units.iter().map(|unit| (kind, *unit)).collect())
 }
 
-fn entry(of: &mut Vec<Experiment>, experiment: u32) -> &mut Experiment {
+fn entry(of: &mut Vec<Option<Box<Experiment>>>, experiment: u32) -> &mut Experiment {
     let at = experiment as usize;
     if of.len() <= at {
-        of.resize_with(at + 1, Experiment::default);
+        of.resize_with(at + 1, || None);
     }
-    &mut of[at]
+    of[at].get_or_insert_default()
 }
 
 #[cfg(test)]
@@ -239,7 +271,8 @@ mod tests {
     #[test]
     fn a_unit_that_comes_again_is_noticed_and_then_nobody_is_asked() {
         let mut tallies = Tallies::default();
-        assert!(!tallies.again(0, 1, 7, 9) && !tallies.again(0, 1, 8, 9) && !tallies.again(0, 2, 7, 9));
+        let (one, two) = (("request", 1), ("own", 1));
+        assert!(!tallies.again(0, one, 7, 9) && !tallies.again(0, one, 8, 9) && !tallies.again(0, two, 7, 9));
         let restore = |changes: Vec<(u32, Changes)>| {
             let mut restored = Tallies::default();
             changes.into_iter().for_each(|(experiment, changes)| restored.apply(experiment, changes));
@@ -247,9 +280,12 @@ mod tests {
         };
         let (mut part, mut whole) = (restore(tallies.take_changes(false)), restore(tallies.take_changes(true)));
         for tallies in [&mut tallies, &mut part, &mut whole] {
-            assert!(tallies.again(0, 1, 8, 9) && tallies.again(0, 1, 99, 9), "no kind that repeats is kept");
-            assert!(!tallies.again(0, 2, 8, 2) && tallies.again(0, 2, 9, 2), "no room to tell");
+            assert!(tallies.again(0, one, 8, 9) && tallies.again(0, one, 99, 9), "no kind that repeats is kept");
+            assert!(!tallies.again(0, two, 8, 2) && tallies.again(0, two, 9, 2), "no room to tell");
+            assert!(!tallies.again(0, ("ticket", 1), 8, 9) && !tallies.again(1, one, 8, 9), "of this kind and experiment alone");
         }
-        assert!(restore(tallies.take_changes(true)).again(0, 1, 100, 9));
+        assert!(restore(tallies.take_changes(true)).again(0, one, 100, 9));
+        tallies.forget(0);
+        assert!(!tallies.again(0, one, 8, 9));
     }
 }

@@ -140,7 +140,9 @@ impl Aggregator {
     pub(super) fn settle(&mut self, unit: Key, experiment: u32, since: Millis) {
         for event in self.waiting.take(unit, experiment, since) {
             let outcome = match read(&event) {
-                Some(event) => self.targets(&event).map_or_else(|outcome| outcome, |targets| self.accept(&event, targets)),
+                Some(event) => {
+                    self.targets(&event, Some(unit)).map_or_else(|outcome| outcome, |targets| self.accept(&event, Some(unit), targets))
+                }
                 None => Outcome::Unattributed,
             };
             self.counts.settle(outcome);

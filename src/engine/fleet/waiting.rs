@@ -42,6 +42,11 @@ impl Waiting {
         ready
     }
 
+    /// Panes up to this one.
+    pub fn count(&self, pane: Pane) -> usize {
+        self.panes.range(..=pane).count()
+    }
+
     pub fn size(&self) -> usize {
         self.size
     }

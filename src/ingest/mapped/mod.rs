@@ -157,9 +157,9 @@ impl From<NoJson> for Unmapped {
 /// Books one event, or counts why there is none; returns the reason of a refusal.
 #[inline]
 fn event(decoded: Result<Event<'_>, Refused>, latest: Millis, aggregator: &mut Aggregator) -> Option<Reject> {
-    let outcome = match decoded {
+    let outcome = match &decoded {
         Ok(event) if event.ts > latest => aggregator.refuse(Reject::FutureTimestamp, event.experiment.as_deref()),
-        Ok(event) => aggregator.observe(&event),
+        Ok(event) => aggregator.observe(event),
         Err(refused) => aggregator.refuse(refused.reason, refused.experiment.as_deref()),
     };
     if let Outcome::Rejected(reason) = outcome { Some(reason) } else { None }

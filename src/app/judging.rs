@@ -515,14 +515,14 @@ impl Session {
         let _ = reply.send(answer);
     }
 
-    /// Judges what is ready, and does what is due by the clock. Panes of a backlog are judged a few at a time.
+    /// Judges what is ready, and does what is due by the clock. Panes of a backlog are judged a few at a time, but not later than they are shown.
     pub fn duties(&mut self) {
-        let fresh = self.court.clock.now() - BACKLOG;
-        if !self.busy || !self.court.fleet.gathers(fresh) {
+        let (now, fresh) = (self.court.clock.steady(), self.court.clock.now() - BACKLOG);
+        let viewing = now.saturating_sub(self.viewed) >= VIEW_EVERY;
+        if viewing || !self.busy || !self.court.fleet.gathers(fresh) {
             self.settle();
         }
-        let now = self.court.clock.steady();
-        if now.saturating_sub(self.viewed) >= VIEW_EVERY {
+        if viewing {
             self.publish();
             let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }

@@ -17,7 +17,7 @@ const VALUE_BYTES: usize = 128;
 /// See the module.
 pub struct Profiles {
     /// By experiment; `None` where it is not sliced.
-    tables: Vec<Option<Table>>,
+    tables: Vec<Option<Box<Table>>>,
     /// Profiles that are new since the last snapshot, in order.
     changed: Vec<Named>,
     /// Units whose value, or profile, found no room: the rest of the attribute has them.
@@ -47,7 +47,7 @@ pub struct Named {
 impl Profiles {
     pub fn new(catalog: &Catalog) -> Profiles {
         let table = |by: &[String]| Table { by: by.to_vec(), values: vec![KeySet::default(); by.len()], ..Table::default() };
-        let tables = catalog.plans.iter().map(|plan| plan.segments.as_ref().map(|s| table(&s.by))).collect();
+        let tables = catalog.plans.iter().map(|plan| plan.segments.as_ref().map(|s| Box::new(table(&s.by)))).collect();
         Profiles { tables, changed: Vec::new(), dropped: 0 }
     }
 

@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// One experiment as the Aggregator sees it. What all of its records are asked comes first, so that it is a few lines of memory: there may
 /// be thousands of experiments, and each record is of another one.
 #[derive(Clone, Debug)]
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Feeds {
     /// When records count.
     runs: Range<Millis>,

@@ -399,7 +399,7 @@ impl Aggregator {
     fn sliced(&mut self, target: Target, unit: Option<Key>, event: &Event<'_>) -> Target {
         let experiment = target.experiment;
         let controls = matches!(event.kind, Kind::Phase { .. } | Kind::Annotation { .. });
-        if target.cohort.is_some() || controls || !self.profiles.is_sliced(experiment) {
+        if target.cohort.is_some() || controls || !self.catalog.feeds[experiment as usize].sliced {
             return target;
         }
         let known = unit.and_then(|unit| self.units.in_experiment(unit, experiment)).map(|seen| seen.profile);

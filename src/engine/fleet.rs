@@ -51,6 +51,9 @@ pub struct Fleet {
 /// Panes judged together at most, where so many are ready: their observations are all in memory once more.
 const TOGETHER: usize = 8;
 
+/// So many experiments do not stay in the caches from one pane to the next.
+const MANY: usize = 100;
+
 /// How far a partition has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
@@ -209,9 +212,10 @@ impl Fleet {
         passed.filter(|p| self.judged.is_none_or(|judged| *p > judged))
     }
 
-    /// Whether panes can be judged, but had better wait for more, with which they cost less: while they are few, and all of before `fresh`.
+    /// Whether panes can be judged, but had better wait for more, with which they cost less: while they are few, and all of before `fresh`. The
+    /// state of few experiments is in the caches anyway, and new panes are.
     pub fn gathers(&self, fresh: Millis) -> bool {
-        let few = |passed: &Pane| self.waiting.count(*passed) < TOGETHER;
+        let few = |passed: &Pane| self.judges.len() >= MANY && self.waiting.count(*passed) < TOGETHER;
         self.passed().filter(few).is_some_and(|passed| passed.end(self.pane_ms) < fresh)
     }
 

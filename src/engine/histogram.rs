@@ -361,7 +361,7 @@ mod tests {
         #[test]
         fn thousandths_are_rounded(value in prop_oneof![-2.0..2.0f64, -2.0..5e6f64, (-3i64..9_000_000).prop_map(|n| n as f64 / 2_000.0)]) {
             let rounded = (value * 1_000.0).round();
-            let expected = (rounded.clamp(1.0, 3.6e9) as u64, rounded < 0.0 || rounded > 3.6e9);
+            let expected = (rounded.clamp(1.0, 3.6e9) as u64, !(0.0..=3.6e9).contains(&rounded));
             prop_assert_eq!(thousandths(value), expected);
         }
 

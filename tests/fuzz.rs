@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Mutations of each target's corpus.
+/// Mutations of each target's corpus, unless `GUARDRAILD_MUTATIONS` says how many.
 const MUTATIONS: u32 = 2_000;
 
 /// Changes, drops, doubles and mixes bytes.
@@ -161,11 +161,11 @@ fn survives(name: &str) {
     files.sort();
     let corpus: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).unwrap()).collect();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mutations: Vec<Vec<u8>> = (0..MUTATIONS).map(|_| mutate(&mut rng, &corpus)).collect();
-    for input in corpus.iter().chain(&mutations) {
-        if catch_unwind(AssertUnwindSafe(|| target(input))).is_err() {
+    let mutations = std::env::var("GUARDRAILD_MUTATIONS").map_or(MUTATIONS, |n| n.parse().unwrap());
+    for input in corpus.iter().cloned().chain((0..mutations).map(|_| mutate(&mut rng, &corpus))) {
+        if catch_unwind(AssertUnwindSafe(|| target(&input))).is_err() {
             let path = std::env::temp_dir().join(format!("fuzz-{name}"));
-            std::fs::write(&path, input).unwrap();
+            std::fs::write(&path, &input).unwrap();
             panic!("{name} failed on {} bytes, which are in {}", input.len(), path.display());
         }
     }

@@ -564,7 +564,7 @@ impl Default for Settings {
             units_max: 20_000_000,
             waiting_max: 20_000,
             max_skew_panes: 600,
-            ahead_max: 256 << 20,
+            ahead_max: 128 << 20,
             shared_cause: SharedCause::default(),
             blast_radius: BlastRadius::default(),
         }

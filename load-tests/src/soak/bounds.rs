@@ -39,7 +39,11 @@ impl Bounds {
         let assignments = case.traffic.users as f64 * case.traffic.experiments_per_user as f64;
         Ok(Bounds(vec![
             ("ids", format!("{} in each of {partitions} partitions", settings.dedupe_max), ids),
-            ("panes that wait for the slowest partition", "engine.ahead_max".to_owned(), settings.ahead_max as f64),
+            (
+                "panes that wait for the slowest partition, and in a checkpoint",
+                "2 x engine.ahead_max".to_owned(),
+                2.0 * settings.ahead_max as f64,
+            ),
             (
                 "panes that are open, or on their way to the judge",
                 format!("of {rate:.0} records a second"),

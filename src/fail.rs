@@ -1,7 +1,7 @@
 //! Fail points: the places on the way from a decision to a receiver's answer where a test lets the process die, or a step fail.
 //!
 //! `FAIL_POINT=committed:crash` aborts there, without a flush or a destructor; `FAIL_POINT=committed:error` lets the step fail once, and
-//! `committed:panic` the thread or task panic; `committed:error@3` when the place is come to for the third time. Only builds with debug assertions have them (`cargo test`,
+//! `committed:panic` the thread or task panic; `committed:wait` takes as long as standard input is open; `committed:error@3` when the place is come to for the third time. Only builds with debug assertions have them (`cargo test`,
 //! `cargo run`): in a release build [`at`] is empty, and the variable is not read.
 
 #[cfg(debug_assertions)]
@@ -61,6 +61,8 @@ enum What {
     Crash,
     Error,
     Panic,
+    /// Until standard input ends.
+    Wait,
 }
 
 #[cfg(debug_assertions)]
@@ -115,6 +117,10 @@ pub fn at(point: Point) -> Result<(), Failed> {
         What::Error => Err(Failed(point)),
         #[allow(clippy::panic)] // that is what was asked for
         What::Panic => panic!("{}", Failed(point)),
+        What::Wait => {
+            let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+            Ok(())
+        }
     }
 }
 
@@ -131,8 +137,8 @@ pub fn at(_: Point) -> Result<(), Failed> {
 #[cfg(debug_assertions)]
 pub fn arm_from_environment() -> Result<(), String> {
     let Ok(text) = std::env::var("FAIL_POINT") else { return Ok(()) };
-    let armed =
-        parse(&text).ok_or_else(|| format!("FAIL_POINT={text}: write POINT:crash or POINT:error[@N] (or panic), as in src/fail.rs"))?;
+    let armed = parse(&text)
+        .ok_or_else(|| format!("FAIL_POINT={text}: write POINT:crash or POINT:error[@N] (or panic, wait), as in src/fail.rs"))?;
     tracing::warn!("fail point armed: {text}");
     *ARMED.lock().unwrap_or_else(|e| e.into_inner()) = Some(armed);
     Ok(())
@@ -152,6 +158,7 @@ fn parse(text: &str) -> Option<Armed> {
         "crash" => What::Crash,
         "error" => What::Error,
         "panic" => What::Panic,
+        "wait" => What::Wait,
         _ => return None,
     };
     Some(Armed { point: *point, what, passes: time.parse::<u32>().ok()?.checked_sub(1)? })
@@ -167,7 +174,8 @@ mod tests {
         assert_eq!(parse("commit:crash"), armed(Point::Commit, What::Crash, 0));
         assert_eq!(parse("give_up:error@3"), armed(Point::GiveUp, What::Error, 2));
         assert_eq!(parse("send:panic"), armed(Point::Send, What::Panic, 0));
-        for bad in ["", "commit", "commit:", "commit:wait", "comit:crash", "commit:error@0", "commit:error@x"] {
+        assert_eq!(parse("load:wait"), armed(Point::Load, What::Wait, 0));
+        for bad in ["", "commit", "commit:", "commit:exit", "comit:crash", "commit:error@0", "commit:error@x"] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

@@ -229,6 +229,7 @@ fn state(name: &str, verdict: Verdict) -> ExperimentState {
         rollout: RolloutState::default(),
         phases: vec![],
         whole_life: None,
+        secondary: vec![],
         funnels: vec![],
         retention: vec![],
     }

@@ -37,6 +37,7 @@ guardrails:
   - {metric: tickets, max_increase: 0%, on_breach: notify}
 analysis: {correction: bonferroni, min_units: 2, segments: {by: [region], top: 2, act: true}}
 actions: {mode: enforce, rollback: {webhook: flags}, kill: {webhook: flags}, page: {webhook: pager}, notify: {webhook: chat}, confirm_within: 10s}
+success: {secondary: [spend, latency_p50, tickets]}
 quality: {silence: {after: 20s, do: hold}}
 rollout: {phases: [{traffic: 50%, for: 10s}, {traffic: 20%}, {traffic: 100%}]}
 ";

@@ -8,7 +8,7 @@ mod support;
 
 use guardraild::engine::decision::{Action, Decision, Evidence, Verdict};
 use guardraild::engine::fleet::Fleet;
-use guardraild::engine::state::GuardrailState;
+use guardraild::engine::state::{Finding, GuardrailState};
 use std::fmt::Write;
 use support::{START, run};
 
@@ -209,6 +209,42 @@ success: {primary: {metric: orders, stop_on_negative: 2%}}";
     assert!(orders.change.unwrap() < -0.1 && orders.interval.unwrap()[1] < -0.02, "{}", orders.reason);
     let basket = decisions.iter().find(|d| d.guardrail == "basket").unwrap();
     assert!(basket.interval.unwrap()[1] < -0.05, "{}", basket.reason);
+}
+
+#[test]
+fn secondary_metrics_are_shown_with_intervals_and_never_act_nor_cost_anything() {
+    let more = "metrics:
+  orders: {kind: rate, event: outcome, where: {metric: order}, unit: user, better: up}
+  basket: {kind: mean, event: outcome, where: {metric: basket}, unit: user, better: up}";
+    let unit: fn(i64, bool, &mut Dice, &mut Vec<(i64, String)>) = |_, treated, dice, out| {
+        requests(out, dice, if treated { 1.5 } else { 1.0 }, 0.01);
+        if dice.roll() < if treated { 0.4 } else { 0.3 } {
+            out.push((500, r#""event":"outcome","metric":"order","value":true"#.to_owned()));
+        }
+        out.push((700, format!(r#""event":"outcome","metric":"basket","value":{:.2}"#, 50.0 + 10.0 * dice.normal())));
+    };
+    let all = lines(&Traffic { seconds: 600, per_second: 10, share: HALF, unit });
+    let guarded = rule("  - {metric: error_rate, max_increase: 1pp}", more);
+    let (said, fleet) = run(&[&format!("{guarded}success: {{secondary: [orders, basket, latency_p95, error_rate]}}\n")], &all);
+    assert_eq!(said.decisions, [], "latency is far worse, and only shown");
+    let (_, without) = run(&[&guarded], &all);
+    let [view, plain] = [&fleet, &without].map(|fleet| fleet.close_view("exp").unwrap());
+    assert_eq!(
+        (&view.guardrails, view.verdict, view.go),
+        (&plain.guardrails, plain.verdict, plain.go),
+        "the guardrail's share is all alpha"
+    );
+    let found: Vec<(&str, Finding)> = view.secondary.iter().map(|m| (m.metric.as_str(), m.finding)).collect();
+    let wanted =
+        [("orders", Finding::Better), ("basket", Finding::Unknown), ("latency_p95", Finding::Worse), ("error_rate", Finding::Unknown)];
+    assert_eq!(found, wanted, "{:#?}", view.secondary);
+    for metric in &view.secondary {
+        let ([low, high], change) = (metric.interval.unwrap(), metric.change.unwrap());
+        assert!(low < change && change < high && metric.n > 2_000 && metric.baseline_n > 2_000, "{metric:#?}");
+        // Two sides of four metrics; of rates and quantiles the whole life has a part of that.
+        assert!(metric.alpha.unwrap() <= 0.01 / 8.0 && metric.alpha.unwrap() >= 0.8 * 0.01 / 8.0, "{metric:#?}");
+    }
+    assert_eq!(fleet.views()[0].secondary, [], "intervals take a close look");
 }
 
 #[test]

@@ -184,6 +184,7 @@ fn experiment(state: &Value, screen: &Screen) -> String {
         std::iter::once(own).chain(segments(row, screen)).collect::<Vec<_>>()
     };
     let guardrails: Vec<Vec<Cell>> = rows(state, "guardrails").flat_map(guardrail).collect();
+    let secondary: Vec<Vec<Cell>> = rows(state, "secondary").map(compared).collect();
     let check = |row: &Value| {
         let own = vec![screen.verdict(&text(&row["verdict"])), text(&row["check"]).into(), text(&row["reason"]).into()];
         let failing = rows(row, "parts").filter(|part| part["verdict"] == "breach");
@@ -197,6 +198,7 @@ fn experiment(state: &Value, screen: &Screen) -> String {
     let tables = [
         (!buckets.is_empty()).then(|| screen.table(&["BUCKET", "SHARE", "UNITS", "EXPOSURES/S", "STATE", ""], &buckets)),
         (!guardrails.is_empty()).then(|| screen.table(&["VERDICT", "BUCKET", "GUARDRAIL", "WHY"], &guardrails)),
+        (!secondary.is_empty()).then(|| screen.table(&["BUCKET", "SECONDARY", "CHANGE", "BETWEEN", "WHY"], &secondary)),
         (!checks.is_empty()).then(|| screen.table(&["VERDICT", "DATA", "WHY"], &checks)),
         (!figures.is_empty()).then(|| figures.join("\n")),
     ];
@@ -215,6 +217,20 @@ fn why(guardrail: &Value) -> String {
     let values = if guardrail["verdict"] == "breach" { values } else { String::new() };
     let interval = outcome::interval(guardrail).map(|[low, high]| format!("; interval {} to {}", change.show(low), change.show(high)));
     format!("{values}{}{}", text(&guardrail["reason"]), interval.unwrap_or_default())
+}
+
+/// A secondary metric, which has no verdict.
+fn compared(row: &Value) -> Vec<Cell> {
+    let change = |v: Option<f64>| v.map(|v| Unit::Change.show(v)).unwrap_or_default();
+    let ends = [0, 1].map(|end| row["interval"][end].as_f64());
+    let between = if ends.contains(&None) { String::new() } else { ends.map(change).join(" and ") };
+    vec![
+        text(&row["bucket"]).into(),
+        text(&row["metric"]).into(),
+        change(row["change"].as_f64()).into(),
+        between.into(),
+        text(&row["reason"]).into(),
+    ]
 }
 
 /// How many segments fare how, and those in breach one by one.
@@ -249,7 +265,9 @@ mod tests {
                             "unit": "%", "bucket_value": 0.12, "baseline_value": 0.04, "interval": [0.06, 0.2],
                             "max_increase": {"absolute": 0.01},
                             "segments": [{"segment": "region=uk", "units": 7, "verdict": "breach", "reason": "breached: see d-2"},
-                                         {"segment": "region=eu", "units": 9, "verdict": "safe", "reason": "fine"}]}]});
+                                         {"segment": "region=eu", "units": 9, "verdict": "safe", "reason": "fine"}]}],
+            "secondary": [{"metric": "basket", "bucket": "b", "change": 0.042, "interval": [0.013, 0.071],
+                           "reason": "no evidence of a difference"}]});
         let shown = experiment(&state, &SCREEN);
         assert_eq!(
             shown,
@@ -262,6 +280,8 @@ mod tests {
              to +20pp\n                   \
                              segments   1 breach, 1 safe\n\
              breach             region=uk  7 units: breached: see d-2\n\n\
+             BUCKET  SECONDARY  CHANGE  BETWEEN          WHY\n\
+             b       basket     +4.2%   +1.3% and +7.1%  no evidence of a difference\n\n\
              VERDICT  DATA  WHY\n\
              safe     srm   as designed"
         );

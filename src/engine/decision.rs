@@ -109,7 +109,8 @@ impl HeldBy {
 pub struct Decision {
     /// `d-` and 20 hex digits: see [`decision_id`].
     pub decision: String,
-    /// Event time: the end of the pane that tripped, or the record's own time where a single event trips.
+    /// Event time: the end of the pane that tripped. Where a single event trips, its own time, or, if it came late, the beginning of the
+    /// pane that counts it.
     #[serde(with = "rfc3339")]
     pub decided_at: Millis,
     /// Empty for a shared cause, which is about several.
@@ -153,7 +154,7 @@ pub struct Decision {
     pub segment: Option<String>,
     /// Arming epoch: how often an operator has re-armed the experiment.
     pub epoch: u32,
-    /// An earlier decision in force that has already done as much for this bucket: this one is logged and not delivered.
+    /// A decision that has already done as much for this bucket, in force or ahead of its pane: this one is logged and not delivered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub covered_by: Option<String>,
     /// What kept it from being carried out: see [`HeldBy`].

@@ -85,6 +85,8 @@ pub struct Plan {
     /// What partials carry for each bucket.
     pub signals: Vec<Signal>,
     pub guardrails: Vec<Guardrail>,
+    /// Success metrics that are compared and never decide: each with a margin of 0.
+    pub secondary: Vec<Guardrail>,
     pub quality: Vec<QualityCheck>,
     /// Metrics of retention by name, and the index of their signals.
     pub retention: Vec<(String, usize)>,
@@ -150,6 +152,19 @@ impl Plan {
     /// Whether records of that time count.
     pub fn runs_at(&self, at: Millis) -> bool {
         self.starts.is_none_or(|starts| at >= starts) && self.ends.is_none_or(|ends| at < ends)
+    }
+
+    /// Everything that asks for a signal, in the order of its numbers: guardrails, then secondary metrics.
+    pub fn questions(&self) -> impl Iterator<Item = &Guardrail> {
+        self.guardrails.iter().chain(&self.secondary)
+    }
+
+    /// The question of this number, which there must be.
+    pub fn question(&self, index: usize) -> &Guardrail {
+        match index.checked_sub(self.guardrails.len()) {
+            Some(beyond) => &self.secondary[beyond],
+            None => &self.guardrails[index],
+        }
     }
 
     /// Index of the baseline bucket.

@@ -23,7 +23,7 @@ pub struct Shape {
     pub segments: u64,
     pub signals: Vec<u64>,
     pub funnels: Vec<u64>,
-    /// What a guardrail asks, but not what it does when it is breached.
+    /// What each question asks, but not what is done when a guardrail is breached.
     pub guardrails: Vec<u64>,
     /// Signal and panes of each guardrail's window.
     pub windows: Vec<u64>,
@@ -56,7 +56,7 @@ impl Shape {
             exposures: digest(&(&plan.eligibility, &plan.assignment)),
             segments: digest(&plan.segments),
             funnels: plan.funnels.iter().map(funnel).collect(),
-            guardrails: plan.guardrails.iter().map(asked).collect(),
+            guardrails: plan.questions().map(asked).collect(),
             windows: plan.guardrails.iter().map(|g| digest(&(signals[g.signal], g.window))).collect(),
             checks: plan.quality.iter().map(|check| check_digest(&check.kind, missing)).collect(),
             missing,

@@ -25,6 +25,8 @@ pub struct ExperimentState {
     pub holds: Vec<HoldState>,
     pub buckets: Vec<BucketState>,
     pub guardrails: Vec<GuardrailState>,
+    /// Secondary metrics; empty in lists of all experiments.
+    pub secondary: Vec<SecondaryState>,
     pub quality: Vec<QualityState>,
     pub data: DataState,
     /// Event time up to which the experiment has been judged, ms since the epoch; `null` before the first record.
@@ -271,6 +273,37 @@ pub struct GuardrailState {
     /// The comparison in each segment, over the whole life; in lists of all experiments, those in breach.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub segments: Vec<SegmentState>,
+}
+
+/// A secondary metric of a bucket against the baseline, over the whole life. It decides nothing.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SecondaryState {
+    pub metric: String,
+    pub bucket: String,
+    pub finding: Finding,
+    pub reason: String,
+    pub unit: String,
+    /// A rise is bad.
+    pub higher_is_worse: bool,
+    pub baseline_value: Option<f64>,
+    pub bucket_value: Option<f64>,
+    /// Relative, as the interval.
+    pub change: Option<f64>,
+    /// Of the change, each end at the level `alpha`; `null` until both ends are known.
+    pub interval: Option<[f64; 2]>,
+    pub alpha: Option<f64>,
+    /// Observations, bucket and baseline; of quantiles, since the last change of the allocation.
+    pub n: u64,
+    pub baseline_n: u64,
+}
+
+/// On which side of the baseline a secondary metric is proved to lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finding {
+    Better,
+    Worse,
+    Unknown,
 }
 
 /// A comparison with the baseline among the units of a segment.

@@ -195,6 +195,14 @@ fn outcome(doc: &mut Document, dossier: &Dossier, state: State<'_>, plan: &Plan)
         );
         draw(doc, charts::guardrails(dossier, state, true));
     }
+    if rows(state.0, "secondary").next().is_some() {
+        doc.subheading("Secondary metrics");
+        doc.paragraph(
+            "Shown, never acted on; with their own budget, so that the chance to show any difference that is none stays within alpha, too.",
+        );
+        let head = ["metric", "bucket", "#baseline", "#bucket", "#change", "interval", "what is known"];
+        doc.table(&head, rows(state.0, "secondary").map(secondary_row).collect(), "None.");
+    }
     doc.subheading("Guardrails");
     let guarded: Vec<&Value> = rows(state.0, "guardrails").filter(|g| g["primary"] != true).collect();
     let head = ["guardrail", "bucket", "verdict", "#baseline", "#value", "#change", "interval", "#margin or limit", "decision"];
@@ -315,6 +323,19 @@ fn compared(state: State<'_>, g: &Value) -> Vec<Inline> {
         change.into(),
         between(g, &unit),
         verdict.into(),
+    ]
+}
+
+fn secondary_row(m: &Value) -> Vec<Inline> {
+    let value = |key: &str| m[key].as_f64().map_or("no value".to_owned(), |v| outcome::unit_of_value(m).show(v));
+    vec![
+        text(m, "metric").into(),
+        text(m, "bucket").into(),
+        value("baseline_value").into(),
+        value("bucket_value").into(),
+        m["change"].as_f64().map_or(String::new(), |v| Unit::Change.show(v)).into(),
+        between(m, &Unit::Change),
+        text(m, "reason").into(),
     ]
 }
 

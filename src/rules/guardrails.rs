@@ -11,6 +11,8 @@ use crate::engine::time::Millis;
 
 /// Guardrails of one experiment at most.
 const MAX_GUARDRAILS: usize = 128;
+/// Secondary metrics at most: each takes the memory of a comparison.
+const MAX_SECONDARY: usize = 16;
 /// Longest window, in ms: seven days.
 const MAX_WINDOW: Millis = 7 * 86_400_000;
 const DEFAULT_WINDOW: Millis = 600_000;
@@ -21,6 +23,8 @@ const DEFAULT_WITHIN: Millis = 1_800_000;
 pub(super) struct Guardrails {
     pub signals: Vec<Signal>,
     pub guardrails: Vec<Guardrail>,
+    /// See [`Plan::secondary`](crate::engine::plan::Plan::secondary).
+    pub secondary: Vec<Guardrail>,
     /// Metrics of retention, which are counted whether guarded or not: name and index of the signal.
     pub retention: Vec<(String, usize)>,
 }
@@ -45,6 +49,7 @@ pub(super) fn read(context: &Context<'_>, faults: &mut Faults) -> Guardrails {
         out.add(node, context, faults);
     }
     out.add_primary(context);
+    out.add_secondary(context, faults);
     for (name, metric) in context.metrics.iter().filter(|(_, m)| matches!(m.signal, Signal::Retention { .. })) {
         let signal = out.intern(metric.signal.clone());
         out.retention.push((name.clone(), signal));
@@ -121,22 +126,44 @@ impl Guardrails {
         let Some(primary) = context.root.get("success").and_then(|s| s.get("primary")) else { return };
         let Some(margin) = primary.get("stop_on_negative").and_then(share) else { return };
         let Some(name) = primary.get("metric").and_then(Node::text) else { return };
-        let Some(metric) = built_in(name, DEFAULT_WITHIN, None).or_else(|| context.metrics.get(name).cloned()) else { return };
-        let signal = self.intern(metric.signal);
-        self.guardrails.push(Guardrail {
-            name: self.unique(name),
+        let Some(comparison) = self.comparison(name, context) else { return };
+        let (name, margin) = (self.unique(name), Some(Margin::Relative(margin)));
+        self.guardrails.push(Guardrail { name, max_increase: margin, primary: true, ..comparison });
+    }
+
+    /// Metrics that are shown beside the primary one. Their names are checked elsewhere.
+    fn add_secondary(&mut self, context: &Context<'_>, faults: &mut Faults) {
+        let list = context.root.get("success").and_then(|s| s.get("secondary")).map_or(&[][..], Node::list);
+        if let Some(beyond) = list.get(MAX_SECONDARY) {
+            faults.error(&beyond.span, "GR2103", format!("{} secondary metrics", list.len()), format!("{MAX_SECONDARY} at most"));
+        }
+        for node in list.iter().take(MAX_SECONDARY) {
+            let Some(name) = node.text() else { continue };
+            if self.secondary.iter().any(|known| known.name == name) {
+                faults.error(&node.span, "GR2504", format!("{} twice", quote(name)), "name it once");
+            } else if let Some(comparison) = self.comparison(name, context) {
+                self.secondary.push(comparison);
+            }
+        }
+    }
+
+    /// A success metric against the baseline, with nothing tolerated.
+    fn comparison(&mut self, name: &str, context: &Context<'_>) -> Option<Guardrail> {
+        let metric = built_in(name, DEFAULT_WITHIN, None).or_else(|| context.metrics.get(name).cloned())?;
+        Some(Guardrail {
+            name: name.to_owned(),
             unit: metric.measure.unit().to_owned(),
             statistic: metric.statistic,
             higher_is_worse: metric.higher_is_worse,
-            signal,
+            signal: self.intern(metric.signal),
             window: DEFAULT_WINDOW,
             limit: None,
-            max_increase: Some(Margin::Relative(margin)),
-            primary: true,
+            max_increase: Some(Margin::Relative(0.0)),
+            primary: false,
             expected: metric.expected,
             hold: 0,
             on_breach: context.default_action(),
-        });
+        })
     }
 
     /// `name`, or `name#2` and so on when it is taken.

@@ -78,8 +78,6 @@ pub enum Effect {
     Shapes,
     /// People and figures alone see it.
     Shown,
-    /// None so far: it is parsed and checked.
-    NoneYet,
 }
 
 impl Key {
@@ -96,7 +94,7 @@ pub(crate) const fn required(name: &'static str, shape: Shape, example: &'static
     Key { name, shape, required: true, doc, example, effect: Effect::Shapes }
 }
 
-use Effect::{Acts, NoneYet, Shown};
+use Effect::{Acts, Shown};
 use Shape::{
     Any, Bool, Const, Duration, Frequency, Int, List, MapOf, Name, NameOr, OffOr, Percent, Pointer, PointerOrMapOf, Pointers, PointersOr,
     Probability, Quantity, Scalar, Text, Timestamp, Word,
@@ -218,7 +216,13 @@ static SUCCESS: Section = Section {
     name: "`success`",
     keys: &[
         key("primary", Shape::Section(&PRIMARY), "", "The metric that decides."),
-        key("secondary", List(&Name), "[basket]", "Metrics that help to understand.").with(NoneYet),
+        key(
+            "secondary",
+            List(&Name),
+            "[basket]",
+            "Metrics that help to understand: compared with the baseline and shown, never acted on. 16 at most.",
+        )
+        .with(Shown),
     ],
 };
 

@@ -74,6 +74,7 @@ pub fn lower(
         warm_up: rollout.warm_up,
         signals: guardrails.signals,
         guardrails: guardrails.guardrails,
+        secondary: guardrails.secondary,
         quality,
         retention: guardrails.retention,
         funnels: custom.funnels,

@@ -13,7 +13,6 @@ Every key of a rule file. This page is written from the table by which `guardrai
 | **acts** | decides whether something is done, what, and who receives it |
 | shapes | says how the data is read, counted or judged |
 | shown | people and figures alone see it |
-| none yet | is parsed and checked |
 
 A path such as `guardrails[].limit` stands for the key `limit` of each item of `guardrails`; `metrics.*` for each name under `metrics`. A key in **bold** is required.
 ";
@@ -29,7 +28,6 @@ fn page() -> String {
         Effect::Acts => "**acts**",
         Effect::Shapes => "shapes",
         Effect::Shown => "shown",
-        Effect::NoneYet => "none yet",
     };
     let sources = table(&SOURCES, Some(effect));
     sections(HEAD, &ROOT, Some(effect)) + "\n## A file of sources\n\nHolds no experiment, but sources for all of them.\n\n" + &sources

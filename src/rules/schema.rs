@@ -1,6 +1,6 @@
 //! The key tables as a JSON Schema (draft-07, which editors understand best).
 
-use super::keys::{EVENT, Effect, FIELD, Key, ROOT, SOURCES, Section, Shape};
+use super::keys::{EVENT, FIELD, Key, ROOT, SOURCES, Section, Shape};
 use super::shape::MAX_NAME;
 use serde_json::{Map, Value, json};
 
@@ -62,8 +62,7 @@ fn section(section: &Section) -> Value {
 fn property(key: &Key) -> Value {
     let mut out = shape(&key.shape);
     out["title"] = json!(key.name);
-    let effect = if key.effect == Effect::NoneYet { " No effect yet." } else { "" };
-    out["description"] = json!(format!("{}{effect}", key.doc));
+    out["description"] = json!(key.doc);
     if !key.example.is_empty()
         && let Ok(example) = super::yaml::parse(key.example)
     {

@@ -296,8 +296,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    pub fn spawn(mut command: Command) -> Daemon {
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    pub fn spawn(command: Command) -> Daemon {
+        Daemon::fed(command, Stdio::null())
+    }
+
+    /// With standard input, which [`Daemon::end_input`] ends.
+    pub fn fed(mut command: Command, input: Stdio) -> Daemon {
+        let mut child = command.stdin(input).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let (stderr, lines) = (BufReader::new(child.stderr.take().unwrap()), Arc::clone(&log));
         std::thread::spawn(move || {
@@ -306,6 +311,10 @@ impl Daemon {
             }
         });
         Daemon { child, log, address: None }
+    }
+
+    pub fn end_input(&mut self) {
+        drop(self.child.stdin.take());
     }
 
     pub fn log(&self) -> Vec<String> {

@@ -1,8 +1,11 @@
 //! Starting and ending: bad configurations, a broker that is not there, a second daemon, a signal under traffic.
 
-use super::harness::{Hook, Kafka, Site, holds, one_topic, until};
+use super::harness::{Daemon, Hook, Kafka, Site, holds, one_topic, until};
 use super::stream::{EXPERIMENT, Service, rule};
+use std::os::unix::net::UnixDatagram;
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn refused(site: &Site, arguments: &[&str]) -> String {
     let output = site.command().args(arguments).output().unwrap();
@@ -36,7 +39,7 @@ fn variables_override_the_file_and_flags_override_variables() {
     let start = |flags: &[&str]| {
         let mut command = site.command();
         command.env("GUARDRAILD_STATE_DIR", site.path("of-variable")).args(flags);
-        super::harness::Daemon::spawn(command).address();
+        Daemon::spawn(command).address();
     };
     start(&[]);
     assert!(site.path("of-variable").exists() && !site.path("state").exists());
@@ -44,6 +47,28 @@ fn variables_override_the_file_and_flags_override_variables() {
     std::fs::remove_dir_all(site.path("of-variable")).unwrap();
     start(&["--set", &flag]);
     assert!(site.path("of-flag").exists() && !site.path("of-variable").exists());
+}
+
+/// A state that takes long to be restored: here for as long as this test keeps standard input open.
+#[test]
+fn the_service_manager_hears_of_a_long_restore_once_a_second() {
+    let site = Site::new("brokers: [\"127.0.0.1:9\"]", &Hook::ok(), &[("rule", rule(EXPERIMENT, "enforce"))]);
+    let manager = UnixDatagram::bind(site.path("notify")).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut command = site.command();
+    command.env("NOTIFY_SOCKET", site.path("notify")).env("FAIL_POINT", "load:wait");
+    let mut daemon = Daemon::fed(command, Stdio::piped());
+    let told = || {
+        let mut message = [0; 256];
+        let n = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..n]).into_owned()
+    };
+    for _ in 0..3 {
+        assert_eq!(told(), "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=30000000\n", "it is not ready yet");
+    }
+    daemon.end_input();
+    // From here on the judging thread says so.
+    while told() != "WATCHDOG=1\n" {}
 }
 
 /// A broker that is down is waited for.

@@ -20,6 +20,7 @@ fn rule(routes: &[(Action, &str)]) -> RuleSet {
         signals: Vec::new(),
         guardrails: Vec::new(),
         quality: Vec::new(),
+        secondary: Vec::new(),
         retention: Vec::new(),
         funnels: Vec::new(),
         eligibility: Default::default(),

@@ -108,7 +108,7 @@ impl Feeds {
             fed.extend(own);
             *until = fed.len() as u16;
         }
-        let compared = |signal| plan.guardrails.iter().any(|g| g.signal == signal && g.max_increase.is_some());
+        let compared = |signal| plan.questions().any(|g| g.signal == signal && g.max_increase.is_some());
         let missing = plan.missing().map(|(fields, _)| fields.to_vec());
         Feeds {
             runs: plan.starts.unwrap_or(Millis::MIN)..plan.ends.unwrap_or(Millis::MAX),

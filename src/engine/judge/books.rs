@@ -1,11 +1,12 @@
-//! Which evidence is whose: guardrails that ask about the same signal share its statistics, those that ask since the same pane.
+//! Which evidence is whose: questions (guardrails, secondary metrics) about the same signal share its statistics, those that are asked since
+//! the same pane.
 
 use crate::engine::evidence::{Booking, SignalEvidence, Watched};
 use crate::engine::plan::{Plan, Signal};
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 
-/// Statistics of a signal, for the guardrails that ask for them since the same pane.
+/// Statistics of a signal, for what asks for them since the same pane.
 #[derive(Serialize, Deserialize)]
 pub struct Book {
     pub signal: usize,
@@ -18,7 +19,7 @@ pub struct Book {
 #[derive(Clone, Copy)]
 pub struct Books<'b> {
     pub list: &'b [Book],
-    /// By guardrail.
+    /// By question.
     pub of: &'b [Option<usize>],
 }
 
@@ -31,18 +32,18 @@ impl Book {
 
 /// Evidence of all units for a plan that begins: one for each signal that is asked for; and which is whose.
 pub fn begin(plan: &Plan, pane_ms: Millis) -> (Vec<Book>, Vec<Option<usize>>) {
-    let (mut books, mut book_of) = (Vec::new(), vec![None; plan.guardrails.len()]);
+    let (mut books, mut book_of) = (Vec::new(), vec![None; plan.questions().count()]);
     for signal in (0..plan.signals.len()).filter(|signal| is_asked_for(plan, *signal)) {
-        let mine: Vec<usize> = (0..plan.guardrails.len()).filter(|g| plan.guardrails[*g].signal == signal).collect();
+        let mine: Vec<usize> = plan.questions().enumerate().filter(|(_, g)| g.signal == signal).map(|(index, _)| index).collect();
         mine.iter().for_each(|g| book_of[*g] = Some(books.len()));
         books.push(Book { signal, from: Pane(i64::MIN), statistics: statistics(plan, signal, &mine, pane_ms) });
     }
     (books, book_of)
 }
 
-/// Statistics of a signal that these guardrails ask for.
-pub fn statistics(plan: &Plan, signal: usize, guardrails: &[usize], pane_ms: Millis) -> SignalEvidence {
-    let mine = || guardrails.iter().map(|g| &plan.guardrails[*g]);
+/// Statistics of a signal that these questions ask for.
+pub fn statistics(plan: &Plan, signal: usize, questions: &[usize], pane_ms: Millis) -> SignalEvidence {
+    let mine = || questions.iter().map(|index| plan.question(*index));
     let (watched, expected) = (mine().filter_map(Watched::of).collect(), mine().find_map(|g| g.expected));
     let all = SignalEvidence::new(&plan.signals[signal], plan.buckets.len(), watched, expected, pane_ms);
     if mine().any(|g| g.max_increase.is_some()) { all } else { all.of_limit() }
@@ -50,7 +51,7 @@ pub fn statistics(plan: &Plan, signal: usize, guardrails: &[usize], pane_ms: Mil
 
 /// Whether a test asks for a signal: a comparison with the baseline, or a limit on clustered observations. Retention is shown in any case.
 pub fn is_asked_for(plan: &Plan, signal: usize) -> bool {
-    let mut mine = plan.guardrails.iter().filter(|g| g.signal == signal);
+    let mut mine = plan.questions().filter(|g| g.signal == signal);
     match plan.signals[signal] {
         Signal::Count { .. } => mine.any(|g| g.max_increase.is_some()),
         Signal::Retention { .. } => true,

@@ -23,6 +23,8 @@ pub struct Budget {
     /// Criteria of guardrails in buckets, and comparisons among them.
     hypotheses: u32,
     comparisons: u32,
+    /// Sides of secondary metrics in buckets.
+    shown: u32,
     /// Segments that a comparison may be tested in, and whether they act.
     places: u32,
     act: bool,
@@ -40,6 +42,8 @@ pub enum Kind {
     Comparison,
     /// The same in a segment.
     Segment,
+    /// Of a secondary metric.
+    Shown,
 }
 
 /// Hypotheses that have tripped, and which of them belong to the comparison whose share is asked for.
@@ -64,6 +68,7 @@ impl Tripped {
                 self.segments += 1;
                 self.own_segments += u32::from(own);
             }
+            Kind::Shown => {}
         }
     }
 }
@@ -81,6 +86,7 @@ impl Budget {
             alpha: plan.alpha,
             hypotheses: ((limits + comparisons) * tested).max(1),
             comparisons: (comparisons * tested).max(1),
+            shown: (2 * plan.secondary.len() as u32 * tested).max(1),
             places: plan.segments.as_ref().map_or(0, |s| s.places() as u32),
             act: plan.segments.as_ref().is_some_and(|s| s.act),
             correction: plan.correction,
@@ -91,7 +97,7 @@ impl Budget {
 
     /// Share of one hypothesis when others have tripped: by Holm these leave theirs to all others, by `hierarchical` those of a comparison
     /// to the rest of its own (the graph of [`crate::engine::stats::multiplicity::Graph::gatekeeping`]; a limit's share goes to all).
-    /// Segments that only show something have a budget of their own, in equal parts.
+    /// Segments that only show something have a budget of their own, in equal parts, and so have secondary metrics.
     pub fn each(&self, kind: Kind, tripped: &Tripped) -> f64 {
         let (all, places) = (f64::from(self.hypotheses), f64::from(self.places.max(1)));
         let (overall, segment) = if self.act { (OVERALL, (1.0 - OVERALL) / places) } else { (1.0, 0.0) };
@@ -100,9 +106,11 @@ impl Budget {
             Kind::Limit => 1.0,
             Kind::Comparison => overall,
             Kind::Segment => segment,
+            Kind::Shown => 0.0,
         };
         match (self.correction, kind) {
             (Correction::None, _) => self.alpha,
+            (_, Kind::Shown) => self.alpha / f64::from(self.shown),
             (_, Kind::Segment) if !self.act => self.alpha / (f64::from(self.comparisons) * places),
             (Correction::Bonferroni, _) => self.alpha * weight / all,
             (Correction::Holm, _) => self.alpha * weight / (all - limits - comparisons * overall - segments * segment).max(weight),
@@ -158,6 +166,7 @@ mod tests {
     fn budget(correction: Correction, act: bool) -> Budget {
         let rule = format!(
             "guardrail: v1\noverview: {{experiment: e, owner: o}}\nbuckets: {{a: {{baseline: true}}, b: {{}}}}\n\
+             success: {{secondary: [latency_p50, tickets]}}\n\
              guardrails: [{{metric: error_rate, max_increase: 1pp, limit: 5%}}, {{metric: latency_p95, max_increase: 10%}}]\n\
              analysis: {{alpha: 0.05, segments: {{by: [region], top: 3, act: {act}}}}}\nactions: {{mode: observe}}\n"
         );
@@ -208,8 +217,9 @@ mod tests {
     }
 
     #[test]
-    fn segments_that_do_not_act_cost_nothing() {
+    fn what_is_only_shown_costs_nothing() {
         let b = budget(Correction::Holm, false);
+        assert_eq!(4.0 * b.each(Kind::Shown, &tripped(1, (true, 0), (1, 3))), 0.05);
         assert_eq!(b.each(Kind::Comparison, &Tripped::default()), 0.05 / 3.0);
         assert_eq!(8.0 * b.each(Kind::Segment, &Tripped::default()), 0.05);
     }

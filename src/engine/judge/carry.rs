@@ -82,7 +82,7 @@ impl Judge {
         let mut users: Vec<(Option<usize>, usize, Vec<usize>)> = Vec::new();
         for signal in (0..self.plan.signals.len()).filter(|signal| is_asked_for(&self.plan, *signal)) {
             let shown = matches!(self.plan.signals[signal], Signal::Retention { .. });
-            let mine = (0..guardrails.len()).filter(|g| self.plan.guardrails[*g].signal == signal);
+            let mine = (0..guardrails.len()).filter(|g| self.plan.question(*g).signal == signal);
             let mut entries: Vec<(Option<usize>, Vec<usize>)> = Vec::new();
             for guardrail in mine {
                 let before = guardrails[guardrail].and_then(|before| of[before]);

@@ -17,6 +17,7 @@ mod quality;
 mod reason;
 mod relative;
 mod rollout;
+mod secondary;
 mod segmented;
 mod segments;
 mod stop;
@@ -56,7 +57,7 @@ pub struct Judge {
     plan: Arc<Plan>,
     pane_ms: Millis,
     budget: Budget,
-    /// For each guardrail of a quantile, its test.
+    /// For each question about a quantile, its test.
     tests: Vec<Option<Exceedance>>,
     state: State,
     /// Decisions in force, by id; after a restart they come from the store.
@@ -101,7 +102,7 @@ struct State {
     stale_to: Option<Pane>,
     allocation: Allocation,
     evidence: Vec<Book>,
-    /// By guardrail: its evidence among these; `None` where it asks for none.
+    /// By question: its evidence among these; `None` where it asks for none.
     book_of: Vec<Option<usize>>,
     enrolled: Enrolled,
     volume: Volume,
@@ -116,6 +117,7 @@ const SPREADING_MS: Millis = 30_000;
 /// What is tested: a guardrail's criterion in a bucket, of all its units or of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Hypothesis {
+    /// Or, beyond their number, a secondary metric: see [`Plan::question`].
     guardrail: usize,
     bucket: usize,
     /// Index among [`Segments::list`].
@@ -213,7 +215,7 @@ impl Judge {
             first_cohort: None,
         };
         let budget = Budget::new(&plan, pane_ms);
-        let tests = plan.guardrails.iter().map(|g| match g.statistic {
+        let tests = plan.questions().map(|g| match g.statistic {
             Statistic::Quantile { ppm } => Some(Exceedance::of_quantile(ppm)),
             _ => None,
         });
@@ -438,7 +440,7 @@ impl Judge {
         limit::read(plan, self.tests[guardrail].as_ref(), window, self.seen(bucket), pane, self.clustering_of_limit(guardrail, bucket))
     }
 
-    /// What a guardrail's evidence of all units is.
+    /// What a question's evidence of all units is.
     fn statistics(&self, guardrail: usize) -> Option<&SignalEvidence> {
         self.state.book_of[guardrail].map(|book| &self.state.evidence[book].statistics)
     }
@@ -480,14 +482,18 @@ impl Judge {
 
     /// Share of `alpha` that a comparison has now.
     fn each(&self, of: Hypothesis) -> f64 {
-        let kind = if of.segment.is_some() { Kind::Segment } else { Kind::Comparison };
+        let kind = match of.segment {
+            _ if of.guardrail >= self.plan.guardrails.len() => Kind::Shown,
+            Some(_) => Kind::Segment,
+            None => Kind::Comparison,
+        };
         self.budget.each(kind, &self.tripped(Some(of)))
     }
 
     /// What has tripped, as far as it matters to the share of a hypothesis.
     fn tripped(&self, of: Option<Hypothesis>) -> Tripped {
         let own = |d: &Decision| {
-            of.is_some_and(|of| d.guardrail == self.plan.guardrails[of.guardrail].name && d.bucket == self.plan.buckets[of.bucket].name)
+            of.is_some_and(|of| d.guardrail == self.plan.question(of.guardrail).name && d.bucket == self.plan.buckets[of.bucket].name)
         };
         let mut tripped = Tripped::default();
         for decision in self.in_force.values() {

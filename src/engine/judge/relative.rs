@@ -172,7 +172,7 @@ impl Judge {
         }
         let SignalEvidence::Share(shares) = self.evidence_of(of)? else { return None };
         let counted = shares.total(of.bucket).n.min(shares.total(self.plan.baseline()).n);
-        (counted == 0).then(|| match self.plan.signals[self.plan.guardrails[of.guardrail].signal].is_per_user() {
+        (counted == 0).then(|| match self.plan.signals[self.plan.question(of.guardrail).signal].is_per_user() {
             true => "no exposed unit in one of the buckets: the metric is per unit and needs exposures".into(),
             false => "no observation in one of the buckets".into(),
         })
@@ -202,7 +202,7 @@ impl Judge {
 
     /// Level of the test of the whole life: of a quantile, that of a period of allocation, other metrics have one test for all.
     fn whole_life_level(&self, of: Hypothesis, period: usize) -> f64 {
-        let (each, statistic) = (self.each(of), self.plan.guardrails[of.guardrail].statistic);
+        let (each, statistic) = (self.each(of), self.plan.question(of.guardrail).statistic);
         match (self.plan.method, statistic) {
             (Method::Sequential, _) => self.budget.whole_life(each, statistic, ordinal(period)),
             (Method::Bayesian | Method::FixedHorizon, Statistic::Quantile { .. }) => each * arrival_share(ordinal(period) + 1),
@@ -218,7 +218,7 @@ impl Judge {
     /// The test over the whole life. Of a quantile, one for each period of allocation, which share the level in the order of their
     /// beginning: the most convincing speaks. Rates and quantiles, which are dear, are left out unless they may reach `floor` or trip.
     pub(super) fn whole_life(&self, of: Hypothesis, floor: f64) -> Option<Look> {
-        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_level(of, 0));
+        let (guardrail, bucket, alpha) = (self.plan.question(of.guardrail), of.bucket, self.whole_life_level(of, 0));
         let (margin, book) = (guardrail.max_increase?, self.booking_of(of));
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if is_count(guardrail.statistic) => {
@@ -264,7 +264,7 @@ impl Judge {
 
     /// The test started anew. Of a rate, the sum over its starts; of a quantile, the most convincing start, if it trips.
     fn change(&self, of: Hypothesis) -> Option<Look> {
-        let (guardrail, bucket) = (&self.plan.guardrails[of.guardrail], of.bucket);
+        let (guardrail, bucket) = (self.plan.question(of.guardrail), of.bucket);
         let margin = guardrail.max_increase.filter(|_| has_detector(guardrail.statistic))?;
         let (book, each) = (self.booking_of(of), self.each(of));
         let share = |start: Pane| {
@@ -303,7 +303,7 @@ impl Judge {
 
     /// When what the whole life shows seems to have begun: the most convincing start of the detector, whether or not it trips.
     fn onset(&self, of: Hypothesis) -> Option<Pane> {
-        let (guardrail, bucket, book) = (&self.plan.guardrails[of.guardrail], of.bucket, self.booking_of(of));
+        let (guardrail, bucket, book) = (self.plan.question(of.guardrail), of.bucket, self.booking_of(of));
         let margin = guardrail.max_increase?;
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) if !is_count(guardrail.statistic) => {
@@ -322,7 +322,7 @@ impl Judge {
 
     /// Whether the confidence sequence of the whole life lies inside the margin: the same tests, their sides exchanged.
     fn margin_holds(&self, of: Hypothesis) -> bool {
-        let (guardrail, bucket, alpha) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_level(of, 0));
+        let (guardrail, bucket, alpha) = (self.plan.question(of.guardrail), of.bucket, self.whole_life_level(of, 0));
         let (Some(margin), Some(evidence)) = (guardrail.max_increase, self.evidence_of(of)) else { return false };
         let (book, needed) = (self.booking_of(of), -alpha.ln());
         match evidence {
@@ -357,7 +357,7 @@ impl Judge {
 
     /// Design effect of the bucket's observations in the test of the whole life; `None` where they are independent by design.
     pub(super) fn design_effect(&self, of: Hypothesis) -> Option<f64> {
-        let (guardrail, bucket, needed) = (&self.plan.guardrails[of.guardrail], of.bucket, self.whole_life_threshold(of));
+        let (guardrail, bucket, needed) = (self.plan.question(of.guardrail), of.bucket, self.whole_life_threshold(of));
         let baseline = self.plan.baseline();
         match self.evidence_of(of)? {
             SignalEvidence::Share(shares) => shares.batches(bucket).map(|_| shares.clustering(bucket, baseline, needed).rate),
@@ -372,7 +372,7 @@ impl Judge {
 
     /// The test of harm to a quantile. Where a high quantile is good, harm is `q_T < (1 - r) q_C - d`: the reversed test, sides exchanged.
     fn spread_test(&self, of: Hypothesis) -> Option<SpreadTest> {
-        let (guardrail, level) = (&self.plan.guardrails[of.guardrail], self.tests[of.guardrail].as_ref()?);
+        let (guardrail, level) = (self.plan.question(of.guardrail), self.tests[of.guardrail].as_ref()?);
         let watched = Watched::of(guardrail)?;
         let plain = Relative { level: level.clone(), r_ppm: watched.r_ppm, d: watched.d, bins: Resolution::digits(DIGITS) };
         let turned = !guardrail.higher_is_worse;
@@ -388,7 +388,7 @@ impl Judge {
 
     /// What a look that trips says.
     fn alarm(&self, of: Hypothesis, pane: Pane, look: Look) -> Alarm {
-        let guardrail = &self.plan.guardrails[of.guardrail];
+        let guardrail = self.plan.question(of.guardrail);
         let interval = look.interval(guardrail);
         let reason = self.reason(of, &look, interval);
         let began = Some(self.booking_of(of).first_cohort).filter(|first| first.0 > i64::MIN).or(self.state.began);

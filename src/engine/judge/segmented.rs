@@ -145,9 +145,9 @@ impl Judge {
         }
     }
 
-    /// Observations of a bucket in a segment, and what they come to.
-    fn seen_in(&self, of: Hypothesis, bucket: usize) -> (u64, Option<f64>) {
-        match (self.evidence_of(of), self.plan.guardrails[of.guardrail].statistic) {
+    /// Observations of a bucket, in a segment or in all, and what they come to.
+    pub(super) fn seen_in(&self, of: Hypothesis, bucket: usize) -> (u64, Option<f64>) {
+        match (self.evidence_of(of), self.plan.question(of.guardrail).statistic) {
             (Some(SignalEvidence::Share(shares)), Statistic::Count | Statistic::Exposures) => {
                 let n = shares.total(bucket).n;
                 (n, Some(n as f64))

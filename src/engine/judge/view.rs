@@ -49,6 +49,7 @@ impl Judge {
             holds,
             buckets: (0..self.plan.buckets.len()).map(|b| self.bucket(b, pane)).collect(),
             guardrails,
+            secondary: if closely { self.secondary() } else { Vec::new() },
             quality: (0..self.plan.quality.len()).map(|q| self.quality(q, pane, closely)).collect(),
             data: self.state.figures.shown(self.state.records, self.checked()),
             judged_to: self.state.at.map(|p| p.end(self.pane_ms)),

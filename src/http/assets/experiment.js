@@ -34,6 +34,7 @@ export function render({ state, decisions, log, series }) {
     h("h2", null, "Guardrails"),
     guards.length ? h("div", { class: "tiles" }, guards.map((g) => tile(state, g))) : h("p", { class: "quiet" }, "The rule has no guardrail."),
     lift.length > 0 && [h("h2", null, "Lift of the primary metric"), h("div", { class: "tiles" }, lift.map((g) => tile(state, g)))],
+    state.secondary.length > 0 && [h("h2", null, "Secondary metrics"), secondary(state)],
     h("h2", null, "Split"), split(state),
     h("h2", null, "Exposures per second"), frame("exposures", `Exposures per second of ${state.buckets.map((b) => b.bucket).join(" and ")} over time`),
     h("h2", null, "Phases"), phases(state),
@@ -117,6 +118,13 @@ function tile(state, g) {
     frame(key, `${g.guardrail} of ${g.bucket} over time: ${number}; ${text}`),
     h("p", { class: "evidence" }, meter(part(g), g.verdict), g.decision ? h("span", null, "acted: ", h("a", { href: path("d", g.decision) }, g.decision)) : h("span", { class: "quiet" }, g.reason)),
     h("p", { class: "quiet" }, `${count(g.n)} ${g.observation}s, in a breach: ${g.on_breach}`));
+}
+
+/** Secondary metrics over the whole life: shown, never acted on. */
+function secondary(state) {
+  const rows = state.secondary.map((m) => [m.metric, m.bucket, value(m.baseline_value, m.unit), value(m.bucket_value, m.unit),
+    m.change === null ? "" : percent(m.change), m.interval ? `${percent(m.interval[0])} to ${percent(m.interval[1])}` : "not known yet", m.reason]);
+  return table("Secondary metrics against the baseline", ["metric", "bucket", "baseline", "value", "change", "between", "what is known"], rows);
 }
 
 /** What a guardrail's chart shows over time: the change with its interval against the margin, or the value against the limit. */

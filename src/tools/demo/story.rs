@@ -277,6 +277,7 @@ mod tests {
             holds: Vec::new(),
             buckets: vec![bucket],
             guardrails: vec![guardrail],
+            secondary: Vec::new(),
             quality: Vec::new(),
             data: Default::default(),
             judged_to: None,

@@ -331,6 +331,12 @@ impl World {
         }
     }
 
+    /// Whether as many records are told of as there are.
+    fn has_told(&self) -> bool {
+        let told = |process: &Process| process.live.get().partitions.iter().map(|p| p.counts.records()).sum::<u64>();
+        self.process.as_ref().is_some_and(|process| told(process) >= self.plan.records())
+    }
+
     /// No more faults: everything is read, judged and delivered, or it is a violation.
     fn settle(&mut self) {
         self.receivers.heal();
@@ -352,8 +358,9 @@ impl World {
             self.step();
             self.pass(if self.clock.at() < self.plan.end + 20_000 { 50 } else { 400 });
         }
-        // What is heard is told a little later.
-        for _ in 0..200 {
+        // What is heard is told a little later, and what waits for another topic is heard later still.
+        let mut steps = 0..2_000;
+        while steps.next().is_some_and(|step| step < 200 || !self.has_told()) {
             self.step();
             self.pass(50);
         }

@@ -90,7 +90,7 @@ pub fn check(evidence: &Evidence<'_>, outcome: &mut Outcome) {
         faults.push(format!("an operator was told of {id}, and it is lost"));
     }
     received(&rows, evidence.seen, faults);
-    outcome.records = evidence.plan.logs.iter().flatten().map(|log| log.len() as u64).sum();
+    outcome.records = evidence.plan.records();
     (outcome.decisions, outcome.deliveries) = (stored.len() as u64, rows.len() as u64);
     outcome.requests = evidence.seen.values().map(|seen| u64::from(seen.requests)).sum();
 }

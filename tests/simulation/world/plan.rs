@@ -272,6 +272,11 @@ impl Plan {
     pub fn renews(&self) -> bool {
         self.rules.iter().any(|rule| !self.unchanged(&rule.name))
     }
+
+    /// Records of all topics and partitions.
+    pub fn records(&self) -> u64 {
+        self.logs.iter().flatten().map(|log| log.len() as u64).sum()
+    }
 }
 
 fn records(rng: &mut ChaCha8Rng, partitions: i32, rules: &[Rule], harm: &[Harm], end: Millis) -> Vec<Vec<Vec<Record>>> {

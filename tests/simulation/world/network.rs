@@ -206,8 +206,9 @@ impl Line {
         let mut dead = self.land(store, clock, rng);
         while clock.at() >= self.wakes && self.flights.len() < self.width {
             let in_flight: Vec<String> = self.flights.iter().map(|f| f.delivery.id.clone()).collect();
-            match claim(store, &self.sender, self.lane, clock.moment(), &in_flight) {
-                Ok(Step::Attempt(delivery, n)) => self.begin(*delivery, n, store, receivers, clock),
+            let chosen = clock.moment(); // a slow disk takes long to record the attempt
+            match claim(store, &self.sender, self.lane, chosen, &in_flight) {
+                Ok(Step::Attempt(delivery, n)) => self.begin(*delivery, (n, chosen.steady), store, receivers, clock),
                 Ok(Step::GaveUp(_)) => dead = true,
                 Ok(Step::SleepUntil(at)) => self.wakes = clock.at() + (at - clock.moment().steady).clamp(1, 60_000),
                 Ok(Step::Idle) => self.wakes = Millis::MAX,
@@ -217,9 +218,9 @@ impl Line {
         dead
     }
 
-    fn begin(&mut self, delivery: Delivery, n: u32, store: &Store, receivers: &mut Receivers, clock: &Clock) {
+    fn begin(&mut self, delivery: Delivery, (n, chosen): (u32, Millis), store: &Store, receivers: &mut Receivers, clock: &Clock) {
         let request = self.sender.request(&delivery, clock.now()).unwrap().build().unwrap();
-        let recorded = self.allowed(&delivery, store, clock.moment().steady).unwrap_or_else(|fault| {
+        let recorded = self.allowed(&delivery, store, chosen).unwrap_or_else(|fault| {
             receivers.violations.push(fault);
             n
         });
@@ -233,8 +234,9 @@ impl Line {
         self.flights.push(Flight { delivery, n, begun: clock.moment(), lands: clock.at() + takes, answer, made: None });
     }
 
-    /// What is sent has been stored before, with its decision and its log entry; and nothing more urgent is due and waits. The attempts recorded.
-    fn allowed(&self, delivery: &Delivery, store: &Store, now: Millis) -> Result<u32, String> {
+    /// What is sent has been stored before, with its decision and its log entry; and nothing that waits was due and more urgent when
+    /// it was chosen. The attempts recorded.
+    fn allowed(&self, delivery: &Delivery, store: &Store, chosen: Millis) -> Result<u32, String> {
         let id = &delivery.id;
         let stored = |e: StoreError| format!("{id} is sent and the store cannot say why: {e}");
         let row = store.delivery(id).map_err(stored)?.ok_or_else(|| format!("{id} is sent without a row"))?;
@@ -249,7 +251,7 @@ impl Line {
         if self.lane == Lane::Intervene && delivery.priority != Priority::Kill {
             let flying = |id: &str| self.flights.iter().any(|flight| flight.delivery.id == id);
             let waits = store.outbox(1_000).map_err(stored)?.into_iter().find(|other| {
-                let due = other.state == DeliveryState::Pending && other.next_attempt_ms <= now && other.endpoint == delivery.endpoint;
+                let due = other.state == DeliveryState::Pending && other.next_attempt_ms <= chosen && other.endpoint == delivery.endpoint;
                 due && other.priority < delivery.priority && !flying(&other.id)
             });
             if let Some(other) = waits {

@@ -5,14 +5,16 @@ use crate::engine::decision::Mode;
 use crate::engine::time::Millis;
 use crate::rules::reload::FileState;
 use crate::rules::{self, Loaded, RuleSet, Used};
+use std::collections::BTreeMap;
 use std::ops::Deref;
 
 /// Notes in each file's state what of its rule could not be carried out. `now` is the wall clock.
 pub fn note<S: Deref<Target = Sender>>(files: &mut [FileState], loaded: &Loaded, endpoints: impl Fn(&str) -> Option<S>, now: Millis) {
+    let texts = loaded.texts();
+    let mut files: BTreeMap<String, &mut FileState> = files.iter_mut().map(|file| (file.file.clone(), file)).collect();
     for rule in &loaded.rules {
-        let experiment = Some(rule.plan.experiment.as_str());
-        let Some(used) = loaded.used.iter().find(|used| used.experiment.as_deref() == experiment) else { continue };
-        let Some(file) = files.iter_mut().find(|file| file.experiment.as_deref() == experiment) else { continue };
+        let Some(used) = texts.get(rule.plan.experiment.as_str()) else { continue };
+        let Some(file) = files.get_mut(&used.file) else { continue };
         file.warnings = warnings(rule, used, &endpoints, now);
     }
 }

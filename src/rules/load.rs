@@ -37,6 +37,13 @@ pub struct Loaded {
     pub leaving: BTreeSet<String>,
 }
 
+impl Loaded {
+    /// The text of each experiment's rule.
+    pub fn texts(&self) -> BTreeMap<&str, &Used> {
+        self.used.iter().filter_map(|used| Some((used.experiment.as_deref()?, used))).collect()
+    }
+}
+
 /// A text that is in use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Used {

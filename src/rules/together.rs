@@ -13,7 +13,7 @@ use std::path::PathBuf;
 /// [`load`], and what is wrong with the files as a whole; `settings` are those of the daemon that will read them.
 pub fn checked(paths: &[PathBuf], endpoints: Option<&BTreeSet<String>>, settings: &Settings) -> Loaded {
     let mut loaded = load(paths, endpoints);
-    let texts: BTreeMap<&str, &Used> = loaded.used.iter().filter_map(|used| Some((used.experiment.as_deref()?, used))).collect();
+    let texts = loaded.texts();
     let files: Vec<(&Plan, &Used)> =
         loaded.rules.iter().filter_map(|rule| Some((&*rule.plan, *texts.get(rule.plan.experiment.as_str())?))).collect();
     let mut found: Vec<Diagnostic> = files.iter().flat_map(|(plan, used)| windows(plan, used, settings)).collect();

@@ -17,8 +17,9 @@ pub fn faults(path: &Path, config: &Config, loaded: &Loaded) -> Vec<Diagnostic> 
             Err(error) => found.push(Diagnostic::file(&path.display().to_string(), "GC3001", error.to_string())),
         }
     }
+    let texts = loaded.texts();
     for rule in &loaded.rules {
-        let Some(used) = loaded.used.iter().find(|used| used.experiment.as_deref() == Some(&rule.plan.experiment)) else { continue };
+        let Some(used) = texts.get(rule.plan.experiment.as_str()) else { continue };
         let unfit = delivery::unfit(rule, |name| senders.iter().find(|sender| sender.name() == name), clock::now());
         found.extend(unfit.map(|(action, endpoint, why)| rules::unfit(used, action, endpoint, &why.to_string())));
     }

@@ -19,4 +19,4 @@ pub use histogram::{Bin, Histogram};
 pub use html::Html;
 pub use lines::{Axis, Line, Lines, Mark, MarkKind, Point};
 pub use page::Page;
-pub use scale::Unit;
+pub use scale::{Unit, thousands};

@@ -51,18 +51,21 @@ impl fmt::Display for Digits {
         };
         let text = format!("{:.places$}", self.0);
         let text = if places > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
-        // A thousand is told more easily with its commas.
         let (whole, rest) = text.split_once('.').map_or((text, None), |(whole, rest)| (whole, Some(rest)));
         let (sign, digits) = whole.strip_prefix('-').map_or(("", whole), |digits| ("-", digits));
-        f.write_str(sign)?;
-        for (i, digit) in digits.chars().enumerate() {
-            if i > 0 && (digits.len() - i).is_multiple_of(3) {
-                f.write_str(",")?;
-            }
-            write!(f, "{digit}")?;
-        }
+        write!(f, "{sign}{}", grouped(digits))?;
         rest.map_or(Ok(()), |rest| write!(f, ".{rest}"))
     }
+}
+
+/// A count as people read it: a thousand is told more easily with its commas.
+pub fn thousands(n: u64) -> String {
+    grouped(&n.to_string())
+}
+
+fn grouped(digits: &str) -> String {
+    let comma = |i: usize| i > 0 && (digits.len() - i).is_multiple_of(3);
+    digits.char_indices().flat_map(|(i, digit)| comma(i).then_some(',').into_iter().chain([digit])).collect()
 }
 
 /// A straight way from values to places.

@@ -4,13 +4,13 @@ use super::Planning;
 use super::diagnostic::{Diagnostic, Faults, quote};
 use super::guardrails::Guardrails;
 use super::lower::{Context, span};
-use super::quantity::thousands;
 use super::reach::percent;
 use super::rollout::Rollout;
 use super::yaml::Node;
 use crate::engine::plan::{Margin, Phase, Signal, Statistic, Unit};
 use crate::engine::stats::size;
 use crate::engine::time::Millis;
+use crate::report::thousands;
 use std::ops::Range;
 
 const DAY: f64 = 86_400_000.0;

@@ -40,7 +40,6 @@ pub use find::{is_test, test_files};
 pub use load::{Candidate, Loaded, Parsed, Used, assemble_plain, candidates, load, parse_str};
 pub(crate) use metric::BUILT_IN;
 pub use planning::Planning;
-pub use quantity::thousands;
 pub use together::{checked, unfit};
 
 use crate::engine::decision::Action;

@@ -41,16 +41,6 @@ impl Quantity {
     }
 }
 
-/// A count as people read it, with separators between thousands.
-pub fn thousands(n: u64) -> String {
-    let plain = n.to_string();
-    let grouped = plain.char_indices().flat_map(|(i, c)| {
-        let comma = i > 0 && (plain.len() - i).is_multiple_of(3);
-        comma.then_some(',').into_iter().chain([c])
-    });
-    grouped.collect()
-}
-
 /// A finite decimal number, `1e-3` included; not `inf`, `nan` or hexadecimal.
 pub fn number(text: &str) -> Option<f64> {
     let plausible = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'+' | b'-' | b'e' | b'E'));

@@ -2,7 +2,7 @@
 
 use crate::cli::show;
 use crate::engine::decision::{Decision, Timestamp, Verdict};
-use crate::rules::thousands;
+use crate::report::thousands;
 use crate::tools::backtest::compare::{Cell, Row, compare, lead};
 use crate::tools::backtest::{Outcome, Summary};
 use serde::Serialize;

@@ -1,6 +1,6 @@
 //! A webhook body in words, for people.
 
-use crate::rules::thousands;
+use crate::report::thousands;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;

@@ -5,8 +5,7 @@ use super::course::{Course, Scale, Step};
 use super::{Outcome, Summary};
 use crate::engine::decision::{Decision, Timestamp};
 use crate::engine::state::{ExperimentState, GuardrailState};
-use crate::report::{Axis, Html, Line, Lines, Mark, MarkKind, Page, Point, Unit};
-use crate::rules::thousands;
+use crate::report::{Axis, Html, Line, Lines, Mark, MarkKind, Page, Point, Unit, thousands};
 
 /// Decisions listed in the page at most.
 const DECISIONS: usize = 1_000;

@@ -5,7 +5,7 @@ use super::seen::ms;
 use super::tally::{Experiment, Figures, Tally, VALUES};
 use super::{Found, Layout};
 use crate::engine::decision::Timestamp;
-use crate::rules::thousands;
+use crate::report::thousands;
 use std::fmt::Write as _;
 
 /// Names of endpoints that the configuration has, for each kind of receiver.

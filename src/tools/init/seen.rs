@@ -3,7 +3,7 @@
 use super::tally::{Experiment, Figures, Tally, VALUES, Values};
 use super::{Found, Layout};
 use crate::engine::decision::Timestamp;
-use crate::rules::thousands;
+use crate::report::thousands;
 use std::fmt::Write as _;
 
 /// A page about the sample.

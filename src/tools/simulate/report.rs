@@ -3,7 +3,7 @@
 use super::size::SampleSize;
 use super::study::{CONFIDENCE, Delay, Detectable, Detection, Healthy, Named, Share};
 use super::traffic::{Shape, Spread, Traffic};
-use crate::rules::thousands;
+use crate::report::thousands;
 use serde::Serialize;
 use std::fmt::Write as _;
 

@@ -3,6 +3,9 @@
 
 mod support;
 
+#[path = "kafka_mock/ahead.rs"]
+mod ahead;
+
 use crossbeam_channel::{Receiver, bounded};
 use guardraild::engine::aggregate::Aggregator;
 use guardraild::engine::decision::{Decision, Output};
@@ -101,12 +104,15 @@ fn engine() -> Engine {
     }
 }
 
-/// A running ingest, and what has come out of it.
+/// A running ingest, what has come out of it, and what judges say of that.
 struct Run {
     ingest: Ingest,
     receiver: Receiver<FromIngest>,
+    fleet: Fleet,
+    out: Output,
     assigned: BTreeSet<i32>,
     counts: BTreeMap<i32, Counts>,
+    overtaken: u64,
     snapshots: Vec<(u64, Vec<PartitionSnapshot>)>,
     lag: BTreeMap<(String, i32), i64>,
     stopped: bool,
@@ -118,10 +124,16 @@ impl Run {
     }
 
     fn with(config: &KafkaConfig, engine: Engine, resume: BTreeMap<i32, Resume>) -> Run {
-        let (sender, receiver) = bounded(16);
+        Run::within(16, config, engine, resume)
+    }
+
+    /// With room for so many messages that have not been received.
+    fn within(room: usize, config: &KafkaConfig, engine: Engine, resume: BTreeMap<i32, Resume>) -> Run {
+        let (sender, receiver) = bounded(room);
+        let (fleet, out) = (Fleet::new(&engine.catalog, engine.settings.pane), Output::default());
         let ingest = Ingest::start(config, engine, resume, || NOW, sender).unwrap();
         let (assigned, counts, lag) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-        Run { ingest, receiver, assigned, counts, snapshots: Vec::new(), lag, stopped: false }
+        Run { ingest, receiver, fleet, out, assigned, counts, overtaken: 0, snapshots: Vec::new(), lag, stopped: false }
     }
 
     fn records(&self) -> u64 {
@@ -132,14 +144,27 @@ impl Run {
     fn take(&mut self, timeout: Duration) {
         let Ok(message) = self.receiver.recv_timeout(timeout) else { return };
         match message {
-            FromIngest::Assigned(p) => drop(self.assigned.insert(p)),
-            FromIngest::Revoked(p) => assert!(self.assigned.remove(&p)),
-            FromIngest::Progress { partition, counts, .. } => drop(self.counts.insert(partition, counts)),
+            FromIngest::Assigned(p) => {
+                self.assigned.insert(p);
+                self.fleet.assigned(p);
+            }
+            FromIngest::Revoked(p) => {
+                assert!(self.assigned.remove(&p));
+                self.fleet.revoked(p, &mut self.out);
+            }
+            FromIngest::Emission { emission, .. } => {
+                self.fleet.take(emission, &mut self.out);
+                self.ingest.waiting(self.fleet.waiting_size());
+            }
+            FromIngest::Idle(p) => self.fleet.empty(p, &mut self.out),
+            FromIngest::Progress { partition, counts, overtaken, .. } => {
+                self.counts.insert(partition, counts);
+                self.overtaken += overtaken;
+            }
             FromIngest::Snapshot { barrier, parts, .. } => self.snapshots.push((barrier, parts)),
             FromIngest::Lag { topic, partition, records } => drop(self.lag.insert((topic, partition), records)),
             FromIngest::Fatal(reason) => panic!("{reason}"),
             FromIngest::Stopped => self.stopped = true,
-            FromIngest::Emission { .. } | FromIngest::Idle(_) => {}
         }
     }
 
@@ -351,12 +376,9 @@ fn brokers_may_be_down_at_start_in_between_and_at_the_end() {
 fn a_full_receiver_stops_reading_and_loses_nothing() {
     let bench = Bench::new();
     bench.produce(3000);
-    let (sender, receiver) = bounded(1);
-    let ingest = Ingest::start(&bench.config("range"), engine(), BTreeMap::new(), || NOW, sender).unwrap();
+    let mut run = Run::within(1, &bench.config("range"), engine(), BTreeMap::new());
     // Nobody receives for longer than a session lasts.
     std::thread::sleep(Duration::from_secs(7));
-    let (assigned, counts, lag) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-    let mut run = Run { ingest, receiver, assigned, counts, snapshots: Vec::new(), lag, stopped: false };
     run.until_records(3000);
     run.stop();
 }
@@ -446,25 +468,11 @@ impl Bench {
 
     /// What a daemon's ingest and judges decide of `records` records; the last pane stays open.
     fn live(&self, records: u64) -> Vec<Decision> {
-        let (sender, receiver) = bounded(16);
-        let engine = Engine { catalog: Arc::new(catalog()), ..engine() };
-        let mut fleet = Fleet::new(&engine.catalog, engine.settings.pane);
-        let ingest = Ingest::start(&self.config("range"), engine, BTreeMap::new(), || NOW, sender).unwrap();
-        let (mut out, mut counts) = (Output::default(), BTreeMap::new());
-        let deadline = Instant::now() + DEADLINE;
-        while counts.values().sum::<u64>() < records {
-            assert!(Instant::now() < deadline, "{counts:?}");
-            match receiver.recv_timeout(Duration::from_millis(100)) {
-                Ok(FromIngest::Assigned(partition)) => fleet.assigned(partition),
-                Ok(FromIngest::Emission { emission, .. }) => fleet.take(emission, &mut out),
-                Ok(FromIngest::Progress { partition, counts: c, .. }) => drop(counts.insert(partition, c.records())),
-                _ => {}
-            }
-        }
-        drop(receiver);
-        ingest.stop();
-        ingest.join();
-        out.decisions
+        let mut run = Run::with(&self.config("range"), Engine { catalog: Arc::new(catalog()), ..engine() }, BTreeMap::new());
+        run.until_records(records);
+        let decisions = std::mem::take(&mut run.out.decisions);
+        run.stop();
+        decisions
     }
 }
 

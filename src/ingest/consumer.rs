@@ -7,6 +7,7 @@ use super::batch::{Batch, BatchQueue};
 use super::context::{Change, Consumer, Place};
 use super::kafka::{FromIngest, Rules, STOPPED, way};
 use super::worker::{Mark, Shared, ToWorker};
+use crate::engine::time::Millis;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -24,7 +25,7 @@ const FILL: Duration = Duration::from_millis(20);
 const COMMIT: Duration = Duration::from_secs(5);
 /// Looks at how far the partitions are apart.
 const SKEW: Duration = Duration::from_millis(100);
-/// What librdkafka knows of a partition's end is trusted this long after its assignment.
+/// What librdkafka knows of a partition's end is trusted this long after its assignment, or after it went back to what it had fetched before.
 const SETTLE: Duration = Duration::from_secs(1);
 /// A partition that has not moved for this long, though it could, no longer makes those ahead of it wait.
 const LAME: Duration = Duration::from_secs(30);
@@ -45,7 +46,7 @@ pub struct Reader {
     shared: Shared,
     workers: Vec<Outbox>,
     commands: Receiver<Command>,
-    /// And since when.
+    /// And since when, or when its position was last set: see [`SETTLE`].
     assigned: BTreeMap<Place, Instant>,
     paused: BTreeSet<Place>,
     /// Assigned, and no record taken from them since: see [`skips`].
@@ -297,6 +298,7 @@ impl Reader {
         drop(state);
         for (place, back) in skipped {
             // Everything fetched before is void from here on, in either queue.
+            self.assigned.entry(place.clone()).and_modify(|since| *since = Instant::now());
             if let Err(e) = self.consumer.seek(&place.0, place.1, back, Duration::ZERO) {
                 tracing::warn!(topic = %place.0, partition = place.1, "could not go back to the first record; trying again: {e}");
                 self.unproven.insert(place);
@@ -323,9 +325,10 @@ impl Reader {
         let mut found = BTreeSet::new();
         for element in positions.elements() {
             let place = (element.topic().to_owned(), element.partition());
-            // What is known of the end is as old as the last fetch, perhaps from before the assignment.
-            let settled = self.assigned.get(&place).is_some_and(|since| now.duration_since(*since) >= SETTLE);
-            if !settled || self.ended.contains(&place) {
+            // What is known of the end is as old as the last fetch, perhaps from before the assignment; and how far had been fetched is still
+            // told for a moment when a pause or a seek has thrown that away.
+            let settled = self.assigned.get(&place).is_some_and(|since| now.saturating_duration_since(*since) >= SETTLE);
+            if !settled || self.paused.contains(&place) || self.ended.contains(&place) {
                 continue;
             }
             let Some(end) = self.queue.end(&place.0, place.1) else { continue };
@@ -365,7 +368,8 @@ impl Reader {
             .filter(|(p, m)| {
                 !m.caught_up && (full || self.moved.get(p).is_some_and(|(_, at)| now.duration_since(*at) < LAME || paused(**p)))
             })
-            .filter_map(|(_, m)| m.watermark)
+            // One that has brought no record yet has no time, but what the others bring waits for it like for any other.
+            .filter_map(|(_, m)| m.watermark.or(full.then_some(Millis::MIN)))
             .min();
         let bound = slowest.map(|s| s.saturating_add(span));
         let ahead = marks.iter().filter(|(_, m)| m.watermark.zip(bound).is_some_and(|(w, b)| w > b)).map(|(p, _)| *p);
@@ -392,7 +396,11 @@ impl Reader {
                 tracing::warn!("pausing or resuming partitions failed: {e}");
             }
         }
+        for place in self.paused.difference(&wanted) {
+            self.assigned.entry(place.clone()).and_modify(|since| *since = Instant::now());
+        }
         self.paused = wanted;
+        self.consumer.context().paused(ahead.len());
         *self.shared.board.ahead.lock().unwrap_or_else(|e| e.into_inner()) = ahead;
     }
 

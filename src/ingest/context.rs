@@ -74,6 +74,11 @@ impl Context {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// So many partition numbers are paused because they are ahead.
+    pub fn paused(&self, partitions: usize) {
+        self.metrics.set(&names::PAUSED, &[], partitions as f64);
+    }
+
     /// Kafka answers: said once after it did not.
     pub fn reached(&self) {
         let mut state = self.state();

@@ -58,6 +58,7 @@ metrics! {
     FLAWS Gauge "guardraild_experiment_flaws" ["experiment", "flaw"] "Records or units of an experiment that something is wrong with, since it began; a series for what there is.";
     SKEW Gauge "guardraild_partition_skew_seconds" [] "Event time between the partition that is furthest ahead and the one furthest behind.";
     AHEAD Gauge "guardraild_ahead_bytes" [] "Memory of panes that wait for the slowest partition (engine.ahead_max).";
+    PAUSED Gauge "guardraild_partitions_paused" [] "Partitions that are not read on because they are too far ahead of the slowest, in time (engine.max_skew) or in memory (engine.ahead_max).";
     DECISIONS Counter "guardraild_decisions_total" ["action"] "Decisions made, by action.";
     DECISION_DELAY Histogram "guardraild_decision_delay_seconds" [] "From the commit of a decision to the first attempt to deliver it.";
     DELIVERY_ATTEMPTS Counter "guardraild_delivery_attempts_total" ["endpoint", "result"] "Attempts to deliver, by result: delivered, failed (tried again) or dead (given up).";

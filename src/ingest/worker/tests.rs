@@ -25,6 +25,25 @@ impl Time for Hand {
     fn sleep(&self, _: Duration) {}
 }
 
+/// What a worker of these topics shares, by this clock; and what it sends, which has room for everything.
+fn shared(topics: &[&str], clock: &Arc<Hand>) -> (Shared, Receiver<FromIngest>) {
+    let (sender, sent) = unbounded();
+    let shared = Shared {
+        topics: topics.iter().map(|topic| (*topic).to_owned()).collect(),
+        layouts: Layouts::default(),
+        catalog: Arc::new(Catalog::default()),
+        settings: Settings::default(),
+        limits: Limits::default(),
+        max_future: 300_000,
+        merge_wait: 250,
+        clock: Arc::clone(clock) as Clock,
+        sender,
+        rejects: Rejects::default(),
+        board: Arc::default(),
+    };
+    (shared, sent)
+}
+
 /// Partition, offset, time by Kafka and by itself, payload.
 struct Ticket(i32, i64, Millis, String);
 
@@ -71,20 +90,8 @@ fn only_time_in_which_a_topic_could_bring_records_tries_the_patience() {
 
 #[test]
 fn a_quiet_partition_whose_last_record_is_of_long_ago_holds_nobody_back() {
-    let (clock, (sender, _heard)) = (Arc::new(Hand::default()), unbounded());
-    let shared = Shared {
-        topics: vec!["all".to_owned()].into(),
-        layouts: Layouts::default(),
-        catalog: Arc::new(Catalog::default()),
-        settings: Settings::default(),
-        limits: Limits::default(),
-        max_future: 300_000,
-        merge_wait: 250,
-        clock: Arc::clone(&clock) as Clock,
-        sender,
-        rejects: Rejects::default(),
-        board: Arc::default(),
-    };
+    let clock = Arc::new(Hand::default());
+    let (shared, _sent) = shared(&["all"], &clock);
     let board = Arc::clone(&shared.board);
     let mut worker = Worker::new(0, shared, Vec::new()).unwrap();
     let watermarks = |board: &Board| board.marks.lock().unwrap().values().map(|mark| mark.watermark.unwrap() - START).collect::<Vec<_>>();
@@ -107,4 +114,32 @@ fn a_quiet_partition_whose_last_record_is_of_long_ago_holds_nobody_back() {
     worker.ended(&[(0, 1)]).unwrap();
     ticks(&mut worker, 12_000);
     assert_eq!(watermarks(&board), [7_000, 201_000], "both are quiet");
+}
+
+#[test]
+fn a_topic_is_not_given_up_while_its_partition_is_paused() {
+    const AGO: Millis = START - 3_600_000;
+    let clock = Arc::new(Hand::default());
+    let (shared, sent) = shared(&["exposures", "events"], &clock);
+    let board = Arc::clone(&shared.board);
+    let mut worker = Worker::new(0, shared, Vec::new()).unwrap();
+    let watermark = || board.marks.lock().unwrap()[&0].watermark.map(|at| at - AGO);
+    let pass = |worker: &mut Worker, seconds: i64| {
+        clock.0.fetch_add(1_000 * seconds, Ordering::Relaxed);
+        worker.tick().unwrap();
+        watermark()
+    };
+    worker.assigned(&[(0, 0), (1, 0)]).unwrap();
+    worker.records([Ticket::new(0, 0, AGO + 10)].into_iter()).unwrap();
+    board.ahead.lock().unwrap().insert(0);
+    assert_eq!(pass(&mut worker, 3_600), None, "an hour in which nothing could come");
+    board.ahead.lock().unwrap().clear();
+    assert_eq!(pass(&mut worker, 29), None);
+    let (_, event) = Ticket::new(0, 0, AGO + 5);
+    worker.records([(1, event)].into_iter()).unwrap();
+    assert_eq!(watermark(), Some(5), "what belongs before it has come");
+    assert_eq!(pass(&mut worker, 29), Some(5));
+    assert_eq!(pass(&mut worker, 2), Some(10), "now it had the chance");
+    let overtaken = sent.try_iter().map(|m| if let FromIngest::Progress { overtaken, .. } = m { overtaken } else { 0 });
+    assert_eq!(overtaken.sum::<u64>(), 0);
 }

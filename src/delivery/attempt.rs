@@ -1,6 +1,8 @@
 //! What to attempt next, and what follows from an answer: all of delivery but the waiting. The dispatcher drives it with Tokio, and the
 //! simulation with a clock and a network of its own.
 
+use super::channel::alertmanager;
+pub use super::channel::alertmanager::AGAIN;
 use super::client::{Answer, Sender};
 use super::escalate::{PATIENCE, Trouble, escalations};
 pub use super::schedule::LONGEST_WAIT;
@@ -12,6 +14,9 @@ use crate::telemetry;
 
 /// Interventions of one endpoint in flight at once, so that one that hangs does not hold up the next.
 pub const INTERVENTIONS: usize = 4;
+
+/// Messages to an Alertmanager that are looked at for what stands: the newest.
+const TOLD: u32 = 2_000;
 
 /// What became of an attempt, or of a delivery that was given up without one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,6 +132,18 @@ pub fn give_up_strays(store: &mut Store, endpoints: &[String], now: Moment) -> R
     let strays = store.pending_elsewhere(endpoints)?;
     let reason = |d: &Delivery| format!("the configuration has no endpoint `{}`", d.endpoint);
     strays.iter().map(|d| give_up(store, d, None, now, &reason(d))).collect()
+}
+
+/// What an Alertmanager is told again every [`AGAIN`], since it forgets what it does not hear of: the bodies of requests. Nothing where the endpoint wants no more.
+///
+/// # Errors
+/// The store cannot be read, or another daemon has taken over.
+pub fn reminders(store: &Store, sender: &Sender, now: Moment) -> Result<Vec<String>, StoreError> {
+    store.still_current()?;
+    if store.disabled(sender.name(), &sender.fingerprint())?.is_some() {
+        return Ok(Vec::new());
+    }
+    Ok(alertmanager::standing(&store.told(sender.name(), TOLD)?, now.wall))
 }
 
 /// An attempt that has been made, and what follows.

@@ -3,8 +3,7 @@
 //! Each endpoint has two lanes, one for interventions and one for everything that only informs, and each lane is a task: no
 //! endpoint waits for another, and no intervention waits for an alert. All state is in the store; a restart goes on from there.
 
-use super::attempt::{DeliveryEvent, INTERVENTIONS, Made, Step, claim, give_up_strays};
-use super::channel::alertmanager;
+use super::attempt::{AGAIN, DeliveryEvent, INTERVENTIONS, Made, Step, claim, give_up_strays, reminders};
 use super::client::{Answer, Sender};
 use super::endpoint::{Endpoint, EndpointError, Kind};
 use super::schedule::LONGEST_WAIT;
@@ -24,9 +23,6 @@ use tracing::Instrument;
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 
 const LONGEST_SLEEP: Duration = Duration::from_secs(60);
-
-/// Messages to an Alertmanager that are looked at for what stands: the newest.
-const TOLD: u32 = 2_000;
 
 /// Overdue answers of a lane that are listened for at once; of more, the next attempts tell.
 const OVERDUE: usize = 16;
@@ -243,10 +239,9 @@ impl Shared {
     async fn say_again(mut self, newest: watch::Receiver<Arc<Sender>>) {
         while !*self.stop.borrow_and_update() {
             let sender = Arc::clone(&newest.borrow());
-            let (to, now) = (Arc::clone(&sender), (self.clock)().wall);
-            let told = self.with_store(move |store, _| store.received(to.name(), now - alertmanager::LONGEST, TOLD)).await;
-            let said = match told {
-                Ok(told) => said(&sender, alertmanager::standing(&told, now)).await,
+            let to = Arc::clone(&sender);
+            let said = match self.with_store(move |store, now| reminders(store, &to, now)).await {
+                Ok(batches) => said(&sender, batches).await,
                 Err(e) => Err(e.to_string()),
             };
             if let Err(error) = said {
@@ -257,7 +252,7 @@ impl Shared {
                 );
             }
             tokio::select! {
-                () = tokio::time::sleep(alertmanager::AGAIN) => {}
+                () = tokio::time::sleep(AGAIN) => {}
                 changed = self.stop.changed() => if changed.is_err() { return },
             }
         }

@@ -16,6 +16,9 @@ pub const LIFETIME: Millis = 24 * 3_600_000;
 pub(super) const FIRST_PENDING: &str =
     "SELECT * FROM outbox WHERE state = 'pending' AND endpoint = ? AND priority = ? ORDER BY next_attempt_ms, seq LIMIT ?";
 
+/// By the index of an endpoint's messages, without a sort.
+pub(super) const TOLD: &str = "SELECT * FROM outbox WHERE endpoint = ? ORDER BY seq DESC LIMIT ?";
+
 /// Looks at one row of each endpoint, however many are pending.
 pub(super) const PENDING_ELSEWHERE: &str = "
     WITH RECURSIVE names (name) AS (
@@ -135,13 +138,9 @@ impl Store {
         })
     }
 
-    /// What an endpoint has received since this instant of the wall clock, oldest first; of more than `limit`, the newest.
-    pub fn received(&self, endpoint: &str, since: Millis, limit: u32) -> Result<Vec<Delivery>, StoreError> {
-        let mut rows: Vec<Delivery> = self.read(|c| {
-            c.prepare_cached("SELECT * FROM outbox WHERE endpoint = ? AND delivered_ms >= ? ORDER BY delivered_ms DESC, seq DESC LIMIT ?")?
-                .query_map(params![endpoint, since, limit], delivery)?
-                .collect()
-        })?;
+    /// Messages to an endpoint in the order in which they were decided, received or not; of more than `limit`, the newest.
+    pub fn told(&self, endpoint: &str, limit: u32) -> Result<Vec<Delivery>, StoreError> {
+        let mut rows: Vec<Delivery> = self.read(|c| c.prepare_cached(TOLD)?.query_map(params![endpoint, limit], delivery)?.collect())?;
         rows.reverse();
         Ok(rows)
     }

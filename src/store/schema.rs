@@ -8,7 +8,7 @@ use std::path::Path;
 const APPLICATION_ID: i64 = 0x4752_4c44;
 
 /// Entry `i` takes a file from `user_version` `i` to `i + 1`. Entries are appended, never changed.
-const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES, RECEIPTS, HISTORY];
+const MIGRATIONS: &[&str] = &[FIRST, "ALTER TABLE outbox ADD COLUMN escalates TEXT;", NAMED_PARTS, RULES, RECEIPTS, HISTORY, TOLD];
 
 const FIRST: &str = "
 CREATE TABLE decisions (
@@ -195,6 +195,12 @@ CREATE TABLE summaries (
     body TEXT NOT NULL,
     PRIMARY KEY (experiment, revision)
 ) STRICT;
+";
+
+/// Messages to an endpoint in their order, received or not.
+const TOLD: &str = "
+DROP INDEX outbox_delivered;
+CREATE INDEX outbox_told ON outbox (endpoint, seq);
 ";
 
 /// Brings the file to the current schema; refuses files of other programs and of newer versions.

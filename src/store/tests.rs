@@ -487,7 +487,7 @@ fn a_log_is_asked_by_time_and_kind() {
 #[test]
 fn what_is_next_is_found_by_an_index_however_much_is_pending() {
     let (_dir, store) = open();
-    for sql in [super::outbox::FIRST_PENDING, super::outbox::PENDING_ELSEWHERE] {
+    for sql in [super::outbox::FIRST_PENDING, super::outbox::PENDING_ELSEWHERE, super::outbox::TOLD] {
         let explain = format!("EXPLAIN QUERY PLAN {}", sql.replace('?', "'[]'"));
         let plan: Vec<String> = store.read(|c| c.prepare(&explain)?.query_map([], |row| row.get("detail"))?.collect()).unwrap();
         let scans = |step: &&String| step.contains("B-TREE") || step.contains("SCAN outbox") && !step.contains("INDEX");

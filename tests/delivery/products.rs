@@ -280,6 +280,32 @@ async fn what_follows_goes_to_the_thread_of_the_first_message() {
 }
 
 #[tokio::test]
+async fn a_reminder_that_hangs_delays_no_kill() {
+    let mut bench = Bench::new();
+    let mut alertmanager = Receiver::start(|hit| async move {
+        if hit.number == 2 {
+            std::future::pending::<()>().await;
+        }
+        (200, None)
+    })
+    .await;
+    let yaml = format!("endpoints: {{alerts: {{kind: alertmanager, urls: ['{}']}}}}", alertmanager.url);
+    bench.send("d-1", "alerts", Priority::Inform);
+    let dispatcher = bench.dispatcher(vec![endpoints(&yaml).remove("alerts").unwrap()]);
+    assert_eq!((alertmanager.hit().await.number, bench.event().await.result), (1, DeliveryResult::Delivered));
+    dispatcher.stop(Duration::from_secs(5)).await;
+    let dispatcher = bench.dispatcher(vec![endpoints(&yaml).remove("alerts").unwrap()]);
+    assert_eq!(alertmanager.hit().await.number, 2, "the reminder, which is never answered");
+    for (id, priority) in [("d-2", Priority::Kill), ("d-3", Priority::Rollback), ("d-4", Priority::Inform)] {
+        bench.send(id, "alerts", priority);
+        dispatcher.waker().wake();
+        assert!(String::from_utf8_lossy(&alertmanager.hit().await.body).contains(id));
+        let event = bench.event().await;
+        assert_eq!((event.delivery, event.result), (format!("{id}-x"), DeliveryResult::Delivered));
+    }
+}
+
+#[tokio::test]
 async fn a_cluster_of_alertmanagers_needs_one_that_answers() {
     let mut bench = Bench::new();
     let mut up = Receiver::always(200).await;

@@ -28,12 +28,13 @@ fn table(outcomes: &BTreeMap<u64, Outcome>) -> String {
     outcomes.values().flat_map(|o| &o.faults).for_each(|(fault, n)| *faults.entry(fault).or_default() += n);
     let sum = |of: fn(&Outcome) -> u64| outcomes.values().map(of).sum::<u64>();
     let mut text = format!(
-        "{} worlds: {} records, {} decisions, {} deliveries in {} requests\n",
+        "{} worlds: {} records, {} decisions, {} deliveries in {} requests, {} reminders\n",
         outcomes.len(),
         sum(|o| o.records),
         sum(|o| o.decisions),
         sum(|o| o.deliveries),
-        sum(|o| o.requests)
+        sum(|o| o.requests),
+        sum(|o| o.reminders)
     );
     faults.iter().for_each(|(fault, n)| text += &format!("{n:>9}  {fault}\n"));
     text

@@ -9,17 +9,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How often what stands is said again.
-pub(in crate::delivery) const AGAIN: Duration = Duration::from_secs(60);
+pub const AGAIN: Duration = Duration::from_secs(60);
 /// How long an alert holds without being said again, in ms.
 const HOLDS: Millis = 4 * 60_000;
 /// How long it is said that an alert is over, in ms.
 const OVER: Millis = 5 * 60_000;
 /// How long after its message an alert is said, in ms; one that nobody ends then ends by itself.
-pub(in crate::delivery) const LONGEST: Millis = 7 * 86_400_000;
+pub(super) const LONGEST: Millis = 7 * 86_400_000;
 /// Likewise of one that nothing ends: a shared cause.
 const MOMENT: Millis = 86_400_000;
 /// Alerts in one request.
-pub(in crate::delivery) const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// Labels tell an alert from others and never change while it lasts.
 type Labels = BTreeMap<&'static str, String>;
@@ -40,14 +40,23 @@ pub(super) fn post(message: &Message, now: Millis) -> String {
     json!(said).to_string()
 }
 
-/// What stands after these messages, oldest first, in batches; and what has been over for less than five minutes.
+/// What stands after these messages, in the order in which they were decided, in batches; and what has been over for less than five minutes. One that
+/// has not been received, as far as is known, may have been: it ends an alert all the same, and what it says anew is not said to be over.
 pub(in crate::delivery) fn standing(told: &[Delivery], now: Millis) -> Vec<String> {
     let mut all: BTreeMap<Labels, Alert> = BTreeMap::new();
     for delivery in told {
-        let at = delivery.delivered_ms.unwrap_or(now);
+        // A clock that was set back has seen later times.
+        let at = delivery.delivered_ms.unwrap_or(delivery.created_ms).min(now);
         for (labels, alert) in alerts(&Message::read(&delivery.payload), at) {
+            let known = all.get(&labels);
+            if alert.ended.is_none() && delivery.delivered_ms.is_none() {
+                if known.is_some_and(|known| known.ended.is_some()) {
+                    all.remove(&labels);
+                }
+                continue;
+            }
             // What was never said need not be taken back.
-            if alert.ended.is_none() || all.contains_key(&labels) {
+            if alert.ended.is_none() || known.is_some() {
                 let lasts = if labels["alertname"] == SHARED { MOMENT } else { LONGEST };
                 let ended = alert.ended.or((at + lasts <= now).then_some(at + lasts));
                 all.insert(labels, Alert { ended, ..alert });

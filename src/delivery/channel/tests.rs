@@ -86,7 +86,11 @@ fn told(messages: &[(&str, Millis)]) -> Vec<Delivery> {
 
 /// Names of the alerts that are said, and whether each stands.
 fn stands(messages: &[(&str, Millis)]) -> Vec<(String, bool)> {
-    let batches = alertmanager::standing(&told(messages), NOW);
+    said(&told(messages))
+}
+
+fn said(messages: &[Delivery]) -> Vec<(String, bool)> {
+    let batches = alertmanager::standing(messages, NOW);
     let alerts = batches.iter().flat_map(|batch| serde_json::from_str::<Vec<Value>>(batch).unwrap());
     let now: jiff::Timestamp = jiff::Timestamp::from_millisecond(NOW).unwrap();
     let ends = |alert: &Value| alert["endsAt"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
@@ -107,6 +111,22 @@ fn an_alert_stands_until_it_is_over_and_is_said_to_be_over_for_a_while() {
     let again = [("guardrail.alert", 9 * MINUTE), ("guardrail.resolved", 8 * MINUTE), ("guardrail.alert", MINUTE)];
     assert_eq!(stands(&again), [alert("GuardrailBreach", true)]);
     assert_eq!(stands(&[("guardrail.alert", alertmanager::LONGEST + 6 * MINUTE)]), [], "what nobody ends does, in time");
+}
+
+/// What is known of the last of these messages is not that it was received.
+#[test]
+fn what_may_not_have_been_received_ends_an_alert_and_is_not_taken_back() {
+    let says = |types: &[&str]| {
+        let mut messages = told(&types.iter().map(|event_type| (*event_type, 60_000)).collect::<Vec<_>>());
+        let last = messages.last_mut().unwrap();
+        (last.created_ms, last.delivered_ms) = (NOW - 1_000, None);
+        said(&messages)
+    };
+    let alert = |stands| vec![("GuardrailBreach".to_owned(), stands)];
+    assert_eq!(says(&["guardrail.alert"]), [], "its own message will say it");
+    assert_eq!(says(&["guardrail.alert", "guardrail.resolved"]), alert(false));
+    assert_eq!(says(&["guardrail.alert", "guardrail.resolved", "guardrail.alert"]), []);
+    assert_eq!(says(&["guardrail.alert", "guardrail.alert"]), alert(true), "what it repeats stands");
 }
 
 #[test]

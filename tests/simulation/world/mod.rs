@@ -1,11 +1,13 @@
 //! A world in a process: the daemon's real parts (aggregators, judges, store, recovery, router, what delivery decides), with time, broker,
 //! network, receivers and the order of threads made up from a seed. See ARCHITECTURE.md, "Invariants", for what must hold in each.
 
+mod alerts;
 mod clock;
 pub mod network;
 pub mod oracle;
 pub mod plan;
 mod process;
+mod vigil;
 
 use clock::{Clock, Crash};
 use guardraild::clock::Time as _;
@@ -40,6 +42,8 @@ pub struct Outcome {
     pub decisions: u64,
     pub deliveries: u64,
     pub requests: u64,
+    /// Requests that told an Alertmanager again what stands.
+    pub reminders: u64,
 }
 
 /// What happens at fail points.
@@ -67,6 +71,8 @@ struct World {
     /// Faults that have happened.
     done: usize,
     receivers: Receivers,
+    /// When what the Alertmanager holds was last looked at.
+    looked: Millis,
     steps: Rc<RefCell<Steps>>,
     /// Decisions that operators were told of.
     accepted: Vec<String>,
@@ -78,7 +84,9 @@ pub fn schedule(seed: u64) -> String {
     let plan = Plan::of(seed);
     let (ends, promise, partitions, workers) = (plan.end, if plan.exact { "all" } else { "little" }, plan.partitions, plan.workers);
     let head = format!("{partitions} partitions, {workers} workers, ends at {ends} ms, promises {promise}\n");
-    head + &plan.faults.iter().map(|(at, fault)| format!("{at:>9} ms  {fault:?}\n")).collect::<String>()
+    let list = |faults: &[(Millis, Fault)]| faults.iter().map(|(at, fault)| format!("{at:>9} ms  {fault:?}\n")).collect::<String>();
+    let vigil = plan.vigil.as_deref().map(|faults| format!("then, watching over alerts:\n{}", list(faults)));
+    head + &list(&plan.faults) + &vigil.unwrap_or_default()
 }
 
 /// Lives through a seed's world.
@@ -107,6 +115,7 @@ impl World {
             asleep: None,
             done: 0,
             receivers: Receivers::default(),
+            looked: 0,
             steps: Rc::default(),
             accepted: Vec::new(),
             outcome: Outcome::default(),
@@ -127,7 +136,9 @@ impl World {
             self.pass(30);
         }
         self.settle();
+        self.watch();
         fail::drive(None);
+        self.outcome.reminders = self.receivers.alertmanager.reminders;
         self.outcome.faults.extend([("slow write", self.steps.borrow().slowed)].into_iter().filter(|(_, n)| *n > 0));
         self.outcome.violations.append(&mut self.receivers.violations);
         if self.outcome.violations.is_empty() {
@@ -189,6 +200,7 @@ impl World {
         }
         self.with(|process, world| process.step(&world.plan, &world.clock, &mut world.receivers, &mut world.rng));
         self.wake_up();
+        self.look_at_alerts();
         if self.rng.random_bool(0.02) {
             // As often as anybody looks at the files.
             if let Some(true) = self.with(|process, world| process.reload(&world.files)) {
@@ -209,8 +221,12 @@ impl World {
         }
         self.count("woken after another took over");
         for _ in 0..self.rng.random_range(1..200) {
+            let said = self.receivers.alertmanager.reminders;
             let step = AssertUnwindSafe(|| woken.step(&self.plan, &self.clock, &mut self.receivers, &mut self.rng));
             match catch_unwind(step) {
+                Ok(()) if self.receivers.alertmanager.reminders > said => {
+                    return self.violated("what stands is said again by one that was taken over".to_owned());
+                }
                 Ok(()) => {}
                 Err(panic) if panic.is::<Crash>() => return,
                 Err(panic) => resume_unwind(panic),
@@ -308,11 +324,19 @@ impl World {
                 }
                 Fault::Operator { experiment, verb } => self.operate(experiment, verb),
                 Fault::Redeliver => self.redeliver(),
+                Fault::Forget => {
+                    self.count("an Alertmanager forgets");
+                    self.receivers.alertmanager.forget(self.clock.at());
+                }
             }
         }
     }
 
     fn operate(&mut self, experiment: usize, verb: &'static str) {
+        if self.plan.exact && self.clock.now() <= START + self.plan.end + AFTERMATH {
+            // A clock that was set back: what nobody has asked for is still compared.
+            return;
+        }
         let name = self.plan.rules[experiment].name.clone();
         if let Some(Ok(accepted)) = self.with(|process, _| process.operate(&name, verb)) {
             self.count("operator");
@@ -358,6 +382,11 @@ impl World {
             self.step();
             self.pass(if self.clock.at() < self.plan.end + 20_000 { 50 } else { 400 });
         }
+        self.conclude();
+    }
+
+    /// Lets everything be told and delivered that waits.
+    fn conclude(&mut self) {
         // What is heard is told a little later, and what waits for another topic is heard later still.
         let mut steps = 0..2_000;
         while steps.next().is_some_and(|step| step < 200 || !self.has_told()) {

@@ -1,5 +1,6 @@
 //! Delivery without a network: the real lanes' decisions, requests and judgement of answers, against receivers that act, forget and break.
 
+use super::alerts::{ALERTS, Alertmanager, Reminding};
 use super::clock::Clock;
 use super::plan::{Answer, ENDPOINTS};
 use base64::Engine as _;
@@ -15,27 +16,37 @@ use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use sha2::Sha256;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 const SECRET: &str = "a secret of thirty-two characters";
 /// An endpoint's patience, and what an answer usually takes.
 const TIMEOUT: Millis = 15_000;
-const USUAL: Millis = 20;
+pub const USUAL: Millis = 20;
 
 thread_local! {
     /// Clients are costly to make, and have no state that matters.
-    static SENDERS: (Runtime, Vec<std::rc::Rc<Sender>>) = senders();
+    static SENDERS: (Runtime, Vec<Rc<Sender>>) = senders();
 }
 
-fn senders() -> (Runtime, Vec<std::rc::Rc<Sender>>) {
+fn senders() -> (Runtime, Vec<Rc<Sender>>) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let sender = |name: &str| {
-        let kind = if name == "chat" { Kind::CloudEvents } else { Kind::Webhook };
-        Sender::new(Endpoint { secrets: vec![SECRET.into()], ..Endpoint::new(name, kind, "http://receiver.example/") }).unwrap().into()
+        let (kind, secrets) = match name {
+            ALERTS => (Kind::Alertmanager, Vec::new()),
+            "chat" => (Kind::CloudEvents, vec![SECRET.into()]),
+            _ => (Kind::Webhook, vec![SECRET.into()]),
+        };
+        Sender::new(Endpoint { secrets, ..Endpoint::new(name, kind, "http://receiver.example/") }).unwrap().into()
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     (runtime, ENDPOINTS.map(sender).into())
+}
+
+/// The sender of an endpoint.
+pub fn sender(name: &str) -> Rc<Sender> {
+    SENDERS.with(|(_, senders)| senders.iter().find(|sender| sender.name() == name).unwrap().clone())
 }
 
 /// What receivers remember, whatever happens to the daemon.
@@ -45,6 +56,7 @@ pub struct Receivers {
     answers: BTreeMap<&'static str, (Answer, Millis)>,
     /// By id.
     pub seen: BTreeMap<String, Seen>,
+    pub alertmanager: Alertmanager,
     pub violations: Vec<String>,
 }
 
@@ -75,29 +87,55 @@ impl Receivers {
         request: &reqwest::Request,
         clock: &Clock,
     ) -> (Millis, Option<(u16, Option<u32>)>) {
-        let answer = self.answers.get(endpoint).filter(|(_, until)| clock.at() < *until).map(|(answer, _)| *answer);
-        if answer == Some(Answer::Lost { acted: false }) || answer == Some(Answer::TimeOut { acted: false }) {
-            return (if answer == Some(Answer::Lost { acted: false }) { USUAL } else { TIMEOUT }, None);
+        let (takes, reply, acts) = self.reply(endpoint, clock);
+        if acts || reply.is_some() {
+            let body = String::from_utf8(request.body().unwrap().as_bytes().unwrap().to_vec()).unwrap();
+            if endpoint != ALERTS {
+                self.check(delivery, request, &body, clock.now());
+            } else if acts {
+                self.alertmanager.take(&body, clock);
+            }
+            let seen = self.seen.entry(delivery.id.clone()).or_default();
+            seen.requests += 1;
+            seen.body = body;
+            seen.acknowledged += u32::from(reply == Some((200, None)));
         }
-        let reply = match answer {
-            None => (USUAL, Some((200, None))),
-            Some(Answer::Late) => (TIMEOUT - 1_000, Some((200, None))),
-            Some(Answer::Overdue) => (TIMEOUT + 4_000, Some((200, None))),
-            Some(Answer::Status(status)) => (USUAL, Some((status, None))),
-            Some(Answer::RetryAfter(status, seconds)) => (USUAL, Some((status, Some(seconds)))),
-            Some(Answer::TimeOut { .. }) => (TIMEOUT, None),
-            Some(Answer::Lost { .. }) => (USUAL, None),
-        };
-        self.check(delivery, request, clock.now());
-        let seen = self.seen.entry(delivery.id.clone()).or_default();
-        seen.acknowledged += u32::from(reply.1 == Some((200, None)));
-        reply
+        (takes, reply)
+    }
+
+    /// Takes a request that says again what stands.
+    fn remind(&mut self, reminding: &mut Reminding, body: &str, store: &Store, clock: &Clock) {
+        let (takes, reply, acts) = self.reply(ALERTS, clock);
+        let answer = (takes.min(TIMEOUT), reply == Some((200, None)) && takes <= TIMEOUT);
+        let faults = reminding.sent(body, acts.then_some(&mut self.alertmanager), answer, store, clock);
+        self.violations.extend(faults);
+    }
+
+    /// How an endpoint answers otherwise than with 200, now.
+    fn fault(&self, endpoint: &str, clock: &Clock) -> Option<Answer> {
+        self.answers.get(endpoint).filter(|(_, until)| clock.at() < *until).map(|(answer, _)| *answer)
+    }
+
+    pub fn is_well(&self, endpoint: &str, clock: &Clock) -> bool {
+        self.fault(endpoint, clock).is_none()
+    }
+
+    /// When an answer comes, and which, where one does; and whether the receiver acts.
+    fn reply(&self, endpoint: &str, clock: &Clock) -> (Millis, Option<(u16, Option<u32>)>, bool) {
+        match self.fault(endpoint, clock) {
+            None => (USUAL, Some((200, None)), true),
+            Some(Answer::Late) => (TIMEOUT - 1_000, Some((200, None)), true),
+            Some(Answer::Overdue) => (TIMEOUT + 4_000, Some((200, None)), true),
+            Some(Answer::Status(status)) => (USUAL, Some((status, None)), false),
+            Some(Answer::RetryAfter(status, seconds)) => (USUAL, Some((status, Some(seconds))), false),
+            Some(Answer::TimeOut { acted }) => (TIMEOUT, None, acted),
+            Some(Answer::Lost { acted }) => (USUAL, None, acted),
+        }
     }
 
     /// Checks what came as a receiver does, and that it is what came before under this id.
-    fn check(&mut self, delivery: &Delivery, request: &reqwest::Request, now: Millis) {
+    fn check(&mut self, delivery: &Delivery, request: &reqwest::Request, body: &str, now: Millis) {
         let header = |name: &str| request.headers().get(name).map_or("", |value| value.to_str().unwrap());
-        let body = String::from_utf8(request.body().unwrap().as_bytes().unwrap().to_vec()).unwrap();
         let (id, timestamp) = (header("webhook-id"), header("webhook-timestamp"));
         let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
         mac.update(format!("{id}.{timestamp}.{body}").as_bytes());
@@ -107,12 +145,9 @@ impl Receivers {
         if timestamp.parse() != Ok(now.div_euclid(1_000)) {
             self.violations.push(format!("{id} is of {timestamp}, and it is {now}"));
         }
-        let seen = self.seen.entry(id.to_owned()).or_default();
-        if seen.requests > 0 && seen.body != body {
+        if self.seen.get(id).is_some_and(|seen| seen.requests > 0 && seen.body != body) {
             self.violations.push(format!("{id} has two bodies"));
         }
-        seen.requests += 1;
-        seen.body = body;
     }
 }
 
@@ -129,7 +164,7 @@ struct Flight {
 
 /// One lane of an endpoint: what `delivery::Dispatcher` does between two sleeps.
 struct Line {
-    sender: std::rc::Rc<Sender>,
+    sender: Rc<Sender>,
     lane: Lane,
     width: usize,
     flights: Vec<Flight>,
@@ -142,6 +177,7 @@ struct Line {
 /// All lanes of a running daemon.
 pub struct Lines {
     lines: Vec<Line>,
+    reminding: Reminding,
     store: Store,
     woken: watch::Receiver<()>,
     waker: Waker,
@@ -152,7 +188,7 @@ impl Lines {
     pub fn new(mut store: Store, waker: &Waker, clock: &Clock) -> Lines {
         // Where it cannot be done, schedules stay as they are.
         let _ = store.reschedule(clock.moment().steady, LONGEST_WAIT);
-        let lanes = |sender: &std::rc::Rc<Sender>| {
+        let lanes = |sender: &Rc<Sender>| {
             [(Lane::Intervene, INTERVENTIONS), (Lane::Inform, 1)].map(|(lane, width)| Line {
                 sender: sender.clone(),
                 lane,
@@ -163,7 +199,7 @@ impl Lines {
             })
         };
         let lines = SENDERS.with(|(_, senders)| senders.iter().flat_map(lanes).collect());
-        Lines { lines, store, woken: waker.subscribe(), waker: waker.clone(), strays: true }
+        Lines { lines, reminding: Reminding::new(sender(ALERTS)), store, woken: waker.subscribe(), waker: waker.clone(), strays: true }
     }
 
     /// Does what is due now, in an order of the world's choice.
@@ -184,6 +220,9 @@ impl Lines {
                 self.waker.wake();
             }
         }
+        if let Some(body) = self.reminding.step(&self.store, clock) {
+            receivers.remind(&mut self.reminding, &body, &self.store, clock);
+        }
     }
 
     pub fn wake(&self) {
@@ -196,7 +235,7 @@ impl Lines {
             return 0;
         }
         let of = |line: &Line| line.flights.iter().chain(&line.overdue).map(|f| f.lands).chain([line.wakes]).min();
-        self.lines.iter().filter_map(of).min().unwrap_or(Millis::MAX)
+        self.lines.iter().filter_map(of).chain([self.reminding.next()]).min().unwrap_or(Millis::MAX)
     }
 }
 

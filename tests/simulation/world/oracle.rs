@@ -215,6 +215,8 @@ fn told(evidence: &Evidence<'_>, decision: &Decision, rows: &[DeliveryRecord], f
     let wanted = match rules.get(&decision.experiment) {
         Some(rule) if rule.plan.revision == decision.revision => Router::default().decision(rule, decision, None),
         Some(_) => Vec::new(),
+        // Who was told of a shared cause, hangs on the rules of then.
+        None if evidence.plan.renews() => Vec::new(),
         None => Router::default().shared(rules, decision, None),
     };
     for delivery in wanted {

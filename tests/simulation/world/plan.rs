@@ -1,5 +1,6 @@
 //! What a seed stands for: rules, records with faults among them, and a schedule of faults.
 
+use super::alerts::ALERTS;
 use guardraild::engine::time::Millis;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -13,8 +14,12 @@ pub const TOPICS: [&str; 2] = ["exposures", "events"];
 pub const MAX_FUTURE: Millis = 900_000;
 /// At the head, records of two topics come in the order of their times but for this much.
 pub const MERGE_WAIT: Millis = 3_000;
-/// Endpoints, as the rules name them: interventions, pages, notifications.
-pub const ENDPOINTS: [&str; 3] = ["flags", "pager", "chat"];
+/// Endpoints, as the rules name them: interventions, pages, notifications, both of them.
+pub const ENDPOINTS: [&str; 4] = ["flags", "pager", "chat", ALERTS];
+/// How long alerts are watched when all records have been told of, ms; when the last fault of that begins; how long it takes at most.
+pub const VIGIL: Millis = 1_200_000;
+const LAST: Millis = 700_000;
+const LONGEST: Millis = 300_000;
 
 /// Tables whose writes may fail.
 pub const TABLES: [&str; 8] = ["decisions", "outbox", "log", "notices", "attempts", "operations", "checkpoints", "parts"];
@@ -97,6 +102,8 @@ pub enum Fault {
     },
     /// Somebody asks for a delivery again.
     Redeliver,
+    /// The Alertmanager starts anew, and knows nothing.
+    Forget,
 }
 
 /// How an endpoint answers, and whether it has acted.
@@ -126,6 +133,8 @@ pub struct Plan {
     pub logs: Vec<Vec<Vec<Record>>>,
     /// In order of time.
     pub faults: Vec<(Millis, Fault)>,
+    /// What happens while alerts are watched, in order of time since the beginning of that; `None` where they are not.
+    pub vigil: Option<Vec<(Millis, Fault)>>,
     /// When the last record comes.
     pub end: Millis,
     /// Decisions must be those of a run without faults. Else operators, rebalances and quiet partitions act when they come.
@@ -180,8 +189,8 @@ guardrails:
   rollback: {{webhook: flags, body: {{flag: {name}}}}}
   kill: {{webhook: flags}}
   pause: {{webhook: flags}}
-  page: {{webhook: pager}}
-  notify: {{webhook: chat}}
+  page: {{webhook: {pages}}}
+  notify: {{webhook: {notifies}}}
   confirm_within: {confirm}s
   unconfirmed: [kill, page]
 {limited}{quality}",
@@ -189,6 +198,8 @@ guardrails:
         on_errors = ["rollback", "pause", "page", "hold"].choose(rng).unwrap(),
         on_flags = ["kill", "kill", "rollback", "notify"].choose(rng).unwrap(),
         confirm = rng.random_range(5..25),
+        pages = ["pager", ALERTS].choose(rng).unwrap(),
+        notifies = ["chat", "chat", ALERTS].choose(rng).unwrap(),
     )
 }
 
@@ -236,12 +247,15 @@ impl Plan {
         let logs = records(&mut rng, partitions, &rules, &harm, end);
         let faults = faults(&mut rng, exact, end, partitions, workers, experiments);
         let radius = *[0, 0, 1, 2].choose(&mut rng).unwrap();
+        let alerts = rules.iter().any(|rule| rule.text.contains(ALERTS)) && rng.random_bool(0.5);
+        let vigil = alerts.then(|| vigil(&mut rng, experiments));
         Plan {
             partitions,
             workers,
             rules,
             logs,
             faults,
+            vigil,
             end,
             exact,
             hasty,
@@ -363,23 +377,7 @@ fn faults(rng: &mut ChaCha8Rng, exact: bool, end: Millis, partitions: i32, worke
                 killed: rng.random_bool(0.3),
             },
             9..14 => {
-                let answer = *[
-                    Answer::Status(500),
-                    Answer::Status(503),
-                    Answer::Status(302),
-                    Answer::Status(404),
-                    Answer::Status(410),
-                    Answer::RetryAfter(429, rng.random_range(0..2_000)),
-                    Answer::RetryAfter(503, rng.random_range(0..30)),
-                    Answer::TimeOut { acted: true },
-                    Answer::TimeOut { acted: false },
-                    Answer::Lost { acted: true },
-                    Answer::Lost { acted: false },
-                    Answer::Late,
-                    Answer::Overdue,
-                ]
-                .choose(rng)
-                .unwrap();
+                let answer = answer(rng);
                 Fault::Webhook { endpoint: ENDPOINTS.choose(rng).unwrap(), answer, span: span * 4 }
             }
             14 => Fault::ClockSet { by: rng.random_range(-120_000..120_000) },
@@ -395,6 +393,52 @@ fn faults(rng: &mut ChaCha8Rng, exact: bool, end: Millis, partitions: i32, worke
             _ => Fault::Crash { down: span / 10, at_step: None },
         };
         faults.push((rng.random_range(0..end), fault));
+    }
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+fn answer(rng: &mut ChaCha8Rng) -> Answer {
+    *[
+        Answer::Status(500),
+        Answer::Status(503),
+        Answer::Status(302),
+        Answer::Status(404),
+        Answer::Status(410),
+        Answer::RetryAfter(429, rng.random_range(0..2_000)),
+        Answer::RetryAfter(503, rng.random_range(0..30)),
+        Answer::TimeOut { acted: true },
+        Answer::TimeOut { acted: false },
+        Answer::Lost { acted: true },
+        Answer::Lost { acted: false },
+        Answer::Late,
+        Answer::Overdue,
+    ]
+    .choose(rng)
+    .unwrap()
+}
+
+/// At first a restart in good order, so that what is replayed later is of the vigil alone.
+fn vigil(rng: &mut ChaCha8Rng, experiments: usize) -> Vec<(Millis, Fault)> {
+    let mut faults = vec![(0, Fault::Restart { down: 1_000 })];
+    for _ in 0..rng.random_range(2..12) {
+        let span = rng.random_range(1_000..LONGEST);
+        let fault = match rng.random_range(0..16) {
+            0 => Fault::Crash { down: span, at_step: None },
+            1 => Fault::Crash { down: span / 10, at_step: Some((rng.random_range(0..12), rng.random_range(0..4))) },
+            2 => Fault::Restart { down: span / 2 },
+            3 => Fault::TakeOver { down: rng.random_range(0..6_000), span },
+            4 => Fault::DiskFails { table: None, span: span / 10, killed: false },
+            5 => Fault::ClockSet { by: rng.random_range(-60_000..60_000) },
+            6 => Fault::Forget,
+            7 => Fault::Redeliver,
+            8..11 => Fault::Webhook { endpoint: ALERTS, answer: answer(rng), span },
+            _ => {
+                let verb = ["resume", "resume", "rollback", "kill"].choose(rng).unwrap();
+                Fault::Operator { experiment: rng.random_range(0..experiments), verb }
+            }
+        };
+        faults.push((rng.random_range(1_000..LAST), fault));
     }
     faults.sort_by_key(|(at, _)| *at);
     faults

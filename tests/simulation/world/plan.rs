@@ -1,6 +1,7 @@
 //! What a seed stands for: rules, records with faults among them, and a schedule of faults.
 
 use super::alerts::ALERTS;
+use super::vigil;
 use guardraild::engine::time::Millis;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -16,10 +17,6 @@ pub const MAX_FUTURE: Millis = 900_000;
 pub const MERGE_WAIT: Millis = 3_000;
 /// Endpoints, as the rules name them: interventions, pages, notifications, both of them.
 pub const ENDPOINTS: [&str; 4] = ["flags", "pager", "chat", ALERTS];
-/// How long alerts are watched when all records have been told of, ms; when the last fault of that begins; how long it takes at most.
-pub const VIGIL: Millis = 1_200_000;
-const LAST: Millis = 700_000;
-const LONGEST: Millis = 300_000;
 
 /// Tables whose writes may fail.
 pub const TABLES: [&str; 8] = ["decisions", "outbox", "log", "notices", "attempts", "operations", "checkpoints", "parts"];
@@ -248,7 +245,7 @@ impl Plan {
         let faults = faults(&mut rng, exact, end, partitions, workers, experiments);
         let radius = *[0, 0, 1, 2].choose(&mut rng).unwrap();
         let alerts = rules.iter().any(|rule| rule.text.contains(ALERTS)) && rng.random_bool(0.5);
-        let vigil = alerts.then(|| vigil(&mut rng, experiments));
+        let vigil = alerts.then(|| vigil::faults(&mut rng, experiments));
         Plan {
             partitions,
             workers,
@@ -398,7 +395,7 @@ fn faults(rng: &mut ChaCha8Rng, exact: bool, end: Millis, partitions: i32, worke
     faults
 }
 
-fn answer(rng: &mut ChaCha8Rng) -> Answer {
+pub fn answer(rng: &mut ChaCha8Rng) -> Answer {
     *[
         Answer::Status(500),
         Answer::Status(503),
@@ -416,30 +413,4 @@ fn answer(rng: &mut ChaCha8Rng) -> Answer {
     ]
     .choose(rng)
     .unwrap()
-}
-
-/// At first a restart in good order, so that what is replayed later is of the vigil alone.
-fn vigil(rng: &mut ChaCha8Rng, experiments: usize) -> Vec<(Millis, Fault)> {
-    let mut faults = vec![(0, Fault::Restart { down: 1_000 })];
-    for _ in 0..rng.random_range(2..12) {
-        let span = rng.random_range(1_000..LONGEST);
-        let fault = match rng.random_range(0..16) {
-            0 => Fault::Crash { down: span, at_step: None },
-            1 => Fault::Crash { down: span / 10, at_step: Some((rng.random_range(0..12), rng.random_range(0..4))) },
-            2 => Fault::Restart { down: span / 2 },
-            3 => Fault::TakeOver { down: rng.random_range(0..6_000), span },
-            4 => Fault::DiskFails { table: None, span: span / 10, killed: false },
-            5 => Fault::ClockSet { by: rng.random_range(-60_000..60_000) },
-            6 => Fault::Forget,
-            7 => Fault::Redeliver,
-            8..11 => Fault::Webhook { endpoint: ALERTS, answer: answer(rng), span },
-            _ => {
-                let verb = ["resume", "resume", "rollback", "kill"].choose(rng).unwrap();
-                Fault::Operator { experiment: rng.random_range(0..experiments), verb }
-            }
-        };
-        faults.push((rng.random_range(1_000..LAST), fault));
-    }
-    faults.sort_by_key(|(at, _)| *at);
-    faults
 }

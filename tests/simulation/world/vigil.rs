@@ -3,12 +3,45 @@
 use super::World;
 use super::alerts::ALERTS;
 use super::network::sender;
-use super::plan::VIGIL;
+use super::plan::{Fault, answer};
 use guardraild::engine::time::Millis;
 use guardraild::store::Store;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
 
+/// How long alerts are watched when all records have been told of, ms; when the last fault begins; how long one takes at most.
+const VIGIL: Millis = 1_200_000;
+const LAST: Millis = 700_000;
+const LONGEST: Millis = 300_000;
 /// Between two looks, ms.
 const LOOK: Millis = 20_000;
+
+/// What happens, and when since the beginning. At first a restart in good order, so that what is replayed later is of the vigil alone.
+pub fn faults(rng: &mut ChaCha8Rng, experiments: usize) -> Vec<(Millis, Fault)> {
+    let mut faults = vec![(0, Fault::Restart { down: 1_000 })];
+    for _ in 0..rng.random_range(2..12) {
+        let span = rng.random_range(1_000..LONGEST);
+        let fault = match rng.random_range(0..16) {
+            0 => Fault::Crash { down: span, at_step: None },
+            1 => Fault::Crash { down: span / 10, at_step: Some((rng.random_range(0..12), rng.random_range(0..4))) },
+            2 => Fault::Restart { down: span / 2 },
+            3 => Fault::TakeOver { down: rng.random_range(0..6_000), span },
+            4 => Fault::DiskFails { table: None, span: span / 10, killed: false },
+            5 => Fault::ClockSet { by: rng.random_range(-60_000..60_000) },
+            6 => Fault::Forget,
+            7 => Fault::Redeliver,
+            8..11 => Fault::Webhook { endpoint: ALERTS, answer: answer(rng), span },
+            _ => {
+                let verb = ["resume", "resume", "rollback", "kill"].choose(rng).unwrap();
+                Fault::Operator { experiment: rng.random_range(0..experiments), verb }
+            }
+        };
+        faults.push((rng.random_range(1_000..LAST), fault));
+    }
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
 
 impl World {
     /// Lives on with the alerts that stand, through what happens then.

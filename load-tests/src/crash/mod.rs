@@ -1,6 +1,7 @@
 //! `crash`: a daemon that is killed again and again, by SIGKILL and by power cuts, decides and delivers as one that never was.
 
 mod daemon;
+mod source;
 mod verify;
 pub mod volatile;
 
@@ -9,12 +10,10 @@ use crate::rig::Rig;
 use crate::table;
 use anyhow::{Context, ensure};
 use daemon::{Daemon, PATIENCE};
-use guardraild::clock;
-use guardraild::tools::broker::Feed;
 use guardraild::tools::receiver::{Delivery, Options, Receiver};
-use guardraild::tools::traffic::Traffic;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
+use source::Source;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use verify::{Found, Ledger};
@@ -22,8 +21,9 @@ use verify::{Found, Ledger};
 const SECRET: &str = "whsec_bG9hZC10ZXN0cy1sb2FkLXRlc3RzLWxvYWQtdGVzdHM=";
 /// Cycles on the same state and topics; then the next round begins anew.
 const ROUND: u32 = 20;
-/// How long a daemon lives at most, from its first record or from its start, ms.
+/// How long a daemon lives at most, from its first record or from its start, ms; and one of the half that should die while they read a stage.
 const LIFE_MS: u64 = 2_500;
+const SHORT_MS: u64 = 300;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -33,6 +33,9 @@ pub struct Args {
     /// Of the first round; each further one has the next. It draws the moments, and how each death comes
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Topics of every round; otherwise one where the seed is odd, two where it is even
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2))]
+    topics: Option<u8>,
     /// A cluster; otherwise an embedded broker for each round
     #[arg(long)]
     brokers: Option<String>,
@@ -60,44 +63,47 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (mut rows, mut faults) = (Vec::new(), 0);
     for round in 0..args.cycles.div_ceil(ROUND) {
         let (seed, cycles) = (args.seed + u64::from(round), ROUND.min(args.cycles - round * ROUND));
-        let tally = play(args.brokers.as_deref(), &case, &program, seed, cycles).with_context(|| again(seed, cycles))?;
+        let staged = args.topics.map_or(seed % 2 == 0, |topics| topics == 2);
+        let again = again(seed, cycles, staged);
+        let tally = play(args.brokers.as_deref(), &case, &program, (seed, cycles, staged)).with_context(|| again.clone())?;
         for fault in &tally.found.faults {
             eprintln!("seed {seed}: {fault}");
         }
         if !tally.found.faults.is_empty() {
-            eprintln!("{}", again(seed, cycles));
+            eprintln!("{again}");
         }
         faults += tally.found.faults.len();
-        rows.push(row(seed, &tally));
+        rows.push(row(seed, staged, &tally));
     }
-    let head = ["seed", "kills", "power cuts", "records", "decisions", "deliveries", "requests", "repeated", "lost", "doubled"];
+    let head = ["seed", "topics", "kills", "power cuts", "records", "decisions", "deliveries", "requests", "repeated", "lost", "doubled"];
     let title = format!("{} cycles on {}", args.cycles, if args.brokers.is_some() { "Apache Kafka" } else { "the embedded broker" });
     table::print(&title, &head, &rows);
     ensure!(faults == 0, "{faults} faults");
     Ok(())
 }
 
-fn again(seed: u64, cycles: u32) -> String {
-    format!("again: load-tests crash --cycles {cycles} --seed {seed}")
+fn again(seed: u64, cycles: u32, staged: bool) -> String {
+    format!("again: load-tests crash --cycles {cycles} --seed {seed} --topics {}", 1 + u8::from(staged))
 }
 
-fn row(seed: u64, tally: &Tally) -> Vec<String> {
+fn row(seed: u64, staged: bool, tally: &Tally) -> Vec<String> {
     let Tally { kills, cuts, records, found } = tally;
     let Found { decisions, deliveries, requests, repeated, lost, doubled, .. } = found;
     let (kills, cuts) = (u64::from(*kills), u64::from(*cuts));
-    [seed, kills, cuts, *records, *decisions, *deliveries, *requests, *repeated, *lost, *doubled].map(|n| n.to_string()).to_vec()
+    [seed, 1 + u64::from(staged), kills, cuts, *records, *decisions, *deliveries, *requests, *repeated, *lost, *doubled]
+        .map(|n| n.to_string())
+        .to_vec()
 }
 
-/// One round: traffic runs, the daemon dies `cycles` times, lives on, and is held against what it was told.
-fn play(brokers: Option<&str>, case: &LoadCase, program: &Path, seed: u64, cycles: u32) -> anyhow::Result<Tally> {
+/// One round: traffic runs, or comes in stages; the daemon dies `cycles` times, lives on, and is held against what it was told.
+fn play(brokers: Option<&str>, case: &LoadCase, program: &Path, (seed, cycles, staged): (u64, u32, bool)) -> anyhow::Result<Tally> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let rig = Rig::start(brokers, case.partitions)?;
     let begun = Instant::now();
-    let feed = Feed::start(Traffic::new(case.traffic.clone(), clock::now())?, rig.writer()?.in_one_topic())?;
-    let switch = feed.switch();
-    let on_stop = Box::new(move |experiment: &str, bucket: &str| switch.stop(experiment, bucket));
+    let mut source = if staged { Source::staged(&case.traffic, &rig)? } else { Source::live(&case.traffic, &rig)? };
     // Every third request is refused, so that retries are killed, too.
-    let receiver = Receiver::start(Options { secrets: vec![SECRET.to_owned()], refuse: |n| n % 3 == 0, on_stop })?;
+    let options = Options { secrets: vec![SECRET.to_owned()], refuse: |n| n % 3 == 0, on_stop: source.on_stop() };
+    let receiver = Receiver::start(options)?;
     let dir = tempfile::tempdir()?;
     let mut site = Site { rig: &rig, case, dir: dir.path(), url: receiver.url(), program };
     let mut ledger = Ledger::default();
@@ -105,7 +111,9 @@ fn play(brokers: Option<&str>, case: &LoadCase, program: &Path, seed: u64, cycle
     for cycle in 1..=cycles {
         let cut = rng.next_u32() % 2 == 0;
         let early = rng.next_u32() % 3 == 0;
-        let life = Duration::from_millis(rng.next_u64() % LIFE_MS);
+        let most = if staged && rng.next_u32() % 2 == 0 { SHORT_MS } else { LIFE_MS };
+        let life = Duration::from_millis(rng.next_u64() % most);
+        source.stage(stage(case, cycle, cycles))?;
         let daemon = site.start(cut.then(|| rng.next_u64()))?;
         if !early {
             reads(&daemon)?;
@@ -116,16 +124,17 @@ fn play(brokers: Option<&str>, case: &LoadCase, program: &Path, seed: u64, cycle
         ledger.hear(receiver.inbox().try_iter());
         ledger.look_at_the_dead(&site.state(), &mut tally.found)?;
         let how = if cut { "power cut" } else { "killed" };
-        eprintln!("seed {seed}, cycle {cycle} of {cycles}: {how} after {} records, {} requests", feed.sent().records, ledger.requests());
+        eprintln!("seed {seed}, cycle {cycle} of {cycles}: {how} after {} records, {} requests", source.records(), ledger.requests());
     }
     // The last one has time for everything, and a quiet end.
-    while begun.elapsed() < Duration::from_secs(case.seconds) {
+    while !staged && begun.elapsed() < Duration::from_secs(case.seconds) {
         std::thread::sleep(Duration::from_millis(50));
     }
+    source.stage(stage(case, cycles + 1, cycles))?;
     let mut daemon = site.start(None)?;
     reads(&daemon)?;
     std::thread::sleep(Duration::from_secs(5));
-    let sent = feed.finish()?.records;
+    let sent = source.finish()?;
     ensure!(rig.kept()? == sent, "the broker dropped some of {sent} records: use more partitions, or a real cluster");
     daemon.until(sent)?;
     site.settle(&mut ledger, &receiver)?;
@@ -135,6 +144,11 @@ fn play(brokers: Option<&str>, case: &LoadCase, program: &Path, seed: u64, cycle
     verify::against_a_backtest(program, &site.config(), &site.rules(), &rig.servers, &site.state(), &mut tally.found)?;
     ledger.against_the_outbox(&site.state(), &mut tally.found)?;
     Ok(tally)
+}
+
+/// Event time since the beginning up to which records are there for a cycle, ms.
+fn stage(case: &LoadCase, cycle: u32, cycles: u32) -> i64 {
+    1_000 * case.seconds as i64 * i64::from(cycle) / i64::from(cycles + 1)
 }
 
 /// Waits until it has taken up reading.

@@ -28,6 +28,8 @@ const WARM: f64 = 0.15;
 const CALM: f64 = 0.2;
 /// Rates of so many last samples say what the daemon can take.
 const RECENT: usize = 6;
+/// Progress is told after so many samples: 60 times in a run.
+const TOLD: usize = 6;
 /// Seconds of event time behind the wall clock that are no backlog.
 const ABREAST: f64 = 30.0;
 /// A minute, the lateness, and what passes between two looks.
@@ -83,6 +85,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         std::thread::sleep(every);
         ensure!(!feed.is_over(), "the traffic ended early: {:?}", feed.finish().err());
         course.samples.push(probe.sample(begun.elapsed(), feed.sent().records)?);
+        if course.samples.len().is_multiple_of(TOLD) {
+            eprintln!("{}", course.progress());
+        }
         feed.pace((course.rate() / per_visit).max(1.0));
     }
     let sent = feed.finish()?.records;
@@ -182,6 +187,22 @@ impl Course {
     fn recovered(&self) -> Option<Duration> {
         let last_behind = self.samples.iter().rposition(|s| s.behind > ABREAST)?;
         self.samples.get(last_behind + 1).map(|s| s.at)
+    }
+
+    /// Where it stands, in a line.
+    fn progress(&self) -> String {
+        let recent = &self.samples[self.samples.len().saturating_sub(RECENT + 1)..];
+        let minutes = |time: Duration| time.as_secs_f64() / 60.0;
+        let Some(last) = recent.last() else { return String::new() };
+        format!(
+            "{:.1} of {:.0} min: {:.1} k/s produced, {:.1} k/s taken, {} behind, {} resident",
+            minutes(last.at),
+            minutes(self.run),
+            slope(recent, |s| s.sent as f64) / 1e3,
+            self.taken(recent) / 1e3,
+            last.lag,
+            mib(last.memory as f64),
+        )
     }
 
     fn print(&self) {

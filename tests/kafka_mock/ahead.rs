@@ -63,7 +63,9 @@ fn those_ahead_wait(known: bool) {
     let settings = Settings { ahead_max: AHEAD_MAX, max_skew_panes: i64::MAX, idle_after: 3_600_000, ..Settings::default() };
     let engine = Engine { catalog: Arc::new(catalog()), settings, ..engine() };
     let paused = || engine.metrics.numbers(&names::PAUSED).iter().map(|(_, n)| *n as usize).sum::<usize>();
-    let (config, mut resume) = (bench.config("range"), BTreeMap::new());
+    let (mut config, mut resume) = (bench.config("range"), BTreeMap::new());
+    // So often that some are made when a pause has thrown away what had been fetched, and say that all of it is there.
+    config.properties.insert("statistics.interval.ms".into(), "60".into());
     let mut fleet = Fleet::new(&engine.catalog, engine.settings.pane);
     let mut produced = bench.produce_seconds(0..2);
     if known {

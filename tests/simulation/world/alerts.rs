@@ -46,8 +46,8 @@ enum Truth {
 pub struct Alertmanager {
     /// When each alert ends, as far as it knows.
     holds: BTreeMap<Labels, Millis>,
-    /// When a message, rather than a reminder, last said that it stands.
-    raised: BTreeMap<Labels, Millis>,
+    /// When a message, rather than a reminder, last spoke of it, and whether it said that it stands. One that is sent again may be of long ago.
+    told: BTreeMap<Labels, (Millis, bool)>,
     /// Since when it is over, as far as has been noticed, and by which message.
     over: BTreeMap<Labels, (Truth, Millis)>,
     /// What the messages of the outbox say, by their ids: alerts, and whether each stands.
@@ -82,9 +82,7 @@ impl Alertmanager {
     /// Takes a message.
     pub fn take(&mut self, body: &str, clock: &Clock) {
         for alert in said(body) {
-            if alert.ends > clock.now() {
-                self.raised.insert(alert.labels.clone(), clock.at());
-            }
+            self.told.insert(alert.labels.clone(), (clock.at(), alert.ends > clock.now()));
             self.holds.insert(alert.labels, alert.ends - START);
         }
     }
@@ -157,9 +155,11 @@ impl Alertmanager {
         }
         let active = |labels: &Labels| self.holds.get(labels).is_some_and(|ends| *ends > at);
         for (labels, truth) in &truth {
-            let raised = self.raised.get(labels).is_some_and(|raised| at - raised <= HOLDS + CLOCKS);
+            let told = self.told.get(labels).map(|(told, stands)| (at - told, *stands));
+            let ended = told.is_some_and(|(ago, stands)| !stands && ago <= RECOVERY);
+            let raised = told.is_some_and(|(ago, stands)| stands && ago <= HOLDS + CLOCKS);
             match truth {
-                Truth::Stands if !active(labels) => faults.push(format!("{labels:?} stands, and it has expired")),
+                Truth::Stands if !active(labels) && !ended => faults.push(format!("{labels:?} stands, and it has expired")),
                 Truth::Over(_) if active(labels) && at - self.over[labels].1 > RECOVERY && !raised => {
                     faults.push(format!("{labels:?} is over since {} ms, and active", self.over[labels].1));
                 }

@@ -36,7 +36,8 @@ fn map(source: &Source, record: &str) -> Result<String, String> {
 }
 
 fn decode(text: &str) -> Result<Event<'_>, String> {
-    Decoder::new(&FieldTable::default(), Limits::default()).decode(text.as_bytes()).map_err(|refused| refused.reason.name().to_owned())
+    let fields = FieldTable { attributes: true, ..FieldTable::default() };
+    Decoder::new(&fields, Limits::default()).decode(text.as_bytes()).map_err(|refused| refused.reason.name().to_owned())
 }
 
 #[test]

@@ -64,6 +64,10 @@ impl Eligibility {
         !self.population.is_empty() || !self.exclude.is_empty()
     }
 
+    pub fn asks_for_attributes(&self) -> bool {
+        self.population.iter().chain(&self.exclude).any(|(what, _)| what.attribute().is_some())
+    }
+
     /// An exclusion outranks the population; of what an exposure does not tell, no exclusion is supposed.
     pub fn judge(&self, event: &Event<'_>) -> Eligible<'_> {
         if let Some((what, value)) = self.exclude.iter().find_map(|(what, values)| Some((what, values.get(what.of(event)?)?))) {

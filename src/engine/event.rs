@@ -21,7 +21,7 @@ pub struct Event<'a> {
     pub experiment: Option<Text<'a>>,
     /// Present on exposures and stamped events.
     pub bucket: Option<Text<'a>>,
-    /// Of records that name their bucket: nothing else is asked for them.
+    /// Of records that name their bucket, if a live rule asks for any.
     #[serde(skip)]
     pub attributes: Vec<(Text<'a>, Text<'a>)>,
     pub kind: Kind<'a>,

@@ -28,7 +28,8 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    pub fn new(plans: Vec<Arc<Plan>>, fields: FieldTable) -> Catalog {
+    pub fn new(plans: Vec<Arc<Plan>>, mut fields: FieldTable) -> Catalog {
+        fields.attributes = plans.iter().any(|plan| plan.segments.is_some() || plan.eligibility.asks_for_attributes());
         let ends = plans.iter().scan(0, |end, plan| {
             *end += plan.cells();
             Some(*end)
@@ -41,11 +42,13 @@ impl Catalog {
     }
 }
 
-/// Fields that metrics read beyond the canonical ones. A [`FieldId`] is an index into `entries`.
+/// What rules read of records beyond the canonical fields. A [`FieldId`] is an index into `entries`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FieldTable {
     /// Name of the event and the JSON Pointer (RFC 6901) into its record.
     pub entries: Vec<(String, String)>,
+    /// Whether one of them asks for attributes.
+    pub attributes: bool,
 }
 
 impl FieldTable {

@@ -59,6 +59,8 @@ pub struct Decoder {
     guesses: Guesses,
     /// Plain ones.
     attributes: KnownObjects,
+    /// Attributes are given with the event, and not only checked.
+    told: bool,
 }
 
 /// What the pass over a record noted.
@@ -83,10 +85,11 @@ enum Attributes<'a> {
 type Pairs<'a> = Vec<(Text<'a>, Text<'a>)>;
 
 impl Decoder {
-    /// A decoder that also reads the `fields` that live rules ask for.
+    /// A decoder that gives what live rules ask for, the `fields`, with each event.
     pub fn new(fields: &FieldTable, limits: Limits) -> Decoder {
         let limits = Limits { max_depth: limits.max_depth.min(128), ..limits };
-        Decoder { limits, pointers: Pointers::new(fields), guesses: Guesses::new(), attributes: KnownObjects::new() }
+        let (pointers, guesses, attributes) = (Pointers::new(fields), Guesses::new(), KnownObjects::new());
+        Decoder { limits, pointers, guesses, attributes, told: fields.attributes }
     }
 
     /// Keys recognised by guessing and by scanning.
@@ -244,7 +247,7 @@ impl Decoder {
             return Err(Reject::MissingField.into());
         }
         let attributes = match (noted.attributes, odd) {
-            _ if !stamp => Pairs::new(),
+            _ if !stamp || !self.told => Pairs::new(),
             (Attributes::Plain(text), _) => self.pairs(text)?,
             (_, odd) => odd.unwrap_or_default(),
         };

@@ -315,7 +315,7 @@ impl Aggregator {
         new.take_up(&plans, (old.open, old.workflows, old.funnels), (old.watermark, old.span, old.counts));
         new.ids = Ids::restore(old.ids, kept)?;
         new.kept = new.kept_chunks(&plans, Some(old.kept));
-        new.wait_for(old.waiting.iter().map(Vec::as_slice), &FieldTable { entries: old.fields });
+        new.wait_for(old.waiting.iter().map(Vec::as_slice), &FieldTable { entries: old.fields, ..FieldTable::default() });
         (new.units_dropped, new.tallies.dropped, new.waiting.dropped) = (old.dropped.units, old.dropped.tallies, old.dropped.waiting);
         new.forget_ended();
         kept.blobs(UNITS).iter().try_for_each(|chunk| new.restore_chunk(chunk))?;

@@ -12,6 +12,13 @@ use serde::{Deserialize, Serialize};
 pub struct Enrolled {
     buckets: usize,
     periods: Periods<Vec<u64>>,
+    /// Units have come since somebody asked: see [`Enrolled::take_news`].
+    #[serde(skip, default = "news")]
+    news: bool,
+}
+
+fn news() -> bool {
+    true
 }
 
 /// Periods whose counts are kept; the oldest go first.
@@ -19,17 +26,23 @@ const MAX_PERIODS: usize = 64;
 
 impl Enrolled {
     pub fn new(buckets: usize) -> Enrolled {
-        Enrolled { buckets, periods: Periods::new(MAX_PERIODS) }
+        Enrolled { buckets, periods: Periods::new(MAX_PERIODS), news: true }
     }
 
     pub fn add(&mut self, pane: Pane, bucket: usize, part: &BucketPartial, book: &Booking<'_>) {
         for (cohort, n) in enrolled(pane, part).filter(|(cohort, _)| *cohort >= book.first_cohort) {
+            self.news = true;
             let period = book.allocation.period(cohort);
             let buckets = self.buckets;
             if let Some(counts) = self.periods.at(period, || vec![0; buckets]) {
                 counts[bucket] += n;
             }
         }
+    }
+
+    /// Whether [`Enrolled::strata`] may give something else than at the last call.
+    pub fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.news)
     }
 
     /// Counts and designed shares of each period whose shares are known.

@@ -42,6 +42,7 @@ use quality::Quality;
 use rollout::Rollout;
 use segments::Segments;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -236,7 +237,7 @@ impl Judge {
     pub fn pane(&mut self, pane: Pane, partial: &PanePartial<'_>, out: &mut Output) {
         self.advance(Pane(pane.0 - 1), out);
         self.changed = true;
-        let traffic: Vec<BucketPartial> =
+        let traffic: SmallVec<[BucketPartial; 4]> =
             (0..self.plan.buckets.len()).map(|bucket| partial.cell(self.plan.traffic_cell(bucket)).traffic()).collect();
         let records: u64 = traffic.iter().map(|t| t.exposures + t.events + t.controls + t.aside).sum();
         let refused: u64 = traffic.iter().map(|t| t.refused).sum();

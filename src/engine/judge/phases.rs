@@ -9,7 +9,8 @@ use crate::engine::pane::{BucketPartial, Cell, PanePartial};
 use crate::engine::plan::{Guardrail, Plan, Signal, Statistic, Unit};
 use crate::engine::state::{PhaseBucket, PhaseMetric, PhaseState};
 use crate::engine::time::{Millis, Pane};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use std::borrow::Cow;
 
 /// Visits of phases that are kept apart; older ones count for the whole life only.
 const MAX_VISITS: usize = 16;
@@ -55,8 +56,16 @@ struct Figure {
 }
 
 /// Values by coarse bin: enough to read a quantile off within 1%.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Values(Bins);
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(from = "Bins")]
+struct Values {
+    bins: Bins,
+    /// Coarse bins of the latest values: counted many at a time, since nobody looks often and bins lie far apart in memory.
+    fresh: Vec<u16>,
+}
+
+/// Values in `fresh` at most.
+const FRESH_MAX: usize = 512;
 
 /// From here on, 8 neighbouring bins are one coarse bin: those of 2 significant digits.
 const FINE: u16 = 1_024;
@@ -205,7 +214,7 @@ impl Tally {
             figure.n += more.n;
             figure.x += more.x;
             figure.sum += more.sum;
-            figure.values.0.merge(&more.values.0);
+            figure.values.bins.merge(&more.values.all());
         }
     }
 
@@ -216,7 +225,7 @@ impl Tally {
         let n = if of_units || guardrail.statistic == Statistic::PerUnit { self.units } else { figure.n };
         let of = |x: f64| (n, (n > 0).then(|| x / n as f64));
         match guardrail.statistic {
-            Statistic::Quantile { ppm } => (figure.values.0.count(), figure.values.quantile(ppm).map(|edge| edge as f64 / 1_000.0)),
+            Statistic::Quantile { ppm } => (figure.values.count(), figure.values.quantile(ppm).map(|edge| edge as f64 / 1_000.0)),
             Statistic::Share => of(figure.x as f64),
             Statistic::PerUnit => of(figure.n as f64),
             Statistic::Count | Statistic::Exposures => (figure.n, Some(figure.n as f64)),
@@ -227,12 +236,45 @@ impl Tally {
 
 impl Values {
     fn add(&mut self, cell: Cell<'_>) {
-        cell.values().for_each(|(bin, n)| self.0.count_in(coarse(bin), n));
+        for (bin, n) in cell.values() {
+            match n {
+                1 => self.fresh.push(coarse(bin)),
+                n => self.bins.count_in(coarse(bin), n),
+            }
+        }
+        if self.fresh.len() >= FRESH_MAX {
+            self.fresh.drain(..).for_each(|bin| self.bins.push(bin));
+        }
+    }
+
+    fn all(&self) -> Cow<'_, Bins> {
+        let mut all = Cow::Borrowed(&self.bins);
+        if !self.fresh.is_empty() {
+            let bins = all.to_mut();
+            self.fresh.iter().for_each(|bin| bins.push(*bin));
+        }
+        all
+    }
+
+    fn count(&self) -> u64 {
+        self.bins.count() + self.fresh.len() as u64
     }
 
     /// Upper edge of the bin that holds the quantile, in thousandths.
     fn quantile(&self, ppm: u32) -> Option<u64> {
-        self.0.quantile_bin(ppm).map(|bin| upper_edge(last(bin)))
+        self.all().quantile_bin(ppm).map(|bin| upper_edge(last(bin)))
+    }
+}
+
+impl From<Bins> for Values {
+    fn from(bins: Bins) -> Values {
+        Values { bins, fresh: Vec::new() }
+    }
+}
+
+impl Serialize for Values {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.all().serialize(serializer)
     }
 }
 
@@ -272,6 +314,6 @@ mod tests {
             let read = values.quantile(ppm).unwrap();
             assert!(read >= exact && read as f64 <= exact as f64 * 1.01, "{ppm}: {read} for {exact}");
         }
-        assert!(values.0.edges().count() < 700 && Values::default().quantile(500_000).is_none());
+        assert!(values.all().edges().count() < 700 && Values::default().quantile(500_000).is_none());
     }
 }

@@ -10,7 +10,7 @@ const REQUEST: &str =
 const EXPOSURE: &str = r#"{"event":"exposure","ts":"2026-12-02T09:00:00.125Z","id":"e-1","experiment":"new-checkout","bucket":"treatment","tenant_id":"t-17","user_id":"u-90210","attributes":{"role":"buyer","region":"eu","tenant_size":"m","device":"ios"}}"#;
 
 fn decoder() -> Decoder {
-    Decoder::new(&FieldTable::default(), Limits::default())
+    Decoder::new(&FieldTable { attributes: true, ..FieldTable::default() }, Limits::default())
 }
 
 fn reason(text: &str) -> Reject {
@@ -173,6 +173,14 @@ fn a_refusal_names_its_experiment() {
     assert_eq!(named(&EXPOSURE.replace("\"experiment\"", "\"x\":{\"experiment\":\"inner\"},\"y\"").replace('1', "NaN")), None);
     assert_eq!(named(&(EXPOSURE.replace("\"ios\"", &format!("\"{}\"", "x".repeat(1 << 20))))), some, "too large");
     assert_eq!(named("{\"note\":\"\\\"experiment\\\":\\\"x\\\"\""), None);
+}
+
+#[test]
+fn attributes_that_no_rule_asks_for_are_checked_and_left_out() {
+    let mut d = Decoder::new(&FieldTable::default(), Limits::default());
+    assert_eq!(d.decode(EXPOSURE.as_bytes()).unwrap().attributes, []);
+    let wrong = EXPOSURE.replace("\"eu\"", "7");
+    assert_eq!(d.decode(wrong.as_bytes()).unwrap_err().reason, Reject::WrongType);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::engine::quality::{BucketQuality, Lacking, QualityPartial};
 use crate::engine::stats::rates::{self, Null};
 use crate::engine::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 
 /// What a unit is given to have its first event before it counts as silent.
@@ -196,7 +197,7 @@ impl Found {
 impl Judge {
     /// All that a check of shares looks at, the worst last; empty for the other checks, and while there is nothing to look at.
     /// Users are weighed with `users` alone: that takes longest.
-    pub(in crate::engine::judge) fn found(&self, kind: &QualityKind, users: bool) -> Vec<Found> {
+    pub(in crate::engine::judge) fn found(&self, kind: &QualityKind, users: bool) -> SmallVec<[Found; 4]> {
         let units = &self.state.quality.units;
         let mut found = match kind {
             QualityKind::MixedAssignment { max } => {
@@ -210,25 +211,25 @@ impl Judge {
                 let (n, x) = (units.exposed + units.ineligible_units, units.ineligible_units);
                 // An exposure of a unit that was told apart long ago counts where none is allowed.
                 let x = if *max == 0.0 { x.max(units.ineligible) } else { x };
-                vec![Found::share(About::Ineligible, n.max(x), x, *max, self.plan.alpha)]
+                std::iter::once(Found::share(About::Ineligible, n.max(x), x, *max, self.plan.alpha)).collect()
             }
             QualityKind::Missing { max, .. } => self.missing(*max, users),
-            _ => Vec::new(),
+            _ => SmallVec::new(),
         };
         found.retain(|f| f.n > 0);
         found.sort_by(|a, b| b.short().total_cmp(&a.short()));
         found
     }
 
-    fn missing(&self, max: f64, users: bool) -> Vec<Found> {
-        let Some(missing) = &self.state.quality.missing else { return Vec::new() };
+    fn missing(&self, max: f64, users: bool) -> SmallVec<[Found; 4]> {
+        let Some(missing) = &self.state.quality.missing else { return SmallVec::new() };
         // As a limit, whose windows and hypotheses share a level; here each field and bucket is one more.
         let alpha = (-self.limit_threshold()).exp() / missing.total.len().max(1) as f64;
         let field = |(i, lacking): (usize, &Lacking)| {
             let about = About::Field(i % missing.fields, i / missing.fields);
             Found::share(about, lacking.n, lacking.x, max, alpha)
         };
-        let mut found: Vec<Found> = missing.total.iter().enumerate().map(field).collect();
+        let mut found: SmallVec<[Found; 4]> = missing.total.iter().enumerate().map(field).collect();
         if missing.proved.is_some() || !users {
             found.extend(missing.proved.clone());
             return found;

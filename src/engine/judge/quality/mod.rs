@@ -12,6 +12,7 @@ use crate::engine::time::{Millis, Pane};
 use found::{Missing, Units};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 pub use found::Found;
 
@@ -97,13 +98,13 @@ impl Judge {
         self.state.quality.slide(pane, self.pane_ms);
         self.close_missing(pane);
         let slot_closes = (pane.0 + 1) % self.budget.slot == 0;
-        for index in 0..self.plan.quality.len() {
-            let check = self.plan.quality[index].clone();
+        let (plan, news) = (Arc::clone(&self.plan), self.state.enrolled.take_news());
+        for (index, check) in plan.quality.iter().enumerate() {
             let failing = match check.kind {
                 QualityKind::Silence { after } => self.silent_for(pane).is_some_and(|silent| silent >= after),
                 QualityKind::SchemaViolations { max } => self.refuses_more_than(max) && self.violations(max) >= self.limit_threshold(),
                 // Evidence of these is not taken back: they fail until an operator re-arms.
-                QualityKind::Srm { alpha } => self.state.quality.checks[index].failing || self.srm() >= -alpha.ln(),
+                QualityKind::Srm { alpha } => self.state.quality.checks[index].failing || news && self.srm() >= -alpha.ln(),
                 QualityKind::VolumeParity { max_gap } => {
                     let needed = -self.parity_alpha().ln();
                     self.state.quality.checks[index].failing
@@ -120,7 +121,7 @@ impl Judge {
             };
             let before = std::mem::replace(&mut self.state.quality.checks[index].failing, failing);
             if failing && self.state.quality.checks[index].tripped.is_none() {
-                self.trip_quality(index, &check, pane.end(self.pane_ms), out);
+                self.trip_quality(index, check, pane.end(self.pane_ms), out);
             } else if before && !failing {
                 let text = format!("{} is over: its hold is lifted", check.kind.name());
                 self.log(pane.end(self.pane_ms), LogKind::Resolved, None, text, out);

@@ -52,7 +52,8 @@ fn requests(catalog: &Catalog, bucket: usize, emissions: &[Emission]) -> Vec<(i6
     let mut found = Vec::new();
     for emission in emissions {
         let Emission::Pane(batch) = emission else { continue };
-        let own = || batch.seen.observations.iter().filter(|o| o.cell as usize == catalog.plans[0].signal_cell(bucket, 0));
+        let seen = batch.seen.opened();
+        let own = || seen.observations.iter().filter(|o| o.cell as usize == catalog.plans[0].signal_cell(bucket, 0));
         if own().count() > 0 {
             found.push((batch.pane.0 - START / 1_000, own().count(), own().filter(|o| o.is_hit()).count()));
         }
@@ -106,14 +107,16 @@ fn a_workflow_and_a_user_that_overtook_their_exposure_go_on_as_if_it_had_come_fi
         for emission in &mut emissions {
             // Exposures and events come in another order, and that is all.
             if let Emission::Pane(batch) = emission {
-                batch.seen.observations.sort_by_key(|o| (o.cell, o.value, o.batch, o.age));
+                let mut seen = batch.seen.opened();
+                seen.observations.sort_by_key(|o| (o.cell, o.value, o.batch, o.age));
+                batch.seen = seen.close();
             }
         }
         emissions
     };
     let in_order = of(exposures.iter().chain(&events).collect());
     assert_eq!(of(events.iter().chain(&exposures).collect()), in_order);
-    let abandoned = |e: &Emission| matches!(e, Emission::Pane(batch) if !batch.seen.abandoned.is_empty());
+    let abandoned = |e: &Emission| matches!(e, Emission::Pane(batch) if !batch.seen.opened().abandoned.is_empty());
     assert!(in_order.iter().any(abandoned), "the first user's workflow");
 }
 

@@ -127,7 +127,7 @@ fn a_flood_of_values_and_a_hot_user_make_no_verdict_late() {
             let mut out = Output::default();
             for emission in partition.aggregator.drain() {
                 if let Emission::Pane(batch) = &emission {
-                    seen.largest = seen.largest.max(batch.seen.observations.len());
+                    seen.largest = seen.largest.max(batch.seen.len());
                 }
                 fleet.take(emission, &mut out);
             }

@@ -18,7 +18,7 @@ use super::time::{Millis, Pane};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use waiting::{Panes, Waiting};
+use waiting::{Panes, Waiting, Whole};
 
 /// See the module.
 pub struct Fleet {
@@ -84,7 +84,7 @@ struct StateRef<'a> {
 struct State {
     /// Earlier versions kept the panes that wait here.
     #[serde(default)]
-    pending: Panes,
+    pending: Whole,
     judged: Option<Pane>,
     #[serde(default)]
     furthest: Option<Pane>,

@@ -4,6 +4,7 @@
 //! number of experiments. The [`crate::engine::fleet`] sorts the lists of all partitions by [`CellId`] into a [`Pool`].
 
 mod columns;
+mod packed;
 
 use super::histogram::SparseBins;
 use super::quality::QualityPartial;
@@ -11,18 +12,19 @@ use super::radix::sort_by_cell;
 use super::segment::{Listed, NO_PROFILE};
 use super::shape::Renumber;
 use super::time::{Millis, Pane};
+use packed::Packed;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
 /// Everything that one partition saw in one pane.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PaneBatch {
     pub partition: i32,
     pub pane: Pane,
     /// Largest event time seen in the partition when the pane closed.
     pub watermark: Millis,
-    pub seen: Seen,
+    pub seen: Closed,
 }
 
 /// A bucket's traffic ([`super::plan::Plan::traffic_cell`]), or one of its signals ([`super::plan::Plan::signal_cell`]), counted over all
@@ -242,14 +244,14 @@ impl Seen {
         nothing_counted && controls.is_empty() && strides.is_empty() && quality.is_empty()
     }
 
-    /// Bytes that it takes, but for what follows from the rules and not from the records.
-    pub fn size(&self) -> usize {
-        let Seen { observations, abandoned, sums, profiles, .. } = self;
-        let sums: usize = sums.values().map(Vec::capacity).sum();
-        observations.capacity() * size_of::<Observation>()
-            + abandoned.capacity() * size_of::<Abandoned>()
-            + sums * size_of::<Part>()
-            + profiles.capacity() * size_of::<Listed>()
+    /// Closes the pane. The room of its observations is kept for the next one, which is likely to hold about as much.
+    pub fn close(&mut self) -> Closed {
+        let mut observations = std::mem::take(&mut self.observations);
+        let closed = Closed { observations: Packed::of(&observations), rest: std::mem::take(self) };
+        observations.clear();
+        observations.shrink_to(2 * closed.observations.len());
+        self.observations = observations;
+        closed
     }
 
     /// What it says with the numbers of another catalog; what has no number there is dropped.
@@ -278,6 +280,42 @@ impl Seen {
                 .map(|l| Listed { experiment: by.experiment(l.experiment).unwrap_or(u32::MAX), ..l })
                 .collect(),
         }
+    }
+}
+
+/// What happened in a pane that is closed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Closed {
+    observations: Packed,
+    /// Without observations.
+    rest: Seen,
+}
+
+impl Closed {
+    /// As it was before it was closed.
+    pub fn opened(&self) -> Seen {
+        let mut seen = self.rest.clone();
+        self.observations.unpack(&mut seen.observations);
+        seen
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.observations.is_empty() && self.rest.is_empty()
+    }
+
+    /// Observations that are kept singly.
+    pub fn len(&self) -> usize {
+        self.observations.len()
+    }
+
+    /// Bytes that it takes, but for what follows from the rules and not from the records.
+    pub fn size(&self) -> usize {
+        let Seen { abandoned, sums, profiles, .. } = &self.rest;
+        let sums: usize = sums.values().map(Vec::capacity).sum();
+        self.observations.size()
+            + abandoned.capacity() * size_of::<Abandoned>()
+            + sums * size_of::<Part>()
+            + profiles.capacity() * size_of::<Listed>()
     }
 }
 
@@ -353,14 +391,14 @@ pub struct BucketPartial {
 impl Pool {
     /// Takes in what partitions have seen, in the stead of what it held; the memory of its observations is kept. So is the order of
     /// partitions: sums of floats depend on it. `room` is for sorting.
-    pub fn fill(&mut self, partitions: Vec<Seen>, room: &mut Vec<Observation>) {
+    pub fn fill(&mut self, partitions: Vec<Closed>, room: &mut Vec<Observation>) {
         let mut observations = std::mem::take(&mut self.observations);
         observations.clear();
-        observations.reserve(partitions.iter().map(|seen| seen.observations.len()).sum());
+        observations.reserve(partitions.iter().map(Closed::len).sum());
         *self = Pool { observations, ..Pool::default() };
-        for mut seen in partitions {
-            self.take_profiles(&mut seen);
-            self.observations.extend(seen.observations);
+        for Closed { observations, rest: mut seen } in partitions {
+            let new = observations.unpack(&mut self.observations);
+            take_profiles(&mut self.profiles, new, &mut seen);
             self.abandoned.extend(seen.abandoned);
             self.sums.extend(seen.sums.into_iter().flat_map(|(cell, parts)| parts.into_iter().map(move |part| (cell, part))));
             self.surplus.extend(seen.surplus);
@@ -374,18 +412,6 @@ impl Pool {
         self.surplus.sort_by_key(|(s, _)| s.cell);
         self.controls.sort_by_key(|(experiment, _)| *experiment);
         self.strides.sort_by_key(|(stride, _)| stride.experiment);
-    }
-
-    /// Numbers profiles through all partitions.
-    fn take_profiles(&mut self, seen: &mut Seen) {
-        let before = self.profiles.len() as u32;
-        let later = |profile: &mut u32| *profile += if *profile == NO_PROFILE { 0 } else { before };
-        if before > 0 && !seen.profiles.is_empty() {
-            seen.observations.iter_mut().for_each(|o| later(&mut o.profile));
-            seen.abandoned.iter_mut().for_each(|a| later(&mut a.profile));
-            seen.sums.values_mut().flatten().for_each(|part| later(&mut part.profile));
-        }
-        self.profiles.append(&mut seen.profiles);
     }
 
     /// Splits into experiments, whose first cells are `firsts` (and one more, where the last one ends); those that saw nothing are left
@@ -406,6 +432,18 @@ impl Pool {
             })
         })
     }
+}
+
+/// Numbers profiles through all partitions: those of one more, which `new` and `seen` mean.
+fn take_profiles(all: &mut Vec<Listed>, new: &mut [Observation], seen: &mut Seen) {
+    let before = all.len() as u32;
+    let later = |profile: &mut u32| *profile += if *profile == NO_PROFILE { 0 } else { before };
+    if before > 0 && !seen.profiles.is_empty() {
+        new.iter_mut().for_each(|o| later(&mut o.profile));
+        seen.abandoned.iter_mut().for_each(|a| later(&mut a.profile));
+        seen.sums.values_mut().flatten().for_each(|part| later(&mut part.profile));
+    }
+    all.append(&mut seen.profiles);
 }
 
 impl<'p> PanePartial<'p> {
@@ -567,7 +605,7 @@ pub enum Cause {
 }
 
 /// What an Aggregator hands on, in order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Emission {
     Pane(PaneBatch),
     Urgent(Urgent),

@@ -490,10 +490,7 @@ impl Aggregator {
         let (feeds, profiles, open) = (&self.catalog.feeds, &mut self.profiles, &mut self.open);
         self.workflows.expire(pane, self.settings.pane, |watcher| book_abandoned(feeds, profiles, open, watcher, pane));
         self.funnels.expire(pane, self.settings.pane, |stride, by| *open.strides.entry(stride).or_default() += by);
-        // The next pane is likely to hold about as much.
-        let seen = self.open.observations.len();
-        let next = Seen { observations: Vec::with_capacity(seen + seen / 8), ..Seen::default() };
-        let seen = std::mem::replace(&mut self.open, next);
+        let seen = self.open.close();
         self.out.push(Emission::Pane(PaneBatch { partition: self.partition, pane, watermark, seen }));
     }
 }

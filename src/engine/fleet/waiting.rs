@@ -1,13 +1,16 @@
 //! Panes that wait until all live partitions have passed them, and their parts in checkpoints: each is written once, and goes when it is judged.
 
 use crate::engine::kept::{self, Change, Changes, Kept};
-use crate::engine::pane::Seen;
+use crate::engine::pane::{Closed, Seen};
 use crate::engine::shape::Renumber;
 use crate::engine::time::Pane;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// By pane, and by partition: one entry for each pane that it has closed.
-pub type Panes = BTreeMap<Pane, BTreeMap<i32, Vec<Seen>>>;
+pub type Panes = BTreeMap<Pane, BTreeMap<i32, Vec<Closed>>>;
+
+/// The same in checkpoints that kept all panes in one.
+pub type Whole = BTreeMap<Pane, BTreeMap<i32, Vec<Seen>>>;
 
 /// Before the number of a pane: what partitions have seen in it, a blob for each entry.
 const PANE: &str = "pane/";
@@ -25,7 +28,7 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    pub fn hear(&mut self, pane: Pane, partition: i32, seen: Seen) {
+    pub fn hear(&mut self, pane: Pane, partition: i32, seen: Closed) {
         let entries = self.panes.entry(pane).or_default().entry(partition).or_default();
         self.fresh.entry((pane, partition)).or_insert(entries.len());
         self.size += seen.size();
@@ -38,7 +41,7 @@ impl Waiting {
         let later = self.panes.split_off(&next);
         let ready = std::mem::replace(&mut self.panes, later);
         self.fresh = self.fresh.split_off(&(next, i32::MIN));
-        self.size -= ready.values().flat_map(BTreeMap::values).flatten().map(Seen::size).sum::<usize>();
+        self.size -= ready.values().flat_map(BTreeMap::values).flatten().map(Closed::size).sum::<usize>();
         ready
     }
 
@@ -67,7 +70,7 @@ impl Waiting {
     pub fn take_changes(&mut self, whole: bool) -> Result<Changes, String> {
         let judged = self.kept.iter().filter(|pane| !self.panes.contains_key(pane));
         let mut changes: Changes = judged.map(|pane| (name(*pane), Change::Set(Vec::new()))).collect();
-        let blob = |partition: i32, seen: &Seen| kept::encode(&(partition, seen)).map_err(|e| format!("a pane {e}"));
+        let blob = |partition: i32, seen: &Closed| kept::encode(&(partition, seen.opened())).map_err(|e| format!("a pane {e}"));
         if whole {
             for (pane, partitions) in &self.panes {
                 let all = partitions.iter().flat_map(|(partition, entries)| entries.iter().map(|seen| blob(*partition, seen)));
@@ -85,15 +88,15 @@ impl Waiting {
         Ok(changes)
     }
 
-    /// Takes up what [`Waiting::take_changes`] left, with the numbers of another catalog; and `more`, of checkpoints that kept all panes in one.
+    /// Takes up what [`Waiting::take_changes`] left, with the numbers of another catalog; and `more` of older ones.
     ///
     /// # Errors
     /// A blob cannot be read.
-    pub fn restore(kept: &Kept, more: Panes, by: &Renumber) -> Result<Waiting, String> {
+    pub fn restore(kept: &Kept, more: Whole, by: &Renumber) -> Result<Waiting, String> {
         let mut waiting = Waiting::default();
         for (pane, partitions) in more {
             for (partition, entries) in partitions {
-                entries.into_iter().for_each(|seen| waiting.hear(pane, partition, seen.renumbered(by)));
+                entries.into_iter().for_each(|seen| waiting.hear(pane, partition, seen.renumbered(by).close()));
             }
         }
         for name in kept.names() {
@@ -101,7 +104,7 @@ impl Waiting {
             waiting.kept.insert(pane);
             for blob in kept.blobs(name) {
                 let (partition, seen): (i32, Seen) = kept::decode(blob).map_err(|e| format!("`{name}` {e}"))?;
-                waiting.hear(pane, partition, seen.renumbered(by));
+                waiting.hear(pane, partition, seen.renumbered(by).close());
             }
         }
         Ok(waiting)
@@ -118,9 +121,9 @@ mod tests {
     use crate::engine::pane::{NO_UNIT, Observation};
     use crate::engine::segment::NO_PROFILE;
 
-    fn seen(value: u16) -> Seen {
+    fn seen(value: u16) -> Closed {
         let observations = vec![Observation { cell: 0, age: 0, value, batch: NO_UNIT, profile: NO_PROFILE }];
-        Seen { observations, ..Seen::default() }
+        Seen { observations, ..Seen::default() }.close()
     }
 
     #[test]
@@ -143,10 +146,10 @@ mod tests {
                 let again: Panes = kept
                     .names()
                     .map(|name| {
-                        let mut partitions: BTreeMap<i32, Vec<Seen>> = BTreeMap::new();
+                        let mut partitions: BTreeMap<i32, Vec<Closed>> = BTreeMap::new();
                         for blob in kept.blobs(name) {
-                            let (partition, seen) = kept::decode(blob).unwrap();
-                            partitions.entry(partition).or_default().push(seen);
+                            let (partition, mut seen): (i32, Seen) = kept::decode(blob).unwrap();
+                            partitions.entry(partition).or_default().push(seen.close());
                         }
                         (Pane(name[PANE.len()..].parse().unwrap()), partitions)
                     })
@@ -155,7 +158,7 @@ mod tests {
                 size = size.max(waiting.size());
             }
         }
-        assert!(size >= 4 * size_of::<Observation>());
+        assert!(size >= 4 * 3);
         waiting.up_to(Pane(1_000));
         assert_eq!(waiting.size(), 0);
         kept.apply(waiting.take_changes(false).unwrap());

@@ -13,7 +13,7 @@ fn partials_hold_what_is_theirs_in_the_order_of_partitions() {
     seen[1].add(4, Part { age: 0, profile: NO_PROFILE, n: 1, sums: Sums { y: 2.0, ..Sums::default() } });
     seen[0].controls.push((2, Control::Annotation { at: 0, text: "t".into(), author: None }));
     let mut pool = Pool::default();
-    pool.fill(seen.into(), &mut Vec::new());
+    pool.fill(seen.iter_mut().map(Seen::close).collect(), &mut Vec::new());
     // Cells 0 to 2, 3 to 5, none, 6 to 9.
     let found: Vec<_> = pool.partials(&[0, 3, 6, 6, 10]).collect();
     assert_eq!(found.iter().map(|(experiment, _)| *experiment).collect::<Vec<_>>(), [0, 1, 3]);
@@ -23,7 +23,7 @@ fn partials_hold_what_is_theirs_in_the_order_of_partitions() {
     let traffic = second.cell(0).traffic();
     assert_eq!((traffic.exposures, traffic.new_units, traffic.enrolled_before), (1, 1, vec![(2, 1)]));
     assert_eq!(found[2].1.cell(3).workflows(Pane(5)).1.collect::<Vec<_>>(), [(Pane(1), 1)]);
-    pool.fill(vec![Seen::default()], &mut Vec::new());
+    pool.fill(vec![Seen::default().close()], &mut Vec::new());
     assert_eq!(pool.partials(&[0, 3, 6, 6, 10]).count(), 0, "nothing of the pane before is left");
 }
 
@@ -36,7 +36,7 @@ fn a_pane_that_never_closes_is_bounded_and_counts_all() {
     }
     assert_eq!((seen.observations.len(), seen.surplus.len()), (SEEN_MAX, 3));
     let mut pool = Pool::default();
-    pool.fill(vec![seen], &mut Vec::new());
+    pool.fill(vec![seen.close()], &mut Vec::new());
     let (_, partial) = pool.partials(&[0, 2]).next().unwrap();
     assert_eq!(partial.cell(1).share(), ((SEEN_MAX + 300) as u64, (SEEN_MAX + 300).div_ceil(3) as u64));
     assert_eq!(partial.cell(0).traffic().enrolled_before, [(7, (SEEN_MAX + 300) as u64)]);

@@ -284,7 +284,7 @@ impl Seen {
 }
 
 /// What happened in a pane that is closed.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Closed {
     observations: Packed,
     /// Without observations.

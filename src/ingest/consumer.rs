@@ -25,6 +25,9 @@ const FILL: Duration = Duration::from_millis(20);
 const COMMIT: Duration = Duration::from_secs(5);
 /// Looks at how far the partitions are apart.
 const SKEW: Duration = Duration::from_millis(100);
+/// Topics are read this much later than the first that is assigned with them. librdkafka goes round its partitions in the order in which it could
+/// begin with them, and exposures, which are few, wait in less memory for events than events for exposures.
+const HEAD_START: Duration = Duration::from_millis(100);
 /// What librdkafka knows of a partition's end is trusted this long after its assignment, or after it went back to what it had fetched before.
 const SETTLE: Duration = Duration::from_secs(1);
 /// A partition that has not moved for this long, though it could, no longer makes those ahead of it wait.
@@ -49,6 +52,8 @@ pub struct Reader {
     /// And since when, or when its position was last set: see [`SETTLE`].
     assigned: BTreeMap<Place, Instant>,
     paused: BTreeSet<Place>,
+    /// Those that are paused since the first topic has a head start, until then.
+    behind: BTreeMap<Place, Instant>,
     /// Assigned, and no record taken from them since: see [`skips`].
     unproven: BTreeSet<Place>,
     /// At their end, as their worker knows.
@@ -108,11 +113,27 @@ impl Reader {
     ) -> Reader {
         let now = Instant::now();
         let workers = workers.into_iter().map(|sender| Outbox { sender, waiting: VecDeque::new() }).collect();
-        let (assigned, paused, unproven, ended, moved) =
-            (BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
+        let (assigned, paused, behind, unproven, ended, moved) =
+            (BTreeMap::new(), BTreeSet::new(), BTreeMap::new(), BTreeSet::new(), BTreeSet::new(), BTreeMap::new());
         let (commit_at, skew_at) = (now + COMMIT, now);
         let full = false;
-        Reader { consumer, queue, shared, workers, commands, assigned, paused, unproven, ended, full, moved, commits, commit_at, skew_at }
+        Reader {
+            consumer,
+            queue,
+            shared,
+            workers,
+            commands,
+            assigned,
+            paused,
+            behind,
+            unproven,
+            ended,
+            full,
+            moved,
+            commits,
+            commit_at,
+            skew_at,
+        }
     }
 
     /// Reads until it is told to stop, or cannot go on; then ends the workers.
@@ -141,7 +162,7 @@ impl Reader {
             turned = now;
             if now >= self.skew_at || self.shared.board.changed.swap(false, Ordering::Acquire) {
                 self.skew_at = now + SKEW;
-                self.pace(now - held);
+                self.pace(now - held, now);
                 self.ends(now);
             }
             if now >= self.commit_at {
@@ -195,7 +216,9 @@ impl Reader {
                     }
                     self.tell(&places, ToWorker::Assigned);
                     self.unproven.extend(places.iter().cloned());
-                    self.assigned.extend(places.into_iter().map(|place| (place, Instant::now())));
+                    let now = Instant::now();
+                    self.assigned.extend(places.iter().map(|place| (place.clone(), now)));
+                    self.give_head_start(places, now);
                 }
                 Change::Revoked(places) => {
                     tracing::info!(partitions = places.len(), "partitions revoked");
@@ -203,6 +226,7 @@ impl Reader {
                     for place in &places {
                         self.assigned.remove(place);
                         self.paused.remove(place);
+                        self.behind.remove(place);
                         self.unproven.remove(place);
                         self.ended.remove(place);
                         self.moved.remove(&place.1);
@@ -210,6 +234,12 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Holds back, of partitions that have just been assigned, those of all topics but the first.
+    fn give_head_start(&mut self, places: Vec<Place>, now: Instant) {
+        self.behind.extend(behind_first(places, &self.shared.topics).map(|place| (place, now + HEAD_START)));
+        self.pause_and_resume(self.paused.iter().chain(self.behind.keys()).cloned().collect());
     }
 
     fn tell(&mut self, places: &[Place], message: fn(Vec<(usize, i32)>) -> ToWorker) {
@@ -348,8 +378,8 @@ impl Reader {
     }
 
     /// Pauses topics that crowd their aligner, and partitions that run too far ahead of the slowest, in time or in what waits for it; resumes
-    /// the others. `now` without the time in which nothing could be taken.
-    fn pace(&mut self, now: Instant) {
+    /// the others. `now` without the time in which nothing could be taken; `turned` with it.
+    fn pace(&mut self, now: Instant, turned: Instant) {
         let marks = self.shared.board.marks.lock().unwrap_or_else(|e| e.into_inner()).clone();
         for (partition, mark) in &marks {
             match self.moved.get_mut(partition) {
@@ -374,12 +404,23 @@ impl Reader {
         let bound = slowest.map(|s| s.saturating_add(span));
         let ahead = marks.iter().filter(|(_, m)| m.watermark.zip(bound).is_some_and(|(w, b)| w > b)).map(|(p, _)| *p);
         let ahead: BTreeSet<i32> = ahead.collect();
+        self.behind.retain(|_, until| *until > turned);
         let wanted = |place: &Place| {
+            if self.behind.contains_key(place) {
+                return true;
+            }
             let Some(mark) = marks.get(&place.1) else { return false };
             let topic = self.shared.topics.iter().position(|t| *t == place.0);
             topic.is_some_and(|t| mark.crowded & (1 << t) != 0) || ahead.contains(&place.1)
         };
         let wanted: BTreeSet<Place> = self.assigned.keys().filter(|p| wanted(p)).cloned().collect();
+        self.pause_and_resume(wanted);
+        self.consumer.context().paused(ahead.len());
+        *self.shared.board.ahead.lock().unwrap_or_else(|e| e.into_inner()) = ahead;
+    }
+
+    /// Has these partitions paused, and no others.
+    fn pause_and_resume(&mut self, wanted: BTreeSet<Place>) {
         let list = |places: &mut dyn Iterator<Item = &Place>| {
             let mut tpl = TopicPartitionList::new();
             for (topic, partition) in places {
@@ -400,8 +441,6 @@ impl Reader {
             self.assigned.entry(place.clone()).and_modify(|since| *since = Instant::now());
         }
         self.paused = wanted;
-        self.consumer.context().paused(ahead.len());
-        *self.shared.board.ahead.lock().unwrap_or_else(|e| e.into_inner()) = ahead;
     }
 
     /// Tells the group how far we are; nothing waits for the answer.
@@ -469,6 +508,13 @@ impl Reader {
     }
 }
 
+/// Of `places`, those of all topics but the first that is among them.
+fn behind_first(places: Vec<Place>, topics: &[String]) -> impl Iterator<Item = Place> {
+    let rank = |place: &Place| topics.iter().position(|t| *t == place.0);
+    let first = places.iter().filter_map(rank).min();
+    places.into_iter().filter(move |place| rank(place) > first)
+}
+
 /// Where to go back to when `first`, the first record taken from a partition since its assignment, is not the one that is due.
 ///
 /// librdkafka may fetch before the partition's queue is forwarded: then the first records wait in the client's queue, and later ones
@@ -483,6 +529,18 @@ fn skips(first: i64, next: Option<i64>, reset: Offset) -> Option<Offset> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_topics_but_the_first_of_those_assigned_stay_behind() {
+        let topics = ["exposures", "events", "tickets"].map(str::to_owned);
+        let behind = |places: &[(&str, i32)]| {
+            let places = places.iter().map(|(topic, partition)| ((*topic).to_owned(), *partition)).collect();
+            behind_first(places, &topics).map(|(topic, partition)| format!("{topic}/{partition}")).collect::<Vec<_>>()
+        };
+        assert_eq!(behind(&[("events", 0), ("exposures", 0), ("tickets", 1), ("exposures", 1)]), ["events/0", "tickets/1"]);
+        assert_eq!(behind(&[("tickets", 0), ("events", 0)]), ["tickets/0"]);
+        assert!(behind(&[("events", 0), ("events", 7)]).is_empty() && behind(&[]).is_empty());
+    }
 
     #[test]
     fn a_first_record_that_is_not_the_one_due_sends_the_reader_back() {

@@ -70,7 +70,7 @@ impl Waiting {
     pub fn take_changes(&mut self, whole: bool) -> Result<Changes, String> {
         let judged = self.kept.iter().filter(|pane| !self.panes.contains_key(pane));
         let mut changes: Changes = judged.map(|pane| (name(*pane), Change::Set(Vec::new()))).collect();
-        let blob = |partition: i32, seen: &Closed| kept::encode(&(partition, seen.opened())).map_err(|e| format!("a pane {e}"));
+        let blob = |partition: i32, seen: &Closed| kept::encode(&(partition, seen)).map_err(|e| format!("a pane {e}"));
         if whole {
             for (pane, partitions) in &self.panes {
                 let all = partitions.iter().flat_map(|(partition, entries)| entries.iter().map(|seen| blob(*partition, seen)));
@@ -103,12 +103,18 @@ impl Waiting {
             let Some(pane) = name.strip_prefix(PANE).and_then(|number| number.parse().ok()).map(Pane) else { continue };
             waiting.kept.insert(pane);
             for blob in kept.blobs(name) {
-                let (partition, seen): (i32, Seen) = kept::decode(blob).map_err(|e| format!("`{name}` {e}"))?;
+                let (partition, seen) = read(blob).map_err(|e| format!("`{name}` {e}"))?;
                 waiting.hear(pane, partition, seen.renumbered(by).close());
             }
         }
         Ok(waiting)
     }
+}
+
+/// Earlier versions wrote the pane as it was before it was closed.
+fn read(blob: &[u8]) -> Result<(i32, Seen), String> {
+    let closed = kept::decode::<(i32, Closed)>(blob).map(|(partition, closed)| (partition, closed.opened()));
+    closed.or_else(|_| kept::decode(blob))
 }
 
 fn name(pane: Pane) -> String {
@@ -124,6 +130,14 @@ mod tests {
     fn seen(value: u16) -> Closed {
         let observations = vec![Observation { cell: 0, age: 0, value, batch: NO_UNIT, profile: NO_PROFILE }];
         Seen { observations, ..Seen::default() }.close()
+    }
+
+    #[test]
+    fn panes_of_earlier_versions_are_read() {
+        let own = (3, seen(7).opened());
+        assert_eq!(read(&kept::encode(&own).unwrap()), Ok(own.clone()));
+        assert_eq!(read(&kept::encode(&(3, seen(7))).unwrap()), Ok(own));
+        assert!(read(b"?").is_err());
     }
 
     #[test]
@@ -148,8 +162,8 @@ mod tests {
                     .map(|name| {
                         let mut partitions: BTreeMap<i32, Vec<Closed>> = BTreeMap::new();
                         for blob in kept.blobs(name) {
-                            let (partition, mut seen): (i32, Seen) = kept::decode(blob).unwrap();
-                            partitions.entry(partition).or_default().push(seen.close());
+                            let (partition, seen) = kept::decode(blob).unwrap();
+                            partitions.entry(partition).or_default().push(seen);
                         }
                         (Pane(name[PANE.len()..].parse().unwrap()), partitions)
                     })

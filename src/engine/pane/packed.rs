@@ -1,21 +1,42 @@
 //! Observations of a closed pane in as few bytes as they need. Panes of partitions that are ahead wait for the slowest: of what a backlog
 //! takes, most is theirs.
 
-use super::Observation;
+use super::{Observation, SEEN_MAX};
+use crate::engine::kept::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// A list of observations, field by field: each field in as many bytes as the largest of its values needs, or in none.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "Unproven")]
 pub struct Packed {
     len: usize,
     /// Bytes of a value: 0, 1, 2 or 4.
-    widths: [u8; FIELDS],
-    bytes: Box<[u8]>,
+    widths: [u8; COLUMNS],
+    bytes: Bytes,
 }
 
-const FIELDS: usize = 5;
+/// As it was read.
+#[derive(Deserialize)]
+struct Unproven {
+    len: usize,
+    widths: [u8; COLUMNS],
+    bytes: Bytes,
+}
+
+impl TryFrom<Unproven> for Packed {
+    type Error = &'static str;
+
+    fn try_from(Unproven { len, widths, bytes }: Unproven) -> Result<Packed, &'static str> {
+        let right = len <= SEEN_MAX && widths.iter().all(|width| matches!(width, 0 | 1 | 2 | 4));
+        let size = || len * widths.iter().map(|width| usize::from(*width)).sum::<usize>();
+        if right && bytes.0.len() == size() { Ok(Packed { len, widths, bytes }) } else { Err("packed observations are damaged") }
+    }
+}
+
+const COLUMNS: usize = 5;
 
 /// The fields as numbers that are small as a rule: that there is no profile is 0.
-fn fields(o: &Observation) -> [u32; FIELDS] {
+fn fields(o: &Observation) -> [u32; COLUMNS] {
     [o.cell, o.age, u32::from(o.value), u32::from(o.batch), o.profile.wrapping_add(1)]
 }
 
@@ -31,7 +52,7 @@ fn set(o: &mut Observation, field: usize, value: u32) {
 
 impl Packed {
     pub fn of(list: &[Observation]) -> Packed {
-        let mut all = [0; FIELDS];
+        let mut all = [0; COLUMNS];
         for o in list {
             all.iter_mut().zip(fields(o)).for_each(|(all, value)| *all |= value);
         }
@@ -41,7 +62,7 @@ impl Packed {
             0x100..=0xffff => 2,
             _ => 4,
         });
-        let mut bytes = vec![0; list.len() * widths.iter().map(|w| usize::from(*w)).sum::<usize>()].into_boxed_slice();
+        let mut bytes = vec![0; list.len() * widths.iter().map(|w| usize::from(*w)).sum::<usize>()];
         let mut rest = &mut bytes[..];
         for (field, &width) in widths.iter().enumerate() {
             let (column, later) = rest.split_at_mut(list.len() * usize::from(width));
@@ -54,17 +75,17 @@ impl Packed {
             }
             rest = later;
         }
-        Packed { len: list.len(), widths, bytes }
+        Packed { len: list.len(), widths, bytes: Bytes(bytes) }
     }
 
     /// Appends the observations to `list`, and returns them there.
     pub fn unpack<'l>(&self, list: &'l mut Vec<Observation>) -> &'l mut [Observation] {
         let mut blank = Observation { cell: 0, age: 0, value: 0, batch: 0, profile: 0 };
-        (0..FIELDS).for_each(|field| set(&mut blank, field, 0));
+        (0..COLUMNS).for_each(|field| set(&mut blank, field, 0));
         let from = list.len();
         list.resize(from + self.len, blank);
         let new = &mut list[from..];
-        let mut rest = &self.bytes[..];
+        let mut rest = &self.bytes.0[..];
         for (field, &width) in self.widths.iter().enumerate() {
             let (column, later) = rest.split_at(self.len * usize::from(width));
             match width {
@@ -88,13 +109,14 @@ impl Packed {
 
     /// Bytes that it takes.
     pub fn size(&self) -> usize {
-        self.bytes.len()
+        self.bytes.0.len()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::kept;
     use crate::engine::pane::NO_UNIT;
     use crate::engine::segment::NO_PROFILE;
     use proptest::prelude::*;
@@ -112,9 +134,20 @@ mod tests {
         assert_eq!((packed.size(), unpacked(&packed)), (200 * 6, list));
     }
 
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let good = Packed::of(&[Observation { cell: 3, age: 0, value: 700, batch: 1, profile: NO_PROFILE }]);
+        let read = |packed: &Packed| kept::decode::<Packed>(&kept::encode(packed).unwrap());
+        assert_eq!(read(&good).as_ref(), Ok(&good));
+        let endless = Packed { len: usize::MAX / 2, widths: [0; COLUMNS], bytes: Bytes::default() };
+        for bad in [Packed { len: 2, ..good.clone() }, Packed { widths: [3, 0, 0, 1, 0], ..good.clone() }, endless] {
+            assert!(read(&bad).unwrap_err().contains("damaged"), "{bad:?}");
+        }
+    }
+
     proptest! {
         #[test]
-        fn what_is_packed_comes_out_again(seen in prop::collection::vec(any::<(u32, u32, u16, u16, u32)>(), 0..50), bits in any::<[u8; FIELDS]>()) {
+        fn what_is_packed_comes_out_again(seen in prop::collection::vec(any::<(u32, u32, u16, u16, u32)>(), 0..50), bits in any::<[u8; COLUMNS]>()) {
             let o = |(cell, age, value, batch, profile): (u32, u32, u16, u16, u32)| {
                 let few = |value: u32, field: usize| value.checked_shr(u32::from(bits[field] % 33)).unwrap_or(0);
                 Observation {

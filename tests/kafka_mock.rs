@@ -111,6 +111,8 @@ struct Run {
     fleet: Fleet,
     out: Output,
     assigned: BTreeSet<i32>,
+    /// Partition numbers that have closed a pane.
+    heard: BTreeSet<i32>,
     counts: BTreeMap<i32, Counts>,
     overtaken: u64,
     snapshots: Vec<(u64, Vec<PartitionSnapshot>)>,
@@ -132,8 +134,8 @@ impl Run {
         let (sender, receiver) = bounded(room);
         let (fleet, out) = (Fleet::new(&engine.catalog, engine.settings.pane), Output::default());
         let ingest = Ingest::start(config, engine, resume, || NOW, sender).unwrap();
-        let (assigned, counts, lag) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
-        Run { ingest, receiver, fleet, out, assigned, counts, overtaken: 0, snapshots: Vec::new(), lag, stopped: false }
+        let (assigned, heard, counts, lag) = (BTreeSet::new(), BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+        Run { ingest, receiver, fleet, out, assigned, heard, counts, overtaken: 0, snapshots: Vec::new(), lag, stopped: false }
     }
 
     fn records(&self) -> u64 {
@@ -152,7 +154,8 @@ impl Run {
                 assert!(self.assigned.remove(&p));
                 self.fleet.revoked(p, &mut self.out);
             }
-            FromIngest::Emission { emission, .. } => {
+            FromIngest::Emission { partition, emission } => {
+                self.heard.insert(partition);
                 self.fleet.take(emission, &mut self.out);
                 self.ingest.waiting(self.fleet.waiting_size());
             }

@@ -16,7 +16,7 @@ const SECONDS: i64 = 100;
 const RATE: i64 = 100;
 const USERS: i64 = 100;
 /// Bytes that may wait: what a few seconds of the story take.
-const AHEAD_MAX: usize = 200_000;
+const AHEAD_MAX: usize = 80_000;
 /// It has no leader for a while.
 const AWAY: i32 = 0;
 
@@ -81,7 +81,7 @@ fn those_ahead_wait(known: bool) {
     run.until("full memory", |run| {
         let full = run.fleet.waiting_size() > AHEAD_MAX;
         assert!(full || paused() == 0, "there is room");
-        full
+        full && (1..PARTITIONS).all(|p| run.heard.contains(&p))
     });
     // Nothing is received meanwhile, so that no more comes than the queues on the way have room for.
     let deadline = Instant::now() + DEADLINE;

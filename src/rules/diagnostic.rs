@@ -68,12 +68,14 @@ impl Diagnostic {
         let line = source[..line_start].matches('\n').count() + 1;
         let column = source[line_start..start].chars().count() + 1;
         let width = source[start..end].chars().count();
+        // The fault may lie in what ends the line, which is not shown.
+        let shown = |at: usize| (at - line_start).min(line_text.len());
         Diagnostic {
             line,
             column,
             end_line: line,
             end_column: column + width,
-            excerpt: Some((line_text.to_owned(), start - line_start..end - line_start)),
+            excerpt: Some((line_text.to_owned(), shown(start)..shown(end))),
             ..Diagnostic::file(file, code, message)
         }
     }
@@ -291,6 +293,13 @@ mod tests {
     fn a_span_over_lines_marks_the_first() {
         let fault = Diagnostic::at("a.yaml", "a:\r\n  b: 1\n", 0..12, "GR0", "m");
         assert_eq!((fault.line, fault.column, fault.end_line, fault.end_column), (1, 1, 1, 3));
+    }
+
+    #[test]
+    fn a_fault_in_what_ends_a_line_is_shown_behind_it() {
+        let fault = Diagnostic::at("a.yaml", "a: ?\r\r\r\r", 8..8, "GR0", "m");
+        assert_eq!((fault.line, fault.column, fault.end_column), (1, 9, 9));
+        assert!(fault.human(false).contains("a: ?"));
     }
 
     #[test]

@@ -12,9 +12,9 @@ impl Store {
     pub fn commit(&mut self, commit: &Commit) -> Result<Committed, StoreError> {
         let said = !commit.decisions.is_empty() || !commit.notices.is_empty();
         let committed = self.write(|tx| {
-            let mut out = Committed::default();
+            let (mut out, mut log) = (Committed::default(), Vec::new());
             for (decision, deliveries) in &commit.decisions {
-                if insert_decision(tx, decision)? {
+                if insert_decision(tx, decision, &mut log)? {
                     out.deliveries += insert_deliveries(tx, commit.at, decision, deliveries)?;
                     out.new.push(decision.decision.clone());
                 } else {
@@ -22,13 +22,14 @@ impl Store {
                 }
             }
             for (notice, deliveries) in &commit.notices {
-                if insert_notice(tx, commit.at, notice)? {
+                if insert_notice(tx, commit.at, notice, &mut log)? {
                     out.deliveries += insert_deliveries(tx, commit.at, &notice.decision, deliveries)?;
                 }
             }
-            for entry in &commit.log {
-                insert_log(tx, entry)?;
-            }
+            // As many commits would have written it: one may hold several panes.
+            log.extend(commit.log.iter().cloned());
+            log.sort_by_key(|entry| entry.at);
+            log.iter().try_for_each(|entry| insert_log(tx, entry))?;
             out.operation = commit.operation.as_ref().map(|o| insert_operation(tx, o)).transpose()?;
             if let Some(rules) = &commit.rules {
                 tx.execute("DELETE FROM rules", [])?;
@@ -56,8 +57,8 @@ impl Store {
     }
 }
 
-/// Whether the decision is new.
-fn insert_decision(tx: &Transaction<'_>, d: &Decision) -> Result<bool, Failure> {
+/// Whether the decision is new; then `log` tells of it.
+fn insert_decision(tx: &Transaction<'_>, d: &Decision, log: &mut Vec<LogEntry>) -> Result<bool, Failure> {
     let added = tx
         .prepare_cached(
             "INSERT INTO decisions (id, experiment, revision, bucket, guardrail, epoch, action, decided_at, body)
@@ -76,14 +77,14 @@ fn insert_decision(tx: &Transaction<'_>, d: &Decision) -> Result<bool, Failure> 
         ])?;
     if added > 0 {
         let whom = if d.bucket.is_empty() { "the experiment" } else { &d.bucket };
-        insert_log(tx, &entry_of(d, d.decided_at, LogKind::Decision, format!("{} {whom}: {}", d.action.name(), d.reason)))?;
+        log.push(entry_of(d, d.decided_at, LogKind::Decision, format!("{} {whom}: {}", d.action.name(), d.reason)));
     }
     Ok(added > 0)
 }
 
 /// Whether the notice is new. A resolved decision takes back what has not been received yet, but for its record in a topic, which tells of the past.
-fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice) -> Result<bool, Failure> {
-    insert_decision(tx, &notice.decision)?;
+fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice, log: &mut Vec<LogEntry>) -> Result<bool, Failure> {
+    insert_decision(tx, &notice.decision, log)?;
     let added = tx
         .prepare_cached("INSERT INTO notices (decision, kind, at, text) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING")?
         .execute(params![notice.decision.decision, notice.kind.name(), notice.at, notice.text])?;
@@ -97,7 +98,7 @@ fn insert_notice(tx: &Transaction<'_>, now: Millis, notice: &Notice) -> Result<b
         NoticeKind::Held => None,
     };
     if let Some(kind) = kind {
-        insert_log(tx, &entry_of(&notice.decision, notice.at, kind, notice.text.clone()))?;
+        log.push(entry_of(&notice.decision, notice.at, kind, notice.text.clone()));
     }
     if notice.kind == NoticeKind::Resolved {
         tx.execute(

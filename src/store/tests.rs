@@ -97,6 +97,25 @@ fn a_decision_comes_with_its_delivery_and_its_log_entry() {
 }
 
 #[test]
+fn what_several_panes_said_is_in_the_log_in_its_order() {
+    let (_dir, mut store) = open();
+    let decided_at = decision("d-1").decided_at;
+    let entry = |at, kind| LogEntry {
+        at,
+        experiment: "new-checkout".to_owned(),
+        kind,
+        author: None,
+        text: "t".to_owned(),
+        decision: None,
+        links: Vec::new(),
+    };
+    let log = vec![entry(decided_at - 9, LogKind::Launch), entry(decided_at, LogKind::Phase), entry(decided_at + 9, LogKind::Annotation)];
+    store.commit(&Commit { log, ..one("d-1") }).unwrap();
+    let kinds: Vec<LogKind> = store.log("new-checkout", &LogQuery::first(9)).unwrap().iter().map(|logged| logged.entry.kind).collect();
+    assert_eq!(kinds, [LogKind::Launch, LogKind::Decision, LogKind::Phase, LogKind::Annotation]);
+}
+
+#[test]
 fn replay_changes_nothing() {
     let (_dir, mut store) = open();
     let notice = Notice { kind: NoticeKind::Confirmed, at: 1_500, decision: decision("d-1"), text: "exposures stopped".to_owned() };

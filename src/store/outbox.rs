@@ -17,7 +17,8 @@ pub(super) const FIRST_PENDING: &str =
     "SELECT * FROM outbox WHERE state = 'pending' AND endpoint = ? AND priority = ? ORDER BY next_attempt_ms, seq LIMIT ?";
 
 /// By the index of an endpoint's messages, without a sort.
-pub(super) const TOLD: &str = "SELECT * FROM outbox WHERE endpoint = ? ORDER BY seq DESC LIMIT ?";
+pub(super) const TOLD: &str = "
+    SELECT * FROM outbox WHERE endpoint = ? AND (experiment = '' OR experiment IN (SELECT experiment FROM rules)) ORDER BY seq DESC LIMIT ?";
 
 /// Looks at one row of each endpoint, however many are pending.
 pub(super) const PENDING_ELSEWHERE: &str = "
@@ -138,7 +139,8 @@ impl Store {
         })
     }
 
-    /// Messages to an endpoint in the order in which they were decided, received or not; of more than `limit`, the newest.
+    /// Messages to an endpoint in the order in which they were decided, received or not; of more than `limit`, the newest. None about an
+    /// experiment without rules: nobody watches it, and nobody can resume it.
     pub fn told(&self, endpoint: &str, limit: u32) -> Result<Vec<Delivery>, StoreError> {
         let mut rows: Vec<Delivery> = self.read(|c| c.prepare_cached(TOLD)?.query_map(params![endpoint, limit], delivery)?.collect())?;
         rows.reverse();

@@ -405,6 +405,22 @@ fn kill_comes_before_rollback_and_resolved_takes_back_what_waits() {
 }
 
 #[test]
+fn what_was_told_of_an_experiment_counts_as_long_as_it_has_rules() {
+    let (_dir, mut store) = open();
+    store.commit(&one("d-1")).unwrap();
+    let shared = Decision { experiment: String::new(), ..decision("d-2") };
+    let several = Commit { at: 2_500, decisions: vec![(shared, vec![delivery("d-2-alert", Priority::Inform)])], ..Commit::default() };
+    store.commit(&several).unwrap();
+    let mut told = |experiments: &[&str]| {
+        let rule = |name: &&str| RuleText { file: format!("{name}.yaml"), experiment: Some((*name).to_owned()), text: String::new() };
+        store.commit(&Commit { at: 3_000, rules: Some(experiments.iter().map(rule).collect()), ..Commit::default() }).unwrap();
+        store.told("flag-service", 10).unwrap().into_iter().map(|d| d.id).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&["new-checkout", "other"]), ["d-1-rollback", "d-2-alert"]);
+    assert_eq!(told(&["other"]), ["d-2-alert"]);
+}
+
+#[test]
 fn a_dead_delivery_escalates_once_and_a_disabled_endpoint_stays_so_until_its_configuration_changes() {
     let (_dir, mut store) = open();
     store.commit(&one("d-1")).unwrap();

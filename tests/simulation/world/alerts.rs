@@ -50,6 +50,8 @@ pub struct Alertmanager {
     told: BTreeMap<Labels, (Millis, bool)>,
     /// Since when it is over, as far as has been noticed, and by which message.
     over: BTreeMap<Labels, (Truth, Millis)>,
+    /// Since when its experiment has no rules, as far as has been noticed.
+    left: BTreeMap<Labels, Millis>,
     /// What the messages of the outbox say, by their ids: alerts, and whether each stands.
     messages: BTreeMap<String, Vec<(Labels, bool)>>,
     /// When it, or the daemon's way to it, was last not as it should be.
@@ -117,7 +119,7 @@ impl Alertmanager {
     }
 
     /// What is so of each alert that it has been told of: the messages in the order in which they were decided. Of one that it may or may not have
-    /// heard nothing is certain.
+    /// heard nothing is certain; of one whose experiment has no rules nobody says anything.
     fn truth(&mut self, store: &Store, sender: &Sender, clock: &Clock) -> BTreeMap<Labels, Truth> {
         let mut truth = BTreeMap::new();
         for DeliveryRecord { delivery, .. } in messages(store) {
@@ -134,6 +136,11 @@ impl Alertmanager {
                     (false, _) => drop(truth.get_mut(labels).map(|known| *known = Truth::Over(delivery.delivered_ms))),
                 }
             }
+        }
+        let watched: Vec<Option<String>> = store.rules().unwrap().into_iter().map(|rule| rule.experiment).collect();
+        let has_left = |labels: &Labels| labels.get("experiment").is_some_and(|name| !watched.contains(&Some(name.clone())));
+        for (labels, _) in truth.extract_if(.., |labels, _| has_left(labels)) {
+            self.left.entry(labels).or_insert(clock.at());
         }
         self.over.retain(|labels, (known, _)| truth.get(labels) == Some(known));
         for (labels, over) in truth.iter().filter(|(_, truth)| matches!(truth, Truth::Over(_))) {
@@ -164,6 +171,11 @@ impl Alertmanager {
                     faults.push(format!("{labels:?} is over since {} ms, and active", self.over[labels].1));
                 }
                 _ => {}
+            }
+        }
+        for (labels, since) in self.left.iter().filter(|(labels, since)| active(labels) && at - **since > HOLDS + CLOCKS) {
+            if self.told.get(labels).is_none_or(|(told, _)| at - told > HOLDS + CLOCKS) {
+                faults.push(format!("the experiment of {labels:?} has no rules since {since} ms, and the alert is active"));
             }
         }
         for labels in self.holds.keys().filter(|labels| !self.messages.values().flatten().any(|(known, _)| known == *labels)) {

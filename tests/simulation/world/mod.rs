@@ -281,6 +281,10 @@ impl World {
                 }
                 Fault::Reload { experiment, renewed: true } => self.files[experiment].1 = self.plan.new_rule(self.seed, experiment),
                 Fault::Reload { experiment, renewed: false } => self.files[experiment].1 += "# looked at once more\n",
+                Fault::Removed { experiment } => {
+                    self.count("rule removed");
+                    self.files.remove(experiment);
+                }
                 Fault::TakeOver { down, span } => {
                     if let Some(process) = self.process.take() {
                         self.asleep = Some((process, until(down + span)));

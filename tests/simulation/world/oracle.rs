@@ -215,8 +215,8 @@ fn told(evidence: &Evidence<'_>, decision: &Decision, rows: &[DeliveryRecord], f
     let wanted = match rules.get(&decision.experiment) {
         Some(rule) if rule.plan.revision == decision.revision => Router::default().decision(rule, decision, None),
         Some(_) => Vec::new(),
-        // Who was told of a shared cause, hangs on the rules of then.
-        None if evidence.plan.renews() => Vec::new(),
+        // Who was told of a shared cause, or of an experiment that has left, hangs on the rules of then.
+        None if !decision.experiment.is_empty() || evidence.plan.renews() || rules.len() < evidence.plan.rules.len() => Vec::new(),
         None => Router::default().shared(rules, decision, None),
     };
     for delivery in wanted {

@@ -51,6 +51,10 @@ pub enum Fault {
         experiment: usize,
         renewed: bool,
     },
+    /// This experiment's file is removed.
+    Removed {
+        experiment: usize,
+    },
     /// It stands still, another one takes over, and then it wakes up.
     TakeOver {
         down: Millis,

@@ -11,13 +11,14 @@ use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 
 /// How long alerts are watched when all records have been told of, ms; when the last fault begins; how long one takes at most.
-const VIGIL: Millis = 1_200_000;
+const VIGIL: Millis = 1_400_000;
 const LAST: Millis = 700_000;
 const LONGEST: Millis = 300_000;
 /// Between two looks, ms.
 const LOOK: Millis = 20_000;
 
-/// What happens, and when since the beginning. At first a restart in good order, so that what is replayed later is of the vigil alone.
+/// What happens, and when since the beginning. At first a restart in good order, so that what is replayed later is of the vigil alone; perhaps an experiment
+/// leaves at the end.
 pub fn faults(rng: &mut ChaCha8Rng, experiments: usize) -> Vec<(Millis, Fault)> {
     let mut faults = vec![(0, Fault::Restart { down: 1_000 })];
     for _ in 0..rng.random_range(2..12) {
@@ -40,6 +41,9 @@ pub fn faults(rng: &mut ChaCha8Rng, experiments: usize) -> Vec<(Millis, Fault)> 
         faults.push((rng.random_range(1_000..LAST), fault));
     }
     faults.sort_by_key(|(at, _)| *at);
+    if experiments > 1 && rng.random_bool(0.5) {
+        faults.push((LAST, Fault::Removed { experiment: rng.random_range(0..experiments) }));
+    }
     faults
 }
 

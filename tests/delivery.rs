@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderName, Response, Uri};
 use guardraild::clock::Moment;
 use guardraild::delivery::{Clock, DeliveryEvent, DeliveryResult, Dispatcher, Endpoint, Kind};
 use guardraild::engine::decision::{Action, Decision, Evidence, LogKind, LogQuery, Mode, Notice, Verdict};
-use guardraild::store::{Commit, DeliveryRecord, DeliveryState, LIFETIME, NewDelivery, Priority, Store};
+use guardraild::store::{Commit, DeliveryRecord, DeliveryState, LIFETIME, NewDelivery, Priority, RuleText, Store};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -139,7 +139,9 @@ impl Bench {
         PROVIDER.call_once(|| rustls::crypto::ring::default_provider().install_default().unwrap());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("guardraild.db");
-        let store = Store::open(&path).unwrap();
+        let mut store = Store::open(&path).unwrap();
+        let rule = RuleText { file: "rule.yaml".to_owned(), experiment: Some(decision("d").experiment), text: String::new() };
+        store.commit(&Commit { rules: Some(vec![rule]), ..Commit::default() }).unwrap();
         let (report, events) = unbounded_channel();
         Bench { _dir: dir, path, store, clock, report, events }
     }

@@ -167,7 +167,8 @@ impl Alertmanager {
             let raised = told.is_some_and(|(ago, stands)| stands && ago <= HOLDS + CLOCKS);
             match truth {
                 Truth::Stands if !active(labels) && !ended => faults.push(format!("{labels:?} stands, and it has expired")),
-                Truth::Over(_) if active(labels) && at - self.over[labels].1 > RECOVERY && !raised => {
+                // An end that a clock ahead of its own has said is still to come.
+                Truth::Over(_) if active(labels) && at - self.over[labels].1 > RECOVERY && !raised && !ended => {
                     faults.push(format!("{labels:?} is over since {} ms, and active", self.over[labels].1));
                 }
                 _ => {}

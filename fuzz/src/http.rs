@@ -113,15 +113,18 @@ impl Site {
     fn talk(&self, sent: &[u8]) -> Vec<u8> {
         self.runtime.block_on(async {
             // Takes all that is answered: in builds with debug assertions hyper 1.12 panics over a bad request that comes while the answer to one before it
-            // is stuck. Those without, and the daemon is one, answer and close.
+            // is stuck. Release builds answer and close.
             let (mut client, server) = tokio::io::duplex(256 << 20);
             let service = self.service.clone();
-            tokio::spawn(async move { http1::Builder::new().serve_connection(TokioIo::new(server), service).await });
+            let served = tokio::spawn(async move { http1::Builder::new().serve_connection(TokioIo::new(server), service).await });
             let mut heard = Vec::new();
             // Whoever is refused may find the connection closed before all is said.
             let _ = client.write_all(sent).await;
             let _ = client.shutdown().await;
             let _ = client.read_to_end(&mut heard).await;
+            drop(client);
+            // How it ended is the client's affair, but for a panic, which the task would keep to itself.
+            let _ = served.await.unwrap();
             heard
         })
     }
